@@ -1,0 +1,354 @@
+"""The outer loop: commit, rewind, and slots that refill.
+
+Every tree does one step at a time and decides for itself whether to commit a move; none
+waits for its neighbours (RAIN, section 3.1). A prompt's result depends on its own random
+key alone, not on its slot or on who shares the batch: steps are counted per prompt, and
+the key of a step is folded from the prompt's key and that count.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rain_jax import search
+from rain_jax import tree as trees
+from rain_jax import types
+from rain_jax.tree import Tree
+from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
+
+
+@flax.struct.dataclass
+class Counters:
+  """What was done for each prompt, int32[B] each.
+
+  Attributes:
+    steps: steps of the loop the prompt took part in.
+    iterations: leaves selected, rolled out, evaluated and backed up.
+    moves: token sets committed.
+    rewinds: times the search left a path and went on from an earlier node.
+    early_commits: moves made because a capacity ran out.
+    inherited_commits: moves made on inherited statistics alone (`early_commit`).
+    grows: dynamic node additions that drew from the model.
+    joined: children that joined by dynamic node addition.
+    similarity_updates: verdicts shared with a sibling.
+    duplicates: candidates dropped as duplicates.
+    revisits: verdicts counted again for a finished leaf.
+  """
+
+  steps: Array
+  iterations: Array
+  moves: Array
+  rewinds: Array
+  early_commits: Array
+  inherited_commits: Array
+  grows: Array
+  joined: Array
+  similarity_updates: Array
+  duplicates: Array
+  revisits: Array
+
+
+@flax.struct.dataclass
+class DecodeState:
+  """The whole state of B responses being searched for.
+
+  Attributes:
+    tree: the search trees.
+    model: the model's opaque state.
+    keys: [B] one random key per prompt.
+    active: bool[B] a response is being searched for in this slot.
+    finish: int32[B] why the response ended, or RUNNING.
+    inherited: int32[B] visits the root had when it became the root.
+    leaf: int32[B] the leaf visited last, NO_NODE if it was discarded since.
+    response: int32[B, R + L] committed tokens, then NO_TOKEN.
+    response_length: int32[B] in tokens.
+    counters: see `Counters`.
+  """
+
+  tree: Tree
+  model: Any
+  keys: Array
+  active: Array
+  finish: Array
+  inherited: Array
+  leaf: Array
+  response: Array
+  response_length: Array
+  counters: Counters
+
+
+def init(
+    batch: int, model_state: Any, config: SearchConfig, embedding_size: int, max_response: int
+) -> DecodeState:
+  """A state with `batch` empty slots for responses of up to `max_response` tokens (R)."""
+  zeros = jnp.zeros(batch, jnp.int32)
+  one = trees.empty(config, embedding_size)
+  return DecodeState(
+      tree=jax.tree.map(lambda a: jnp.broadcast_to(a, (batch,) + a.shape).copy(), one),
+      model=model_state,
+      keys=jax.random.split(jax.random.key(0), batch),
+      active=jnp.zeros(batch, bool),
+      finish=zeros,
+      inherited=zeros,
+      leaf=jnp.full(batch, NO_NODE, jnp.int32),
+      response=jnp.full((batch, max_response + config.set_size), NO_TOKEN, jnp.int32),
+      response_length=zeros,
+      counters=Counters(**{name: zeros for name in Counters.__dataclass_fields__}),
+  )
+
+
+def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -> DecodeState:
+  """Begins new responses in the slots of `mask` bool[B], with random keys `keys` [B].
+
+  The model's own state for these slots is the caller's to prepare.
+  """
+  B = mask.shape[0]
+  one = trees.empty(config, state.tree.e.shape[-1])
+  pick = lambda fresh, old: jnp.where(mask.reshape((B,) + (1,) * (old.ndim - 1)), fresh, old)
+  return state.replace(
+      tree=jax.tree.map(pick, one, state.tree),
+      keys=pick(keys, state.keys),
+      active=mask | state.active,
+      finish=pick(types.RUNNING, state.finish),
+      inherited=pick(0, state.inherited),
+      leaf=pick(NO_NODE, state.leaf),
+      response=pick(NO_TOKEN, state.response),
+      response_length=pick(0, state.response_length),
+      counters=jax.tree.map(lambda count: pick(0, count), state.counters),
+  )
+
+
+def trusted(tree: Tree, config: SearchConfig) -> Array:
+  """Whether the root's best child meets the thresholds of a move, bool[]; one tree."""
+  best = trees.best_child(tree, tree.root)
+  return (best >= 0) & (tree.f[best] > config.min_visits) & (tree.q[best] > config.value_threshold)
+
+
+def _must_commit(tree: Tree, inherited: Array, iterations: Array, full: Array, config):
+  """Whether a tree commits after a step, bool[] (RAIN, section 3.1)."""
+  limit = jnp.maximum(config.max_iterations, inherited + config.extra_iterations)
+  done = trusted(tree, config) | (tree.f[tree.root] >= limit)
+  return full | ((iterations > 0) & done)
+
+
+def commit(
+    state: DecodeState, model: types.Model, params: Any, mask: Array, config: SearchConfig
+) -> DecodeState:
+  """Commits the best child of the root in the trees of `mask` bool[B].
+
+  The child's tokens join the response, its subtree is kept, and the rest is discarded.
+  A tree whose root has no child ends its response.
+  """
+  tree = state.tree
+  at = lambda array, node: jax.vmap(lambda a, i: a[i])(array, jnp.maximum(node, 0))
+  best = jax.vmap(trees.best_child)(tree, tree.root)
+  stuck = mask & (best < 0)
+  move = mask & (best >= 0)
+  length = jnp.where(move, at(tree.length, best), 0)
+  made = Commit(
+      mask=move,
+      slot=at(tree.slot, best),
+      tokens=at(tree.tokens, best),
+      length=length,
+      finish=at(tree.finish, best),
+  )
+  place = state.response_length[:, None] + jnp.arange(config.set_size)
+  place = jnp.where(jnp.arange(config.set_size) < length[:, None], place, state.response.shape[1])
+  response = jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(
+      state.response, place, made.tokens
+  )
+  finish = jnp.where(move, made.finish, jnp.where(stuck, types.EXHAUSTED, state.finish))
+  tree = jax.vmap(lambda t, b, m: trees.reroot(t, b, config.root_prior, m))(tree, best, move)
+  lost = move & (state.leaf >= 0) & ~at(tree.alive, state.leaf)
+  counters = state.counters
+  return state.replace(
+      tree=tree,
+      model=model.commit(params, state.model, made),
+      active=state.active & (finish == types.RUNNING),
+      finish=finish,
+      inherited=jnp.where(move, at(tree.f, best), state.inherited),
+      leaf=jnp.where(lost, NO_NODE, state.leaf),
+      response=response,
+      response_length=state.response_length + length,
+      counters=counters.replace(
+          moves=counters.moves + move, rewinds=counters.rewinds + lost
+      ),
+  )
+
+
+def step(
+    state: DecodeState, model: types.Model, params: Any, config: SearchConfig
+) -> DecodeState:
+  """One step of every active tree: the inner loop's step, then commits where they are due."""
+  keys = jax.vmap(jax.random.fold_in)(state.keys, state.counters.steps)
+  active = state.active
+  tree, model_state, info = search.step(
+      state.tree, model, params, state.model, keys, active, config
+  )
+  left = (state.leaf >= 0) & (info.leaf >= 0) & ~jnp.any(
+      info.path == state.leaf[:, None], axis=-1
+  )
+  due = jax.vmap(lambda t, i, n, u: _must_commit(t, i, n, u, config))(
+      tree, state.inherited, info.iterations, info.full
+  )
+  due &= active
+  old = state.counters
+  counters = old.replace(
+      steps=old.steps + active,
+      iterations=old.iterations + info.iterations,
+      rewinds=old.rewinds + left,
+      early_commits=old.early_commits + (active & info.full),
+      grows=old.grows + info.grows,
+      joined=old.joined + info.joined,
+      similarity_updates=old.similarity_updates + info.similarity_updates,
+      duplicates=old.duplicates + info.duplicates,
+      revisits=old.revisits + info.revisits,
+  )
+  state = state.replace(
+      tree=tree,
+      model=model_state,
+      leaf=jnp.where(info.leaf >= 0, info.leaf, state.leaf),
+      counters=counters,
+  )
+  state = commit(state, model, params, due, config)
+  if not config.early_commit:
+    return state
+
+  def more(carry):
+    return carry[1].any()
+
+  def again(carry):
+    state, mask = carry
+    counters = state.counters
+    state = state.replace(
+        counters=counters.replace(inherited_commits=counters.inherited_commits + mask)
+    )
+    state = commit(state, model, params, mask, config)
+    return state, mask & state.active & still_trusted(state.tree)
+
+  still_trusted = jax.vmap(lambda tree: trusted(tree, config))
+  state, _ = jax.lax.while_loop(
+      more, again, (state, due & state.active & still_trusted(state.tree))
+  )
+  return state
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "config", "wait_for_all"), donate_argnames="state"
+)
+def advance(
+    state: DecodeState,
+    model: types.Model,
+    params: Any,
+    config: SearchConfig,
+    max_steps: Array,
+    wait_for_all: bool = False,
+) -> DecodeState:
+  """Steps until a response ends (or all do), or `max_steps` are done."""
+  running = state.active.sum()
+
+  def unfinished(carry):
+    state, steps = carry
+    now = state.active.sum()
+    enough = now > 0 if wait_for_all else (now == running) & (now > 0)
+    return enough & (steps < max_steps)
+
+  def body(carry):
+    state, steps = carry
+    return step(state, model, params, config), steps + 1
+
+  state, _ = jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))
+  return state
+
+
+@flax.struct.dataclass
+class Result:
+  """One finished response, on the host.
+
+  Attributes:
+    index: which prompt, as given.
+    tokens: committed tokens, the finishing one included.
+    finish: why it ended, a name of `types.FINISH_REASONS`.
+    counters: name -> count.
+    slot: the slot it was searched in, for the model's own per-slot records.
+  """
+
+  index: Any
+  tokens: list[int]
+  finish: str
+  counters: dict[str, int]
+  slot: int
+
+
+def serve(
+    state: DecodeState,
+    model: types.Model,
+    params: Any,
+    config: SearchConfig,
+    prompts: Iterable[tuple[Any, Array, Any]],
+    start: Callable[[DecodeState, dict[int, Any]], DecodeState],
+    max_steps: int = 1_000_000,
+    on_progress: Callable[[DecodeState], None] | None = None,
+) -> Iterator[tuple[Result, DecodeState]]:
+  """Answers prompts with a batch that never drains (continuous batching).
+
+  Args:
+    state: fresh from `init`.
+    model: the callables.
+    params: handed to the model.
+    config: the search's numbers.
+    prompts: (index, random key, prompt) triples, read as slots come free.
+    start: puts prompts, by slot, into the model's state.
+    max_steps: steps between two looks at the state, for progress reports.
+    on_progress: called with the state after each of those.
+
+  Yields:
+    A `Result` for each prompt, in the order in which they end, with the state it was
+    read from.
+  """
+  queue = iter(prompts)
+  batch = state.active.shape[0]
+  held: dict[int, Any] = {}
+  more = True
+  while True:
+    fresh, keys = {}, {}
+    while more and len(held) < batch:
+      item = next(queue, None)
+      if item is None:
+        more = False
+        break
+      slot = min(set(range(batch)) - held.keys())
+      held[slot], keys[slot], fresh[slot] = item
+    if fresh:
+      mask = np.array([slot in fresh for slot in range(batch)])
+      filler = next(iter(keys.values()))
+      new_keys = jnp.stack([keys.get(slot, filler) for slot in range(batch)])
+      state = _refill(state, mask, new_keys, config)
+      state = start(state, fresh)
+    if not held:
+      return
+    state = advance(state, model, params, config, max_steps)
+    if on_progress:
+      on_progress(state)
+    active = np.asarray(state.active)
+    for slot in [s for s in held if not active[s]]:
+      yield _result(state, slot, held.pop(slot)), state
+
+
+_refill = jax.jit(refill, static_argnames="config", donate_argnames="state")
+
+
+def _result(state: DecodeState, slot: int, index: Any) -> Result:
+  length = int(state.response_length[slot])
+  return Result(
+      index=index,
+      tokens=np.asarray(state.response[slot, :length]).tolist(),
+      finish=types.FINISH_REASONS[int(state.finish[slot])],
+      counters={k: int(v[slot]) for k, v in vars(state.counters).items()},
+      slot=slot,
+  )

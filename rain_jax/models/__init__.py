@@ -1,0 +1,1 @@
+"""LLaMA-family language models in flax.nnx; knows nothing of search."""

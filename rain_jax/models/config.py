@@ -1,0 +1,205 @@
+"""Shapes and constants of the LLaMA family, read from Hugging Face's config files.
+
+Every generation and cousin that the library runs (LLaMA 1 to 3, Vicuna, Mistral, Qwen2, Qwen3) is
+one `ModelConfig`: the families differ in numbers and flags, never in code paths of their own.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """How rotary frequencies are stretched beyond the trained context.
+
+  `kind` 'linear' divides every frequency by `factor`. 'llama3' does so for wavelengths longer than
+  `original_max_position / low_freq_factor`, keeps those shorter than
+  `original_max_position / high_freq_factor`, and blends in between; 'linear' ignores these fields.
+  """
+
+  kind: str
+  factor: float
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 1.0
+  original_max_position: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """What fixes the shapes and the arithmetic of one language model; hashable, so usable as static.
+
+  `attention_bias` is the bias of the query, key and value projections, `attention_output_bias` that
+  of the output projection. `sliding_window` counts the keys that a query sees, itself included, in
+  the layers marked in `sliding_layers` (one flag per layer; empty when there is no window).
+  """
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_size: int
+  rms_norm_eps: float = 1e-6
+  rope_theta: float = 10000.0
+  rope_scaling: RopeScaling | None = None
+  tie_embeddings: bool = False
+  attention_bias: bool = False
+  attention_output_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False
+  sliding_window: int | None = None
+  sliding_layers: tuple[bool, ...] = ()
+  eos_ids: tuple[int, ...] = ()
+  bos_id: int | None = None
+  max_position: int = 2048
+
+  def __post_init__(self):
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+          f"num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}; "
+          "grouped-query attention needs whole groups"
+      )
+    if self.head_size % 2:
+      raise ValueError(f"head_size = {self.head_size} is odd; rotary embeddings need an even one")
+    expected = self.num_layers if self.sliding_window is not None else 0
+    if len(self.sliding_layers) != expected:
+      raise ValueError(
+          f"sliding_layers has {len(self.sliding_layers)} flags, expected {expected} "
+          f"(num_layers = {self.num_layers}, sliding_window = {self.sliding_window})"
+      )
+
+  @classmethod
+  def from_hf(
+      cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+  ) -> "ModelConfig":
+    """Reads the contents of `config.json` and, where there is one, `generation_config.json`.
+
+    End-of-sequence ids are the union of both files: chat models often list the end of a turn only in
+    the second.
+
+    Raises:
+      ValueError: a model type, activation, rope kind or quantisation that is not supported, or a
+        required key that is missing.
+    """
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+      raise ValueError(
+          f"model_type {model_type!r} is not supported, expected one of {', '.join(MODEL_TYPES)}"
+      )
+    _require("hidden_act", config.get("hidden_act", "silu"), "silu")
+    _require("quantization_config", config.get("quantization_config"), None)
+    heads = _get(config, "num_attention_heads")
+    hidden = _get(config, "hidden_size")
+    layers = _get(config, "num_hidden_layers")
+    theta, scaling = _rope(config)
+    window, sliding_layers = _sliding(config, model_type, layers)
+    bias = bool(config.get("attention_bias") or False)
+    return cls(
+        vocab_size=_get(config, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=_get(config, "intermediate_size"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_size=config.get("head_dim") or (128 if model_type == "qwen3" else hidden // heads),
+        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        attention_bias=bias or model_type == "qwen2",
+        attention_output_bias=bias,
+        mlp_bias=bool(config.get("mlp_bias", False)),
+        qk_norm=model_type == "qwen3",
+        sliding_window=window,
+        sliding_layers=sliding_layers,
+        eos_ids=_eos_ids(config, generation or {}),
+        bos_id=config.get("bos_token_id"),
+        max_position=config.get("max_position_embeddings", 2048),
+    )
+
+  @classmethod
+  def from_json(cls, fields: Mapping[str, Any]) -> "ModelConfig":
+    """The inverse of `to_json`. Raises ValueError when the fields are not those of this class."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(fields) - known):
+      raise ValueError(f"unknown model config fields {unknown}; was it written by a newer version?")
+    fields = dict(fields)
+    if fields.get("rope_scaling") is not None:
+      fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    for name in ("sliding_layers", "eos_ids"):
+      fields[name] = tuple(fields.get(name, ()))
+    return cls(**fields)
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain JSON values, one per field."""
+    return dataclasses.asdict(self)
+
+
+def _get(config: Mapping[str, Any], key: str) -> Any:
+  if config.get(key) is None:
+    raise ValueError(f"config.json has no {key!r}, which every {config['model_type']} model needs")
+  return config[key]
+
+
+def _require(key: str, found: Any, expected: Any) -> None:
+  if found != expected:
+    raise ValueError(f"{key} = {found!r} in config.json is not supported, expected {expected!r}")
+
+
+def _eos_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
+  ids: set[int] = set()
+  for config in configs:
+    found = config.get("eos_token_id")
+    ids.update(found if isinstance(found, list) else () if found is None else (found,))
+  return tuple(sorted(ids))
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+  """Theta and scaling from either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
+  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+  theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+  _require("partial_rotary_factor",
+           rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0, 1.0)
+  kind = rope.get("rope_type") or rope.get("type") or "default"
+  if kind == "default":
+    if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
+      raise ValueError(f"rope parameters per layer type {nested} are not supported, expected one set")
+    return float(theta), None
+  if kind == "linear":
+    return float(theta), RopeScaling("linear", float(rope["factor"]))
+  if kind == "llama3":
+    return float(theta), RopeScaling(
+        "llama3",
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_position=int(rope["original_max_position_embeddings"]),
+    )
+  raise ValueError(f"rope type {kind!r} is not supported, expected default, linear or llama3")
+
+
+def _sliding(
+    config: Mapping[str, Any], model_type: str, num_layers: int
+) -> tuple[int | None, tuple[bool, ...]]:
+  """The attention window and which layers use it."""
+  # A Mistral config that is silent about its window means the first release's 4096.
+  window = config.get("sliding_window", 4096 if model_type == "mistral" else None)
+  if model_type == "llama" or (model_type != "mistral" and not config.get("use_sliding_window")):
+    window = None
+  if window is None:
+    return None, ()
+  if model_type == "mistral":
+    return window, (True,) * num_layers
+  types = config.get("layer_types")
+  if types is None:
+    first = config.get("max_window_layers", 28)
+    types = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
+  if unknown := sorted(set(types) - {"sliding_attention", "full_attention"}):
+    raise ValueError(
+        f"layer_types {unknown} are not supported, expected sliding_attention or full_attention"
+    )
+  return window, tuple(kind == "sliding_attention" for kind in types)

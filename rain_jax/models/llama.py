@@ -1,0 +1,296 @@
+"""The LLaMA decoder as a pure function of parameters, tokens and context (design section 4).
+
+It reads context keys and values and returns only those of the new tokens; the caller stores them.
+Layers are stacked on a leading axis and run by one `lax.scan`, in which the context is an input and
+never an output, so that no step rewrites it.
+
+Every weight is declared once, in the constructor of its module: logical axes with their sizes, and
+from them shape, initial values, abstract tree and shardings.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from rain_jax.models import attention
+from rain_jax.models.attention import KV, Segment
+from rain_jax.models.config import ModelConfig
+
+Params = Mapping[str, Any]
+"""Nested dict of arrays, the parameters of a `Llama`."""
+
+
+def _declare(axes: Mapping[str, int], init: str, rngs: nnx.Rngs, dtype: Any) -> nnx.Param:
+  """One weight: its logical axes with their sizes, and how it starts.
+
+  `init` is 'ones', 'zeros' or 'normal:<variance>'.
+  """
+  shape = tuple(axes.values())
+  if init == "ones":
+    value = jnp.ones(shape, dtype)
+  elif init == "zeros":
+    value = jnp.zeros(shape, dtype)
+  else:
+    std = float(init.removeprefix("normal:")) ** 0.5
+    value = (std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+  return nnx.Param(value, axes=tuple(axes))
+
+
+class Linear(nnx.Module):
+  """Product of the trailing `inputs` axes of x with a kernel [layers, *inputs, *outputs]."""
+
+  def __init__(
+      self,
+      layers: int,
+      inputs: Mapping[str, int],
+      outputs: Mapping[str, int],
+      *,
+      bias: bool,
+      param_dtype: Any,
+      rngs: nnx.Rngs,
+  ):
+    self.num_inputs = len(inputs)
+    stack = {"layers": layers}
+    variance = 1 / math.prod(inputs.values())
+    self.kernel = _declare(stack | dict(inputs) | dict(outputs), f"normal:{variance}", rngs, param_dtype)
+    self.bias = _declare(stack | dict(outputs), "zeros", rngs, param_dtype) if bias else None
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x [..., *inputs] -> float32 [..., *outputs], for the parameters of one layer."""
+    y = jnp.tensordot(
+        x, self.kernel[...].astype(x.dtype), self.num_inputs, preferred_element_type=jnp.float32
+    )
+    return y if self.bias is None else y + self.bias[...]
+
+
+class Norm(nnx.Module):
+  """Root-mean-square normalisation over the last axis, computed in float32."""
+
+  def __init__(self, axes: Mapping[str, int], eps: float, *, param_dtype: Any, rngs: nnx.Rngs):
+    self.eps = eps
+    self.scale = _declare(axes, "ones", rngs, param_dtype)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """x [..., width] -> the same shape and dtype."""
+    y = x.astype(jnp.float32)
+    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+    return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Layers(nnx.Module):
+  """The decoder layers: parameters stacked on axis 0, arithmetic of any one of them."""
+
+  def __init__(self, config: ModelConfig, *, param_dtype: Any, rngs: nnx.Rngs):
+    depth = config.num_layers
+    embed = {"embed": config.hidden_size}
+    heads = {"heads": config.num_heads, "head": config.head_size}
+    kv_heads = {"kv_heads": config.num_kv_heads, "head": config.head_size}
+    mlp = {"mlp": config.intermediate_size}
+
+    def linear(inputs, outputs, bias):
+      return Linear(depth, inputs, outputs, bias=bias, param_dtype=param_dtype, rngs=rngs)
+
+    def norm(axes):
+      return Norm({"layers": depth} | axes, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs)
+
+    self.attention_norm = norm(embed)
+    self.q = linear(embed, heads, config.attention_bias)
+    self.k = linear(embed, kv_heads, config.attention_bias)
+    self.v = linear(embed, kv_heads, config.attention_bias)
+    self.o = linear(heads, embed, config.attention_output_bias)
+    self.q_norm = norm({"head": config.head_size}) if config.qk_norm else None
+    self.k_norm = norm({"head": config.head_size}) if config.qk_norm else None
+    self.mlp_norm = norm(embed)
+    self.gate = linear(embed, mlp, config.mlp_bias)
+    self.up = linear(embed, mlp, config.mlp_bias)
+    self.down = linear(mlp, embed, config.mlp_bias)
+
+  def __call__(
+      self,
+      x: jax.Array,
+      angles: tuple[jax.Array, jax.Array],
+      context: Sequence[tuple[jax.Array, jax.Array]],
+      masks: Sequence[jax.Array],
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One layer, for parameters without the leading axis.
+
+    Args:
+      x: [*batch, T, hidden].
+      angles: cosines and sines, float32 [*batch, T, D / 2].
+      context: keys and values of each segment, [*prefix, H, S, D].
+      masks: bool [*batch, T, S] for each segment, and last [*batch, T, T] for the new tokens.
+
+    Returns:
+      x after the layer, and the new tokens' keys and values [*batch, H, T, D].
+    """
+    y = self.attention_norm(x)
+    query, keys, values = self.q(y), self.k(y), self.v(y)
+    if self.q_norm is not None:
+      query, keys = self.q_norm(query), self.k_norm(keys)
+    query = attention.rotate(query, *angles) * query.shape[-1] ** -0.5
+    keys = attention.rotate(keys, *angles)
+    query, keys, values = (
+        jnp.swapaxes(a.astype(x.dtype), -3, -2) for a in (query, keys, values)
+    )
+    mixed = attention.attend(query, [*context, (keys, values)], masks)
+    x = x + self.o(jnp.swapaxes(mixed, -3, -2)).astype(x.dtype)
+    y = self.mlp_norm(x)
+    y = (jax.nn.silu(self.gate(y)) * self.up(y)).astype(x.dtype)
+    return x + self.down(y).astype(x.dtype), keys, values
+
+
+class Llama(nnx.Module):
+  """A decoder of the LLaMA family; see `forward` and `unembed` for its two uses."""
+
+  def __init__(
+      self,
+      config: ModelConfig,
+      *,
+      rngs: nnx.Rngs,
+      param_dtype: Any = jnp.float32,
+      compute_dtype: Any = jnp.float32,
+  ):
+    self.config = config
+    self.compute_dtype = jnp.dtype(compute_dtype)
+    table = {"vocab": config.vocab_size, "embed": config.hidden_size}
+    init = f"normal:{1 / config.hidden_size}"
+    self.embedding = _declare(table, init, rngs, param_dtype)
+    self.layers = Layers(config, param_dtype=param_dtype, rngs=rngs)
+    self.final_norm = Norm(
+        {"embed": config.hidden_size}, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs)
+    self.head = None if config.tie_embeddings else _declare(table, init, rngs, param_dtype)
+
+  def __call__(
+      self,
+      tokens: jax.Array,
+      positions: jax.Array,
+      segments: Sequence[Segment] = (),
+      mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, KV]:
+    """See `forward`."""
+    config = self.config
+    segments = [segment for segment in segments if segment.positions.shape[-1]]
+    x = jnp.take(self.embedding[...], tokens, axis=0, mode="clip").astype(self.compute_dtype)
+    angles = _angles(config, positions)
+    key_positions = [segment.positions for segment in segments] + [positions]
+    masks = [attention.visible(positions, keys) for keys in key_positions]
+    if mask is not None:
+      masks[-1] &= mask
+    context = [(segment.keys, segment.values) for segment in segments]
+    windows = None
+    if config.sliding_window is not None:
+      unlimited = jnp.iinfo(jnp.int32).max
+      windows = jnp.where(jnp.array(config.sliding_layers), config.sliding_window, unlimited)
+    graphdef, stacked = nnx.split(self.layers)
+
+    def step(x, layer):
+      params, context, window = layer
+      seen = masks
+      if window is not None:
+        seen = [m & attention.within(positions, keys, window)
+                for m, keys in zip(masks, key_positions, strict=True)]
+      x, keys, values = nnx.merge(graphdef, params)(x, angles, context, seen)
+      return x, KV(keys, values)
+
+    x, new = lax.scan(step, x, (stacked, context, windows))
+    return self.final_norm(x), new
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """See `unembed`."""
+    table = (self.embedding if self.head is None else self.head)[...]
+    return jnp.einsum(
+        "...e,ve->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines of the rotary angles, float32 [*batch, T, D / 2]."""
+  half = config.head_size // 2
+  frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if (scaling := config.rope_scaling) is not None:
+    stretched = frequencies / scaling.factor
+    if scaling.kind == "linear":
+      frequencies = stretched
+    else:
+      # Turns that a frequency makes over the trained context decide how much of it is kept.
+      turns = scaling.original_max_position * frequencies / (2 * math.pi)
+      low, high = scaling.low_freq_factor, scaling.high_freq_factor
+      keep = jnp.clip((turns - low) / (high - low), 0, 1)
+      frequencies = keep * frequencies + (1 - keep) * stretched
+  angles = positions[..., None].astype(jnp.float32) * frequencies
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def forward(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segments: Sequence[Segment] = (),
+    mask: jax.Array | None = None,
+) -> tuple[jax.Array, KV]:
+  """Reads new tokens after their context; pure, to be jitted by the caller (design section 4).
+
+  A key is visible when its slot is filled, its position is not after the query's, and it lies within
+  the layer's sliding window if there is one.
+
+  Args:
+    graphdef: structure of the model, static; from `Model`.
+    params: its parameters.
+    tokens: int32 [*batch, T], `batch` of any rank.
+    positions: int32 [*batch, T], absolute; `NO_POSITION` marks padding, whose outputs are finite
+      and meaningless.
+    segments: context that is read and left as it is; see `Segment`.
+    mask: bool [*batch, T, T] or None; if given, new token t sees new token s only where mask[t, s].
+      Needed when the new tokens are not one text, such as two suffixes of one context.
+
+  Returns:
+    hidden: [*batch, T, hidden] after the final norm, in the compute dtype.
+    new: keys and values of the new tokens, each [num_layers, *batch, H, T, D].
+  """
+  return nnx.merge(graphdef, params)(tokens, positions, segments, mask)
+
+
+def unembed(graphdef: nnx.GraphDef, params: Params, hidden: jax.Array) -> jax.Array:
+  """Next-token logits, float32 [..., vocab], of hidden [..., hidden] that `forward` returned."""
+  return nnx.merge(graphdef, params).logits(hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A language model taken apart once: static structure and a pytree of parameters."""
+
+  config: ModelConfig
+  graphdef: nnx.GraphDef
+  params: Params
+
+
+def abstract_model(
+    config: ModelConfig, *, param_dtype: Any = jnp.float32, compute_dtype: Any = jnp.float32
+) -> Model:
+  """The model with shapes and dtypes in place of parameters; costs no memory at any size."""
+  module = nnx.eval_shape(
+      lambda: Llama(config, rngs=nnx.Rngs(0), param_dtype=param_dtype, compute_dtype=compute_dtype))
+  graphdef, state = nnx.split(module)
+  return Model(config, graphdef, nnx.to_pure_dict(state))
+
+
+def init_model(
+    config: ModelConfig,
+    key: jax.Array,
+    *,
+    param_dtype: Any = jnp.float32,
+    compute_dtype: Any = jnp.float32,
+) -> Model:
+  """The model with random parameters."""
+  dtypes = dict(param_dtype=param_dtype, compute_dtype=compute_dtype)
+
+  def init(key):
+    return nnx.to_pure_dict(nnx.split(Llama(config, rngs=nnx.Rngs(key), **dtypes))[1])
+
+  return Model(config, abstract_model(config, **dtypes).graphdef, jax.jit(init)(key))

@@ -1,0 +1,246 @@
+"""Shapes, sentinels, configs and the seam between the search and a model.
+
+Axis legend, used in every docstring of the package:
+
+    B  trees, one per prompt in flight          W  leaves per tree and step (1 = exact)
+    N  node slots of a tree                     V  slots for visited nodes
+    K  child slots of a visited node            L  tokens per token set (the longest)
+    D  nodes on a path, root excluded           C  candidates drawn at a leaf
+    R  tokens of a response                     E  width of a path embedding
+    T  tokens of a call                         H  attention heads
+
+A search needs a model only through `Model`: three pure functions that thread an
+opaque state. A language model is one (`rain_jax.policy`); a lookup table is another.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import flax
+import jax
+
+NO_NODE = -1  # no such node, in any array of node ids
+NO_SLOT = -1  # the node was never visited
+NO_TOKEN = -1  # padding behind the end of a token set
+
+# Why a text is finished, kept per node and reported per response.
+RUNNING, EOS, STOP, LENGTH, EXHAUSTED = 0, 1, 2, 3, 4
+FINISH_REASONS = ("running", "eos", "stop", "length", "exhausted")
+
+# What the search asks of the model at one leaf.
+IDLE, VISIT, GROW = 0, 1, 2
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+  """Numbers of the method; the defaults are those of its published code (HH variant).
+
+  Raises `ValueError` for numbers that no search can run with.
+
+  Attributes:
+    set_lengths: tokens per set at depth 0, 1, 2, and from there on (RAIN, section 3.2).
+    num_candidates: children of a freshly expanded node.
+    max_children: the most that dynamic node addition may grow a node to (K).
+    redraw: keep drawing, up to twice as often, until the candidates are distinct
+      (adversarial variant) instead of dropping duplicates.
+    temperature: of the candidates; the rollout always samples at 1.
+    top_k: most probable tokens a candidate may draw from.
+    rollout_to_eos: roll out whole responses (truthful variant), not to the next
+      text end.
+    exploration: weight `c` of the prior term in the selection score.
+    root_prior: share of the model's prior at a root; the rest is uniform.
+    similarity_threshold: cosine similarity from which a sibling shares a verdict
+      (1.0 or less; a value above 1 turns the similarity update off).
+    similarity_weight: visit weight a sibling of similarity 1 gains.
+    grow_threshold: dynamic node addition is due below this variance norm, per token
+      of the children's sets (0 turns it off).
+    min_visits: a move needs more visits than this ...
+    value_threshold: ... and a mean value above this, or ...
+    max_iterations: ... this many iterations at its root, inherited ones included, or
+    extra_iterations: this many on top of the inherited ones.
+    leaves: leaves selected per tree and step, with virtual loss (W); 1 is exact.
+    early_commit: let inherited statistics commit a move without a new iteration.
+    max_nodes: node slots per tree (N).
+    max_visited: slots for visited nodes per tree (V).
+    max_path: nodes between root and leaf (D).
+  """
+
+  set_lengths: tuple[int, ...] = (1, 2, 4, 10)
+  num_candidates: int = 10
+  max_children: int = 20
+  redraw: bool = False
+  temperature: float = 1.0
+  top_k: int = 15
+  rollout_to_eos: bool = False
+  exploration: float = 2.0
+  root_prior: float = 0.75
+  similarity_threshold: float = 0.95
+  similarity_weight: float = 0.2
+  grow_threshold: float = 0.03
+  min_visits: int = 6
+  value_threshold: float = 0.8
+  max_iterations: int = 50
+  extra_iterations: int = 15
+  leaves: int = 1
+  early_commit: bool = False
+  max_nodes: int = 1024
+  max_visited: int = 96
+  max_path: int = 16
+
+  def __post_init__(self):
+    object.__setattr__(self, "set_lengths", tuple(self.set_lengths))
+    lengths = self.set_lengths
+    if not lengths or lengths[0] != 1 or any(n < 2 for n in lengths[1:]):
+      raise ValueError(f"set_lengths={lengths}: the first must be 1, later ones 2 or more.")
+    if not 2 <= self.num_candidates <= self.max_children:
+      raise ValueError(
+          f"num_candidates={self.num_candidates}: expected 2 to max_children"
+          f" ({self.max_children})."
+      )
+    if self.leaves < 1:
+      raise ValueError(f"leaves={self.leaves}: expected 1 (exact) or more.")
+    if self.max_iterations < 1 or self.extra_iterations < 1:
+      raise ValueError("max_iterations and extra_iterations must be 1 or more.")
+    if self.temperature <= 0:
+      raise ValueError(f"temperature={self.temperature}: expected a number above 0.")
+    room = 1 + (self.leaves + 1) * (self.num_candidates + 1)
+    if self.max_nodes < room:
+      raise ValueError(f"max_nodes={self.max_nodes}: at least {room} are needed.")
+    if self.max_visited < 2 * self.leaves + 1:
+      raise ValueError(f"max_visited={self.max_visited}: at least {2 * self.leaves + 1} are needed.")
+    if self.max_path < 2:
+      raise ValueError(f"max_path={self.max_path}: at least 2 are needed.")
+
+  @property
+  def set_size(self) -> int:
+    """Tokens of the longest token set (L)."""
+    return max(self.set_lengths)
+
+  @property
+  def draws(self) -> int:
+    """Candidates drawn at a leaf, the greedy one included (C).
+
+    At depth 0 the same axis carries the `max_children` most probable tokens.
+    """
+    sampled = (2 if self.redraw else 1) * self.num_candidates - 1
+    return max(1 + sampled, self.max_children)
+
+  @property
+  def sampled_draws(self) -> int:
+    """Sampled candidates at an expansion, before duplicates are dropped."""
+    return (2 if self.redraw else 1) * self.num_candidates - 1
+
+  @property
+  def grow_draws(self) -> int:
+    """Sampled candidates of a dynamic node addition, before duplicates are dropped."""
+    return 3 if self.redraw else 1
+
+
+def harmless_search(**overrides) -> SearchConfig:
+  """The HH variant of the published code: `SearchConfig` as it stands."""
+  return SearchConfig(**overrides)
+
+
+def adversarial_search(**overrides) -> SearchConfig:
+  """The adversarial variant: hotter candidates, redrawn until distinct."""
+  return SearchConfig(**{**dict(redraw=True, temperature=2.0, min_visits=5), **overrides})
+
+
+def truthful_search(**overrides) -> SearchConfig:
+  """The truthful variant: rollouts to the end of the response, more visits a move."""
+  return SearchConfig(
+      **{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides}
+  )
+
+
+@flax.struct.dataclass
+class Request:
+  """What the search asks of the model in one step, for W leaves of each of B trees.
+
+  A path runs from the child of the root to the leaf; entries behind `path_length` are
+  padding. The root's own text is what the model has been told to commit.
+
+  Attributes:
+    mode: int32[B, W]; IDLE, VISIT (roll out, evaluate, propose) or GROW (draw one
+      greedy and `grow_draws` sampled candidates; nothing else).
+    leaf_slot: int32[B, W] storage slot of the leaf, below `max_visited`.
+    first_visit: bool[B, W]; the leaf's slot was assigned in this step.
+    finish: int32[B, W]; why the leaf's text is finished, or RUNNING.
+    depth: int32[B, W] token sets between the start of the response and the leaf.
+    path_length: int32[B, W] nodes on the path, the leaf included; 0 at the root.
+    path_slots: int32[B, W, D] storage slots of the path's nodes.
+    path_tokens: int32[B, W, D, L] their tokens, NO_TOKEN behind a set's end.
+    path_lengths: int32[B, W, D] their lengths in tokens, 0 behind the path's end.
+  """
+
+  mode: Array
+  leaf_slot: Array
+  first_visit: Array
+  finish: Array
+  depth: Array
+  path_length: Array
+  path_slots: Array
+  path_tokens: Array
+  path_lengths: Array
+
+
+@flax.struct.dataclass
+class Evaluation:
+  """What the model answers to a `Request`. Entries of IDLE leaves are ignored.
+
+  Attributes:
+    tokens: int32[B, W, C, L] candidates, greedy first, NO_TOKEN behind their ends; at
+      depth 0 the `max_children` most probable tokens, most probable first.
+    lengths: int32[B, W, C] their lengths in tokens; 0 marks an unused row.
+    log_weights: float[B, W, C] log of the product of their token probabilities.
+    finish: int32[B, W, C] why the text behind a candidate is finished, or RUNNING.
+    value: float[B, W] the verdict, in [-1, 1] (VISIT only).
+    embeddings: float[B, W, D, E] for every node on the path, of the text from the
+      node's own tokens to the end of the rollout (VISIT only).
+  """
+
+  tokens: Array
+  lengths: Array
+  log_weights: Array
+  finish: Array
+  value: Array
+  embeddings: Array
+
+
+@flax.struct.dataclass
+class Commit:
+  """A move that the outer loop makes, for B trees; trees with `mask` False keep still.
+
+  Attributes:
+    mask: bool[B].
+    slot: int32[B] storage slot of the committed node, NO_SLOT if it was never visited.
+    tokens: int32[B, L], NO_TOKEN behind the set's end.
+    length: int32[B] in tokens.
+    finish: int32[B] why the response ends with this move, or RUNNING.
+  """
+
+  mask: Array
+  slot: Array
+  tokens: Array
+  length: Array
+  finish: Array
+
+
+class Model(Protocol):
+  """What the search needs of a model: pure functions over an opaque, batched state.
+
+  `params` is whatever the functions need that does not change; `state` is a pytree
+  whose arrays have B among their axes.
+  """
+
+  embedding_size: int
+
+  def evaluate(
+      self, params: Any, state: Any, request: Request, keys: Array
+  ) -> tuple[Evaluation, Any]:
+    """Answers a request; `keys` [B] are fresh for every step of every prompt."""
+
+  def commit(self, params: Any, state: Any, commit: Commit) -> Any:
+    """Makes committed tokens part of the context that paths start from."""
