@@ -1,0 +1,312 @@
+"""Weights and configs in the Hugging Face format: safetensors and JSON, nothing that runs code.
+
+Names map to ours in the table `LAYOUT`. Tensors are read slice by slice, straight into the shards of
+their stacked array, so that the host never holds more than one parameter's shards.
+"""
+
+from collections.abc import Iterable, Mapping
+import contextlib
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+from flax import traverse_util
+import huggingface_hub
+import huggingface_hub.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from rain_jax.models.config import ModelConfig
+from rain_jax.models.llama import Model, Params, abstract_model
+from rain_jax.models.sharding import Rules, logical_axes, shardings
+
+_LAYER = "model.layers.{layer}."
+
+LAYOUT: Mapping[str, tuple[str, str]] = {
+    "embedding": ("model.embed_tokens.weight", "vocab embed"),
+    "layers/attention_norm/scale": (_LAYER + "input_layernorm.weight", "embed"),
+    "layers/q/kernel": (_LAYER + "self_attn.q_proj.weight", "heads*head embed"),
+    "layers/q/bias": (_LAYER + "self_attn.q_proj.bias", "heads*head"),
+    "layers/k/kernel": (_LAYER + "self_attn.k_proj.weight", "kv_heads*head embed"),
+    "layers/k/bias": (_LAYER + "self_attn.k_proj.bias", "kv_heads*head"),
+    "layers/v/kernel": (_LAYER + "self_attn.v_proj.weight", "kv_heads*head embed"),
+    "layers/v/bias": (_LAYER + "self_attn.v_proj.bias", "kv_heads*head"),
+    "layers/o/kernel": (_LAYER + "self_attn.o_proj.weight", "embed heads*head"),
+    "layers/o/bias": (_LAYER + "self_attn.o_proj.bias", "embed"),
+    "layers/q_norm/scale": (_LAYER + "self_attn.q_norm.weight", "head"),
+    "layers/k_norm/scale": (_LAYER + "self_attn.k_norm.weight", "head"),
+    "layers/mlp_norm/scale": (_LAYER + "post_attention_layernorm.weight", "embed"),
+    "layers/gate/kernel": (_LAYER + "mlp.gate_proj.weight", "mlp embed"),
+    "layers/gate/bias": (_LAYER + "mlp.gate_proj.bias", "mlp"),
+    "layers/up/kernel": (_LAYER + "mlp.up_proj.weight", "mlp embed"),
+    "layers/up/bias": (_LAYER + "mlp.up_proj.bias", "mlp"),
+    "layers/down/kernel": (_LAYER + "mlp.down_proj.weight", "embed mlp"),
+    "layers/down/bias": (_LAYER + "mlp.down_proj.bias", "embed"),
+    "final_norm/scale": ("model.norm.weight", "embed"),
+    "head": ("lm_head.weight", "vocab embed"),
+}
+"""For each of our parameters the Hugging Face name and layout, `a*b` being axes merged into one."""
+
+# Buffers that old files carry and that follow from the config.
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DTYPES = ("F32", "F16", "BF16")
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja",
+)
+"""Patterns of the files from which a tokenizer is built."""
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that is missing, incomplete or not what its config says."""
+
+
+def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
+  """The local folder of a checkpoint: `source` itself, or its download if it is a hub name.
+
+  Only what exists nowhere on this machine and looks like `owner/name` is asked of the hub, and only
+  safetensors, JSON and tokenizer files are fetched.
+
+  Raises:
+    CheckpointError: neither a folder nor a hub repository that can be reached.
+  """
+  folder = pathlib.Path(source).expanduser()
+  if folder.is_dir():
+    return folder
+  if folder.exists() or not _HUB_NAME.fullmatch(str(source)):
+    raise CheckpointError(f"{source}: expected a checkpoint folder, and there is none by this name")
+  patterns = ["model*.safetensors", "*.json", *TOKENIZER_FILES]
+  try:
+    return pathlib.Path(
+        huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+  except (huggingface_hub.errors.HfHubHTTPError,
+          huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise CheckpointError(
+        f"{source}: no such folder, and not to be had from the hub either ({reason})") from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The contents of a JSON file. Raises CheckpointError if it is no JSON object."""
+  try:
+    contents = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+  if not isinstance(contents, dict):
+    raise CheckpointError(f"{path}: expected a JSON object, found {type(contents).__name__}")
+  return contents
+
+
+def read_config(folder: pathlib.Path) -> ModelConfig:
+  """The model config of a checkpoint folder. Raises CheckpointError if it cannot be used."""
+  path = folder / "config.json"
+  if not path.is_file():
+    raise CheckpointError(f"{folder}: no config.json, so this is not a Hugging Face checkpoint")
+  generation = folder / "generation_config.json"
+  try:
+    return ModelConfig.from_hf(
+        read_json(path), read_json(generation) if generation.is_file() else None)
+  except ValueError as error:
+    raise CheckpointError(f"{folder}: {error}" if path.name in str(error) else f"{path}: {error}") from error
+
+
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of a checkpoint folder, in order of name.
+
+  Raises:
+    CheckpointError: there are none, or some that the index names are missing.
+  """
+  if (index := folder / _INDEX).is_file():
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+  else:
+    names = [_SINGLE]
+  missing = [name for name in names if not (folder / name).is_file()]
+  if missing == [_SINGLE]:
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+      raise CheckpointError(
+          f"{folder}: weights are only there as pickled .bin or .pth files, which can run code; "
+          "convert them to safetensors")
+    raise CheckpointError(f"{folder}: no {_SINGLE} and no {_INDEX}, expected one of them")
+  if missing or not names:
+    raise CheckpointError(f"{folder}: {_INDEX} names {missing or 'no files'}, not in the folder")
+  return [folder / name for name in names]
+
+
+class _Tensors:
+  """The tensors of several safetensors files, by name; nothing is read before it is asked for."""
+
+  def __init__(self, files: Iterable[pathlib.Path], stack: contextlib.ExitStack):
+    self._file: dict[str, tuple[pathlib.Path, Any]] = {}
+    for path in files:
+      try:
+        handle = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
+      except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or damaged safetensors file ({error})") from error
+      self._file.update((name, (path, handle)) for name in handle.keys())
+
+  def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError unless the tensors are those expected, in name, shape and dtype."""
+    for name, shape in expected.items():
+      if name not in self._file:
+        raise CheckpointError(f"tensor {name} is missing, expected with shape {list(shape)}")
+      path, handle = self._file[name]
+      tensor = handle.get_slice(name)
+      if tuple(tensor.get_shape()) != shape:
+        raise CheckpointError(
+            f"{path}: tensor {name} has shape {tensor.get_shape()}, expected {list(shape)} "
+            "from config.json")
+      if tensor.get_dtype() not in _DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {name} has dtype {tensor.get_dtype()}, expected {' or '.join(_DTYPES)}")
+    extra = [n for n in sorted(set(self._file) - set(expected)) if not _DERIVED.fullmatch(n)]
+    # Tied models may store the shared table a second time.
+    if extra and extra != [LAYOUT["head"][0]]:
+      raise CheckpointError(
+          f"{len(extra)} tensors have no place in this model, such as {extra[0]}; "
+          "is config.json that of another model?")
+
+  def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    """A slice of a tensor, as float32, float16 or bfloat16."""
+    path, handle = self._file[name]
+    try:
+      return handle.get_slice(name)[index]
+    except safetensors.SafetensorError as error:
+      raise CheckpointError(f"{path}: tensor {name} cannot be read ({error})") from error
+
+
+def _dims(layout: str) -> list[list[str]]:
+  return [dim.split("*") for dim in layout.split()]
+
+
+def _merged_slice(sizes: list[int], slices: list[slice]) -> slice:
+  """The slice of axes merged into one; only the first of them may be cut."""
+  inner = math.prod(sizes[1:])
+  if any(s.indices(n) != (0, n, 1) for n, s in zip(sizes[1:], slices[1:], strict=True)):
+    raise ValueError(f"slices {slices} of merged axes {sizes}: only the first axis can be sharded")
+  start, stop, _ = slices[0].indices(sizes[0])
+  return slice(start * inner, stop * inner)
+
+
+def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+  """Name and shape of every tensor that the checkpoint must have."""
+  axes, expected = logical_axes(model), {}
+  for path, leaf in traverse_util.flatten_dict(model.params, sep="/").items():
+    name, layout = LAYOUT[path]
+    size = dict(zip(axes[path], leaf.shape, strict=True))
+    shape = tuple(math.prod(size[axis] for axis in dim) for dim in _dims(layout))
+    for layer in range(size.get("layers", 1)):
+      expected[name.format(layer=layer)] = shape
+  return expected
+
+
+def _read_block(
+    tensors: _Tensors, path: str, axes: tuple[str, ...], leaf: Any, index: tuple[slice, ...]
+) -> np.ndarray:
+  """The part `index` of the parameter `path`, in our layout and dtype."""
+  name, layout = LAYOUT[path]
+  size = dict(zip(axes, leaf.shape, strict=True))
+  cut = dict(zip(axes, index, strict=True))
+  length = {axis: len(range(*cut[axis].indices(size[axis]))) for axis in axes}
+  dims = _dims(layout)
+  theirs = tuple(_merged_slice([size[a] for a in dim], [cut[a] for a in dim]) for dim in dims)
+  split = [axis for dim in dims for axis in dim]
+  inner = [axis for axis in axes if axis != "layers"]
+  order = [split.index(axis) for axis in inner]
+
+  def read(layer: int) -> np.ndarray:
+    block = tensors.read(name.format(layer=layer), theirs)
+    return block.reshape([length[axis] for axis in split]).transpose(order)
+
+  if "layers" not in size:
+    return read(0).astype(leaf.dtype)
+  out = np.empty([length[axis] for axis in axes], leaf.dtype)
+  for i, layer in enumerate(range(*cut["layers"].indices(size["layers"]))):
+    out[i] = read(layer)
+  return out
+
+
+def load(
+    source: str | pathlib.Path,
+    *,
+    param_dtype: Any = jnp.bfloat16,
+    compute_dtype: Any = jnp.bfloat16,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Rules = Rules(),
+    revision: str | None = None,
+) -> Model:
+  """Loads a checkpoint folder or hub repository in the Hugging Face format.
+
+  Args:
+    source: a folder, or a hub name `owner/name` of something that is no folder here.
+    param_dtype: float32 or bfloat16, in which the parameters are kept.
+    compute_dtype: float32 or bfloat16, in which they are used.
+    mesh: where to put the parameters; None for the default device.
+    rules: how they are split over the mesh.
+    revision: branch, tag or commit of a hub repository.
+
+  Raises:
+    CheckpointError: in one line, what is wrong with the checkpoint.
+  """
+  folder = resolve(source, revision)
+  config = read_config(folder)
+  model = abstract_model(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
+  axes = logical_axes(model)
+  if mesh is None:
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    places = jax.tree.map(lambda _: single, model.params)
+  else:
+    places = shardings(model, mesh, rules)
+  places = traverse_util.flatten_dict(places, sep="/")
+  loaded = {}
+  with contextlib.ExitStack() as stack:
+    tensors = _Tensors(weight_files(folder), stack)
+    try:
+      tensors.check(_expected_shapes(model))
+    except CheckpointError as error:
+      raise CheckpointError(f"{folder}: {error}") from error
+    for path, leaf in traverse_util.flatten_dict(model.params, sep="/").items():
+      loaded[path] = jax.make_array_from_callback(
+          leaf.shape, places[path],
+          lambda index, path=path, leaf=leaf: _read_block(tensors, path, axes[path], leaf, index))
+  return Model(config, model.graphdef, traverse_util.unflatten_dict(loaded, sep="/"))
+
+
+def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) -> None:
+  """Writes parameters as a Hugging Face checkpoint: `config.json` and one safetensors file.
+
+  Args:
+    folder: where to write; made if need be.
+    config: the contents of `config.json`, which must describe `params`.
+    params: what `load` would return, in float32 or bfloat16.
+
+  Raises:
+    ValueError: the config is not supported, or describes other parameters.
+  """
+  folder = pathlib.Path(folder)
+  model = abstract_model(ModelConfig.from_hf(config))
+  shapes, found = jax.tree.map(jnp.shape, model.params), jax.tree.map(jnp.shape, params)
+  if shapes != found:
+    raise ValueError(f"config describes parameters of shapes {shapes}, found {found}")
+  axes, tensors = logical_axes(model), {}
+  for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+    name, layout = LAYOUT[path]
+    inner = [axis for axis in axes[path] if axis != "layers"]
+    dims = _dims(layout)
+    order = [inner.index(axis) for dim in dims for axis in dim]
+    stacked = np.asarray(leaf) if "layers" in axes[path] else np.asarray(leaf)[None]
+    for layer, block in enumerate(stacked):
+      size = dict(zip(inner, block.shape, strict=True))
+      shape = [math.prod(size[axis] for axis in dim) for dim in dims]
+      tensors[name.format(layer=layer)] = np.ascontiguousarray(
+          block.transpose(order).reshape(shape))
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+  safetensors.numpy.save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})

@@ -1,0 +1,62 @@
+"""Where parameters live on a mesh: logical axes of weights to mesh axes (design section 4)."""
+
+from collections.abc import Mapping
+import dataclasses
+
+from flax import nnx
+from flax import traverse_util
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rain_jax.models.llama import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """The mesh axis over which each logical axis is split; None keeps it whole."""
+
+  layers: str | None = None
+  vocab: str | None = "tensor"
+  embed: str | None = None
+  heads: str | None = "tensor"
+  kv_heads: str | None = "tensor"
+  head: str | None = None
+  mlp: str | None = "tensor"
+
+
+def logical_axes(model: Model) -> dict[str, tuple[str, ...]]:
+  """The logical axes of each parameter, by its path such as 'layers/q/kernel'."""
+  _, state = nnx.split(nnx.merge(model.graphdef, model.params))
+  return {"/".join(path): variable.axes for path, variable in nnx.to_flat_state(state)}
+
+
+def partition_spec(
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules = Rules()
+) -> PartitionSpec:
+  """How one parameter is split: every axis by its rule, if the mesh has that axis and it divides.
+
+  An axis that the mesh axis does not divide stays whole: a model with fewer key-value heads than
+  shards keeps all of them on every shard.
+  """
+  spec = []
+  for axis, size in zip(axes, shape, strict=True):
+    name = getattr(rules, axis)
+    spec.append(name if name in mesh.shape and size % mesh.shape[name] == 0 else None)
+  return PartitionSpec(*spec)
+
+
+def shardings(model: Model, mesh: Mesh, rules: Rules = Rules()) -> Mapping[str, object]:
+  """A NamedSharding for each parameter, as a tree like `model.params`, which may be abstract."""
+  axes = logical_axes(model)
+  flat = traverse_util.flatten_dict(model.params, sep="/")
+  specs = {
+      path: NamedSharding(mesh, partition_spec(axes[path], leaf.shape, mesh, rules))
+      for path, leaf in flat.items()
+  }
+  return traverse_util.unflatten_dict(specs, sep="/")
+
+
+def shard(model: Model, mesh: Mesh, rules: Rules = Rules()) -> Model:
+  """The model with its parameters moved to their places on the mesh."""
+  return dataclasses.replace(
+      model, params=jax.device_put(model.params, shardings(model, mesh, rules)))
