@@ -154,16 +154,16 @@ def build_tables(
 
   rank = np.argsort(order)
   enders, stop_byte = text_ends.encode(), FULL_STOP.encode()
-  last = [piece[-1:] for piece in pieces]
+  byte = [piece[0] if k == _BYTE else 0 for piece, k in zip(pieces, kind)]
+  ends = [piece != b"" and piece[-1] in enders for piece in pieces]
+  full_stop = [stop_byte in piece for piece in pieces]
   return TextTables(
       transitions=jnp.asarray(states[:, rank]),
       kind=jnp.asarray(kind),
-      byte=jnp.asarray(
-          [p[0] if k == _BYTE else 0 for p, k in zip(pieces, kind)], dtype=jnp.uint8
-      ),
+      byte=jnp.asarray(np.array(byte, np.uint8)),
       size=jnp.asarray(size),
-      ends=jnp.asarray([bool(b) and b in enders for b in last], dtype=bool),
-      full_stop=jnp.asarray([stop_byte in piece for piece in pieces], dtype=bool),
+      ends=jnp.asarray(np.array(ends)),
+      full_stop=jnp.asarray(np.array(full_stop)),
       hash=jnp.asarray(hashes[rank].astype(np.uint32)),
       shift=jnp.asarray(shifts[rank].astype(np.uint32)),
       text_ends=text_ends,

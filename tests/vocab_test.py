@@ -3,7 +3,6 @@
 import functools
 import os
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +108,8 @@ def draw_rows(tokenizer, rng):
   names = tokenizer.get_vocab()
   raw = [names[f"<0x{byte:02X}>"] for byte in range(256) if f"<0x{byte:02X}>" in names]
   marks = [continuation(tokenizer, mark)[-1] for mark in [*".,?:;!a ", "\n", " The", "A"]]
-  kanji = [split_anywhere(tokenizer, text, rng) for text in ["日", "é", "𒀀", "本.", "日本"] * 4]
+  kanji = ["日", "é", "𒀀", "本.", "日本"] * 4
+  kanji = [split_anywhere(tokenizer, text, rng) for text in kanji]
   pool = [split_anywhere(tokenizer, stop, rng) for stop in STOPS for _ in range(40)]
   special = [index for index in tokenizer.all_special_ids if index is not None]
   rows = []
@@ -215,7 +215,6 @@ def test_every_prefix_agrees_with_string_operations(tokenizer):
   for text, pair in list(seen.items())[::50]:
     assert pair == tuple(polynomial(text, base) for base in vocab._BASES)
   np.testing.assert_array_equal(states.length[:, -1], STEPS)
-  print(counts, len(seen))
   assert min(counts["ends"], counts["stopped"], counts["broken"], counts["full_stop"]) > 1000
   if "<0x0A>" in tokenizer.get_vocab():
     assert counts["undone"] > 5  # stop strings that broken runs of bytes take back
@@ -242,3 +241,103 @@ def test_equal_text_has_equal_hash_whatever_the_tokens(tokenizer):
     assert hashes.setdefault(index, tuple(pair)) == tuple(pair)
   assert len(set(hashes.values())) == len(texts)
   assert not states.stopped.any()
+
+
+def test_full_stop_in_a_byte_run_counts_when_the_token_is_read():
+  tokenizer = byte_fallback()
+  names = tokenizer.get_vocab()
+  dot, lead, letter = names["<0x2E>"], names["<0xE6>"], continuation(tokenizer, "a")[0]
+  rows = np.array([[letter, dot, letter], [letter, dot, lead], [lead, dot, letter]], np.int32)
+  texts = prefix_texts(tokenizer, continuation(tokenizer, "a"), rows)
+  assert [text[-1] for text in texts] == ["a.a", "a\ufffd\ufffd", "\ufffd\ufffda"]
+  states = read(vocab.build_tables(tokenizer), rows)
+  assert states.tokens_at_full_stop.tolist() == [[0, 2, 2], [0, 2, 2], [0, 0, 0]]
+  assert states.ends.tolist() == [[False, True, False], [False, True, False], [False] * 3]
+
+
+def test_stop_string_lies_within_the_response_and_stays_complete():
+  tokenizer = byte_level()
+  tables = vocab.build_tables(tokenizer, ["Human:"])
+  assert bool(vocab.initial_state(tables, "Human:").ends)
+  assert not vocab.initial_state(tables, "Human").ends
+  assert not vocab.initial_state(tables, "").ends
+  rows = [continuation(tokenizer, text) for text in ("man: a", "Human: a")]
+  width = max(map(len, rows))
+  rows = np.array([row + [-1] * (width - len(row)) for row in rows], np.int32)
+  assert read(tables, rows, "Hu").stopped[:, -1].tolist() == [False, True]
+
+
+def test_ids_without_a_piece_add_no_text():
+  tokenizer = byte_fallback()
+  size = len(tokenizer)
+  tables = vocab.build_tables(tokenizer, ["aa"], vocab_size=size + 7)
+  assert tables.transitions.shape == (3, size + 7)
+  letter = continuation(tokenizer, "a")[0]
+  row = np.array([[letter, size + 6, letter]], np.int32)
+  states = read(tables, row)
+  assert states.stopped.tolist() == [[False, False, True]]
+  assert states.length.tolist() == [[1, 2, 3]]
+  with_gap, without = states.hash[0, -1], read(tables, row[:, ::2]).hash[0, -1]
+  assert with_gap.tolist() == without.tolist()
+  assert vocab.decode_response(tokenizer, [letter], row[0].tolist()) == "aa"
+
+
+def test_encode_continuation_adds_nothing_of_its_own(tokenizer):
+  bos = tokenizer.bos_token_id
+  texts = (" Yes", "Yes", "\n\n(A) is. (B)\nAnswer: (", "Human: hi\n\nAssistant:", "  two", "\t")
+  for text in (*texts, "日本 é", "a </s> b"):
+    ids = vocab.encode_continuation(tokenizer, text)
+    assert bos not in ids and tokenizer.eos_token_id not in ids
+    for before in ("Well.", "(", "\n"):
+      prompt = tokenizer(before, add_special_tokens=False).input_ids
+      assert vocab.decode_response(tokenizer, prompt, ids) == text
+    assert vocab.decode_response(tokenizer, [bos], ids) == text
+  assert vocab.encode_continuation(tokenizer, "") == []
+
+
+def test_encode_continuation_refuses_text_that_always_joins():
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  merges = [(mark, "x") for mark in ("Ċ", "a", ":", ".", "0", ")")]
+  names = alphabet + ["".join(pair) for pair in merges]
+  backend = Tokenizer(models.BPE(vocab={n: i for i, n in enumerate(names)}, merges=merges))
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend.decoder = decoders.ByteLevel()
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+  assert vocab.encode_continuation(tokenizer, "y") == [names.index("y")]
+  with pytest.raises(ValueError, match="Text 'x' has no tokens of its own"):
+    vocab.encode_continuation(tokenizer, "x")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(stop_strings=[""]), "Stop string ''"),
+        (dict(stop_strings=["a\ufffd"]), "expected text without U"),
+        (dict(text_ends=".。"), "ASCII"),
+    ],
+)
+def test_build_tables_refuses_what_it_cannot_decide(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    vocab.build_tables(byte_level(), **arguments)
+
+
+@pytest.mark.parametrize(
+    "decoder, message",
+    [
+        (decoders.WordPiece(), "WordPiece.* is not supported"),
+        (decoders.Sequence([decoders.Fuse(), decoders.Replace("_", " ")]), "Replace.* not sup"),
+        (decoders.Sequence([decoders.Strip(), decoders.Fuse()]), "Strip.* not sup"),
+        (None, "no decoder"),
+    ],
+)
+def test_build_tables_refuses_unknown_decoders(decoder, message):
+  backend = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
+  if decoder is not None:
+    backend.decoder = decoder
+  with pytest.raises(ValueError, match=message):
+    vocab.build_tables(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_build_tables_refuses_tokenizers_without_a_fast_backend():
+  with pytest.raises(ValueError, match="object has no fast backend"):
+    vocab.build_tables(object())
