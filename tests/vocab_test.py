@@ -1,6 +1,7 @@
 """Tables over the vocabulary against plain string operations on decoded text."""
 
 import functools
+import itertools
 import os
 import pathlib
 
@@ -14,7 +15,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from rain_jax import vocab
 
 ROWS, STEPS = 10_000, 16
-STOPS = ("\n\nHuman:", "\nQ:", "USER", "aaab", "日本", "é.", "<|end", "本a")
+STOPS = ("\n\nHuman:", "\nQ:", "USER", "a USERs", "aaab", "日本", "é.", "<|end", "本a")
 TEXT = (
     "Human: How are you, today? Assistant: I am well; thank you. The café: aaab aab."
     " USER asks about 日本, then says <|end|> and goes. Q: Is it 3.5? A: No!\n\nYes.\n"
@@ -265,6 +266,27 @@ def test_stop_string_lies_within_the_response_and_stays_complete():
   width = max(map(len, rows))
   rows = np.array([row + [-1] * (width - len(row)) for row in rows], np.int32)
   assert read(tables, rows, "Hu").stopped[:, -1].tolist() == [False, True]
+
+
+def test_utf8_automaton_accepts_exactly_valid_runs():
+  def accepts(run):
+    state = 0
+    for byte in run:
+      state = vocab._UTF8[state, byte]
+    return state == 0
+
+  def valid(run):
+    try:
+      return run.decode() is not None
+    except UnicodeDecodeError:
+      return False
+
+  edges = (0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xFF)
+  runs = [bytes(run) for run in itertools.product(range(256), edges)]
+  runs += [bytes(run) for run in itertools.product(range(0xC0, 256), edges, edges[1:9])]
+  runs += [run + bytes([last]) for run in runs if len(run) == 3 for last in edges[1:9]]
+  assert sum(map(valid, runs)) > 500
+  assert [run for run in runs if accepts(run) != valid(run)] == []
 
 
 def test_ids_without_a_piece_add_no_text():
