@@ -8,6 +8,7 @@ that no key or value is ever repeated, neither for rows nor for the heads of a q
 
 from collections.abc import Sequence
 import functools
+from typing import NamedTuple
 
 from flax import struct
 import jax
@@ -104,43 +105,52 @@ def attend(
   *batch, q_heads, tokens, size = query.shape
   kv_heads = context[0][0].shape[-3]
   grouped = query.reshape(*batch, kv_heads, q_heads // kv_heads, tokens, size)
-  scores = jnp.concatenate(
-      [
-          jnp.where(mask[..., None, None, :, :], _scores(grouped, keys), _MASKED)
-          for (keys, _), mask in zip(context, masks, strict=True)
-      ],
-      axis=-1,
-  )
-  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-  out, start = [], 0
-  for _, values in context:
-    slots = values.shape[-2]
-    part = lax.slice_in_dim(weights, start, start + slots, axis=-1)
-    out.append(_mix(part, values))
-    start += slots
-  return functools.reduce(jnp.add, out).reshape(query.shape).astype(query.dtype)
+  parts = [
+      _attend_segment(grouped, keys, values, mask)
+      for (keys, values), mask in zip(context, masks, strict=True)
+  ]
+  highest = functools.reduce(jnp.maximum, (part.highest for part in parts))
+  weights = [jnp.exp(part.highest - highest) for part in parts]
+  total = sum(w * part.total for w, part in zip(weights, parts))
+  mixed = sum(w[..., None] * part.mixed for w, part in zip(weights, parts))
+  return (mixed / total[..., None]).reshape(query.shape).astype(query.dtype)
 
 
-def _scores(query: jax.Array, keys: jax.Array) -> jax.Array:
-  """[*batch, H, G, T, D] x [*prefix, H, S, D] -> float32 [*batch, H, G, T, S]."""
+class _Partial(NamedTuple):
+  """Unnormalised attention over one segment; the scores themselves never change layout.
+
+  highest: the largest score, float32 [*batch, H, G, T].
+  total: sum of exp(score - highest), float32 [*batch, H, G, T].
+  mixed: values under these weights, float32 [*batch, H, G, T, D].
+  """
+
+  highest: jax.Array
+  total: jax.Array
+  mixed: jax.Array
+
+
+def _attend_segment(
+    query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
+) -> _Partial:
+  """Attention of query [*batch, H, G, T, D] over keys and values [*prefix, H, S, D].
+
+  The query's batch axes beyond the prefix count as rows of the matrix product, beside G and T.
+  """
   shared, heads = keys.ndim - 3, query.ndim - 4
-  return _per_head(query, keys, contract=(query.ndim - 1, keys.ndim - 1), shared=shared, heads=heads)
-
-
-def _mix(weights: jax.Array, values: jax.Array) -> jax.Array:
-  """[*batch, H, G, T, S] x [*prefix, H, S, D] -> float32 [*batch, H, G, T, D]."""
-  shared, heads = values.ndim - 3, weights.ndim - 4
-  return _per_head(
-      weights, values, contract=(weights.ndim - 1, values.ndim - 2), shared=shared, heads=heads)
-
-
-def _per_head(
-    rows: jax.Array, segment: jax.Array, contract: tuple[int, int], shared: int, heads: int
-) -> jax.Array:
-  """Product of `rows` with a segment of fewer batch axes; the others count as rows of the matrix."""
-  batch = (*range(shared), heads), (*range(shared), shared)
-  out = lax.dot_general(
-      rows, segment, (((contract[0],), (contract[1],)), batch), preferred_element_type=jnp.float32
+  scores = lax.dot_general(
+      query, keys,
+      (((query.ndim - 1,), (keys.ndim - 1,)), ((*range(shared), heads), tuple(range(shared + 1)))),
+      preferred_element_type=jnp.float32,
+  )  # [*prefix, H, *others, G, T, S]
+  mask = jnp.expand_dims(mask, (shared, heads + 1))
+  scores = jnp.where(mask, scores, _MASKED)
+  highest = jnp.max(scores, axis=-1)
+  weights = jnp.exp(scores - highest[..., None])
+  total = jnp.sum(weights, axis=-1)
+  together = tuple(range(shared + 1))
+  mixed = lax.dot_general(
+      weights.astype(query.dtype), values,
+      (((weights.ndim - 1,), (values.ndim - 2,)), (together, together)),
+      preferred_element_type=jnp.float32,
   )
-  # The head axis comes out right behind the shared axes; put it back behind all batch axes.
-  return jnp.moveaxis(out, shared, heads)
+  return _Partial(*(jnp.moveaxis(a, shared, heads) for a in (highest, total, mixed)))

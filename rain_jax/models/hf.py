@@ -6,13 +6,13 @@ their stacked array, so that the host never holds more than one parameter's shar
 
 from collections.abc import Iterable, Mapping
 import contextlib
+import functools
 import json
 import math
 import pathlib
 import re
 from typing import Any
 
-from flax import traverse_util
 import huggingface_hub
 import huggingface_hub.errors
 import jax
@@ -23,32 +23,32 @@ import safetensors.numpy
 
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import Model, Params, abstract_model
-from rain_jax.models.sharding import Rules, logical_axes, shardings
+from rain_jax.models.sharding import flatten, logical_axes, Rules, shardings, unflatten
 
 _LAYER = "model.layers.{layer}."
 
 LAYOUT: Mapping[str, tuple[str, str]] = {
-    "embedding": ("model.embed_tokens.weight", "vocab embed"),
+    "embedding/weight": ("model.embed_tokens.weight", "vocab embed"),
     "layers/attention_norm/scale": (_LAYER + "input_layernorm.weight", "embed"),
-    "layers/q/kernel": (_LAYER + "self_attn.q_proj.weight", "heads*head embed"),
+    "layers/q/weight": (_LAYER + "self_attn.q_proj.weight", "heads*head embed"),
     "layers/q/bias": (_LAYER + "self_attn.q_proj.bias", "heads*head"),
-    "layers/k/kernel": (_LAYER + "self_attn.k_proj.weight", "kv_heads*head embed"),
+    "layers/k/weight": (_LAYER + "self_attn.k_proj.weight", "kv_heads*head embed"),
     "layers/k/bias": (_LAYER + "self_attn.k_proj.bias", "kv_heads*head"),
-    "layers/v/kernel": (_LAYER + "self_attn.v_proj.weight", "kv_heads*head embed"),
+    "layers/v/weight": (_LAYER + "self_attn.v_proj.weight", "kv_heads*head embed"),
     "layers/v/bias": (_LAYER + "self_attn.v_proj.bias", "kv_heads*head"),
-    "layers/o/kernel": (_LAYER + "self_attn.o_proj.weight", "embed heads*head"),
+    "layers/o/weight": (_LAYER + "self_attn.o_proj.weight", "embed heads*head"),
     "layers/o/bias": (_LAYER + "self_attn.o_proj.bias", "embed"),
     "layers/q_norm/scale": (_LAYER + "self_attn.q_norm.weight", "head"),
     "layers/k_norm/scale": (_LAYER + "self_attn.k_norm.weight", "head"),
     "layers/mlp_norm/scale": (_LAYER + "post_attention_layernorm.weight", "embed"),
-    "layers/gate/kernel": (_LAYER + "mlp.gate_proj.weight", "mlp embed"),
+    "layers/gate/weight": (_LAYER + "mlp.gate_proj.weight", "mlp embed"),
     "layers/gate/bias": (_LAYER + "mlp.gate_proj.bias", "mlp"),
-    "layers/up/kernel": (_LAYER + "mlp.up_proj.weight", "mlp embed"),
+    "layers/up/weight": (_LAYER + "mlp.up_proj.weight", "mlp embed"),
     "layers/up/bias": (_LAYER + "mlp.up_proj.bias", "mlp"),
-    "layers/down/kernel": (_LAYER + "mlp.down_proj.weight", "embed mlp"),
+    "layers/down/weight": (_LAYER + "mlp.down_proj.weight", "embed mlp"),
     "layers/down/bias": (_LAYER + "mlp.down_proj.bias", "embed"),
     "final_norm/scale": ("model.norm.weight", "embed"),
-    "head": ("lm_head.weight", "vocab embed"),
+    "head/weight": ("lm_head.weight", "vocab embed"),
 }
 """For each of our parameters the Hugging Face name and layout, `a*b` being axes merged into one."""
 
@@ -168,7 +168,7 @@ class _Tensors:
             f"{path}: tensor {name} has dtype {tensor.get_dtype()}, expected {' or '.join(_DTYPES)}")
     extra = [n for n in sorted(set(self._file) - set(expected)) if not _DERIVED.fullmatch(n)]
     # Tied models may store the shared table a second time.
-    if extra and extra != [LAYOUT["head"][0]]:
+    if extra and extra != [LAYOUT["head/weight"][0]]:
       raise CheckpointError(
           f"{len(extra)} tensors have no place in this model, such as {extra[0]}; "
           "is config.json that of another model?")
@@ -198,7 +198,9 @@ def _merged_slice(sizes: list[int], slices: list[slice]) -> slice:
 def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
   """Name and shape of every tensor that the checkpoint must have."""
   axes, expected = logical_axes(model), {}
-  for path, leaf in traverse_util.flatten_dict(model.params, sep="/").items():
+  for path, leaf in flatten(model.params).items():
+    if path not in LAYOUT:
+      continue  # The scales of int8 matrices are ours.
     name, layout = LAYOUT[path]
     size = dict(zip(axes[path], leaf.shape, strict=True))
     shape = tuple(math.prod(size[axis] for axis in dim) for dim in _dims(layout))
@@ -207,30 +209,75 @@ def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
   return expected
 
 
-def _read_block(
-    tensors: _Tensors, path: str, axes: tuple[str, ...], leaf: Any, index: tuple[slice, ...]
+def _read_layer(
+    tensors: _Tensors, path: str, layer: int, axes: tuple[str, ...],
+    size: Mapping[str, int], cut: Mapping[str, slice],
 ) -> np.ndarray:
-  """The part `index` of the parameter `path`, in our layout and dtype."""
+  """The part `cut` of one layer of a parameter that the file has, its axes ordered as `axes`."""
   name, layout = LAYOUT[path]
-  size = dict(zip(axes, leaf.shape, strict=True))
-  cut = dict(zip(axes, index, strict=True))
-  length = {axis: len(range(*cut[axis].indices(size[axis]))) for axis in axes}
   dims = _dims(layout)
   theirs = tuple(_merged_slice([size[a] for a in dim], [cut[a] for a in dim]) for dim in dims)
   split = [axis for dim in dims for axis in dim]
-  inner = [axis for axis in axes if axis != "layers"]
-  order = [split.index(axis) for axis in inner]
+  shape = [len(range(*cut[axis].indices(size[axis]))) for axis in split]
+  block = tensors.read(name.format(layer=layer), theirs).reshape(shape)
+  return block.transpose([split.index(axis) for axis in axes])
 
-  def read(layer: int) -> np.ndarray:
-    block = tensors.read(name.format(layer=layer), theirs)
-    return block.reshape([length[axis] for axis in split]).transpose(order)
 
-  if "layers" not in size:
-    return read(0).astype(leaf.dtype)
-  out = np.empty([length[axis] for axis in axes], leaf.dtype)
-  for i, layer in enumerate(range(*cut["layers"].indices(size["layers"]))):
-    out[i] = read(layer)
-  return out
+def quantize(weight: np.ndarray, inputs: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  """Symmetric int8 values of a matrix and the float32 scale of each output channel.
+
+  Args:
+    weight: float, any shape.
+    inputs: its axes that are summed over; the others index the output channels.
+
+  Returns:
+    int8 values like `weight`, and scales with the axes `inputs` of size 1; their product is within
+    half a scale of the weight.
+  """
+  weight = weight.astype(np.float32)
+  highest = np.max(np.abs(weight), axis=inputs, keepdims=True)
+  scale = np.where(highest > 0, highest / 127, 1).astype(np.float32)
+  return np.rint(weight / scale).astype(np.int8), scale
+
+
+class _Reader:
+  """Reads any part of any parameter of a model from the tensors of its checkpoint."""
+
+  def __init__(self, model: Model, tensors: _Tensors):
+    self._tensors = tensors
+    self._leaves = flatten(model.params)
+    self._axes = logical_axes(model)
+
+  def read(self, path: str, index: tuple[slice, ...]) -> np.ndarray:
+    """The part `index` of the parameter `path`, in our layout and dtype."""
+    leaf, axes = self._leaves[path], self._axes[path]
+    cut = dict(zip(axes, index, strict=True))
+    if "layers" not in axes:
+      return self._read_layer(path, 0, cut)
+    layers = range(*cut["layers"].indices(leaf.shape[0]))
+    shape = [len(range(*part.indices(n))) for part, n in zip(index, leaf.shape, strict=True)]
+    out = np.empty(shape, leaf.dtype)
+    for i, layer in enumerate(layers):
+      out[i] = self._read_layer(path, layer, cut)
+    return out
+
+  def _read_layer(self, path: str, layer: int, cut: Mapping[str, slice]) -> np.ndarray:
+    place, _, kind = path.rpartition("/")
+    source = f"{place}/weight" if kind == "channel_scale" else path
+    size = dict(zip(self._axes[source], self._leaves[source].shape, strict=True))
+    axes = tuple(axis for axis in self._axes[source] if axis != "layers")
+    channels = self._axes.get(f"{place}/channel_scale")
+    if kind == "bias" or channels is None:
+      block = _read_layer(self._tensors, source, layer, axes, size, cut)
+      return block.astype(self._leaves[path].dtype)
+    # A channel's scale needs all of its inputs, also where a shard keeps only some of them.
+    whole = {axis: cut[axis] if axis in channels else slice(None) for axis in axes}
+    block = _read_layer(self._tensors, source, layer, axes, size, whole)
+    inputs = tuple(i for i, axis in enumerate(axes) if axis not in channels)
+    values, scale = quantize(block, inputs)
+    if path != source:
+      return scale.squeeze(inputs)
+    return values[tuple(slice(None) if axis in channels else cut[axis] for axis in axes)]
 
 
 def load(
@@ -246,7 +293,8 @@ def load(
 
   Args:
     source: a folder, or a hub name `owner/name` of something that is no folder here.
-    param_dtype: float32 or bfloat16, in which the parameters are kept.
+    param_dtype: float32, bfloat16, or int8 (matrices only, with a float32 scale per output
+      channel), in which the parameters are kept.
     compute_dtype: float32 or bfloat16, in which they are used.
     mesh: where to put the parameters; None for the default device.
     rules: how they are split over the mesh.
@@ -258,13 +306,7 @@ def load(
   folder = resolve(source, revision)
   config = read_config(folder)
   model = abstract_model(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
-  axes = logical_axes(model)
-  if mesh is None:
-    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    places = jax.tree.map(lambda _: single, model.params)
-  else:
-    places = shardings(model, mesh, rules)
-  places = traverse_util.flatten_dict(places, sep="/")
+  places = flatten(shardings(model, mesh, rules))
   loaded = {}
   with contextlib.ExitStack() as stack:
     tensors = _Tensors(weight_files(folder), stack)
@@ -272,11 +314,11 @@ def load(
       tensors.check(_expected_shapes(model))
     except CheckpointError as error:
       raise CheckpointError(f"{folder}: {error}") from error
-    for path, leaf in traverse_util.flatten_dict(model.params, sep="/").items():
+    reader = _Reader(model, tensors)
+    for path, leaf in flatten(model.params).items():
       loaded[path] = jax.make_array_from_callback(
-          leaf.shape, places[path],
-          lambda index, path=path, leaf=leaf: _read_block(tensors, path, axes[path], leaf, index))
-  return Model(config, model.graphdef, traverse_util.unflatten_dict(loaded, sep="/"))
+          leaf.shape, places[path], functools.partial(reader.read, path))
+  return Model(config, model.graphdef, unflatten(loaded))
 
 
 def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) -> None:
@@ -296,7 +338,7 @@ def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) 
   if shapes != found:
     raise ValueError(f"config describes parameters of shapes {shapes}, found {found}")
   axes, tensors = logical_axes(model), {}
-  for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+  for path, leaf in flatten(params).items():
     name, layout = LAYOUT[path]
     inner = [axis for axis in axes[path] if axis != "layers"]
     dims = _dims(layout)

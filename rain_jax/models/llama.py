@@ -10,6 +10,7 @@ from them shape, initial values, abstract tree and shardings.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -26,24 +27,37 @@ Params = Mapping[str, Any]
 """Nested dict of arrays, the parameters of a `Llama`."""
 
 
-def _declare(axes: Mapping[str, int], init: str, rngs: nnx.Rngs, dtype: Any) -> nnx.Param:
-  """One weight: its logical axes with their sizes, and how it starts.
+def _declare(
+    axes: Mapping[str, int], init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
+) -> nnx.Param:
+  """One weight: its logical axes with their sizes, its initial values and dtype."""
+  return nnx.Param(init(rngs.params(), tuple(axes.values()), dtype), axes=tuple(axes))
 
-  `init` is 'ones', 'zeros' or 'normal:<variance>'.
+
+def _declare_matrix(
+    axes: Mapping[str, int], inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any
+) -> tuple[nnx.Param, nnx.Param | None]:
+  """A matrix that sums over `inputs`, and the scale of each output channel if it is int8.
+
+  Random int8 values would be of no use, so these start at zero, to be filled by a loader.
   """
-  shape = tuple(axes.values())
-  if init == "ones":
-    value = jnp.ones(shape, dtype)
-  elif init == "zeros":
-    value = jnp.zeros(shape, dtype)
-  else:
-    std = float(init.removeprefix("normal:")) ** 0.5
-    value = (std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
-  return nnx.Param(value, axes=tuple(axes))
+  if jnp.issubdtype(dtype, jnp.floating):
+    init = nnx.initializers.normal(math.prod(inputs.values()) ** -0.5)
+    return _declare(axes, init, rngs, dtype), None
+  channels = {axis: size for axis, size in axes.items() if axis not in inputs}
+  return (
+      _declare(axes, nnx.initializers.zeros, rngs, dtype),
+      _declare(channels, nnx.initializers.ones, rngs, jnp.float32),
+  )
+
+
+def _small_dtype(param_dtype: Any) -> Any:
+  """The dtype of norms and biases: they stay float32 beside int8 matrices."""
+  return param_dtype if jnp.issubdtype(param_dtype, jnp.floating) else jnp.float32
 
 
 class Linear(nnx.Module):
-  """Product of the trailing `inputs` axes of x with a kernel [layers, *inputs, *outputs]."""
+  """Product of the trailing `inputs` axes of x with a weight [layers, *inputs, *outputs]."""
 
   def __init__(
       self,
@@ -57,16 +71,41 @@ class Linear(nnx.Module):
   ):
     self.num_inputs = len(inputs)
     stack = {"layers": layers}
-    variance = 1 / math.prod(inputs.values())
-    self.kernel = _declare(stack | dict(inputs) | dict(outputs), f"normal:{variance}", rngs, param_dtype)
-    self.bias = _declare(stack | dict(outputs), "zeros", rngs, param_dtype) if bias else None
+    self.weight, self.channel_scale = _declare_matrix(
+        {**stack, **inputs, **outputs}, inputs, rngs, param_dtype)
+    self.bias = (
+        _declare({**stack, **outputs}, nnx.initializers.zeros, rngs, _small_dtype(param_dtype))
+        if bias else None)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [..., *inputs] -> float32 [..., *outputs], for the parameters of one layer."""
-    y = jnp.tensordot(
-        x, self.kernel[...].astype(x.dtype), self.num_inputs, preferred_element_type=jnp.float32
-    )
+    weight = self.weight[...].astype(x.dtype)
+    y = jnp.tensordot(x, weight, self.num_inputs, preferred_element_type=jnp.float32)
+    if self.channel_scale is not None:
+      y = y * self.channel_scale[...]
     return y if self.bias is None else y + self.bias[...]
+
+
+class Table(nnx.Module):
+  """One row per token of the vocabulary, read as an embedding or as the directions of logits."""
+
+  def __init__(self, vocab: int, embed: int, *, param_dtype: Any, rngs: nnx.Rngs):
+    self.weight, self.channel_scale = _declare_matrix(
+        {"vocab": vocab, "embed": embed}, {"embed": embed}, rngs, param_dtype)
+
+  def rows(self, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """int32 [...] -> [..., embed]. Ids outside the vocabulary, as in padding, read its ends."""
+    rows = jnp.take(self.weight[...], tokens, axis=0, mode="clip").astype(dtype)
+    if self.channel_scale is None:
+      return rows
+    scale = jnp.take(self.channel_scale[...], tokens, axis=0, mode="clip")
+    return (rows * scale[..., None]).astype(dtype)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """[..., embed] -> float32 [..., vocab]."""
+    weight = self.weight[...].astype(hidden.dtype)
+    y = jnp.einsum("...e,ve->...v", hidden, weight, preferred_element_type=jnp.float32)
+    return y if self.channel_scale is None else y * self.channel_scale[...]
 
 
 class Norm(nnx.Module):
@@ -74,7 +113,7 @@ class Norm(nnx.Module):
 
   def __init__(self, axes: Mapping[str, int], eps: float, *, param_dtype: Any, rngs: nnx.Rngs):
     self.eps = eps
-    self.scale = _declare(axes, "ones", rngs, param_dtype)
+    self.scale = _declare(axes, nnx.initializers.ones, rngs, _small_dtype(param_dtype))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """x [..., width] -> the same shape and dtype."""
@@ -158,13 +197,13 @@ class Llama(nnx.Module):
   ):
     self.config = config
     self.compute_dtype = jnp.dtype(compute_dtype)
-    table = {"vocab": config.vocab_size, "embed": config.hidden_size}
-    init = f"normal:{1 / config.hidden_size}"
-    self.embedding = _declare(table, init, rngs, param_dtype)
+    table = functools.partial(
+        Table, config.vocab_size, config.hidden_size, param_dtype=param_dtype, rngs=rngs)
+    self.embedding = table()
     self.layers = Layers(config, param_dtype=param_dtype, rngs=rngs)
     self.final_norm = Norm(
         {"embed": config.hidden_size}, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs)
-    self.head = None if config.tie_embeddings else _declare(table, init, rngs, param_dtype)
+    self.head = None if config.tie_embeddings else table()
 
   def __call__(
       self,
@@ -176,7 +215,7 @@ class Llama(nnx.Module):
     """See `forward`."""
     config = self.config
     segments = [segment for segment in segments if segment.positions.shape[-1]]
-    x = jnp.take(self.embedding[...], tokens, axis=0, mode="clip").astype(self.compute_dtype)
+    x = self.embedding.rows(tokens, self.compute_dtype)
     angles = _angles(config, positions)
     key_positions = [segment.positions for segment in segments] + [positions]
     masks = [attention.visible(positions, keys) for keys in key_positions]
@@ -203,9 +242,7 @@ class Llama(nnx.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """See `unembed`."""
-    table = (self.embedding if self.head is None else self.head)[...]
-    return jnp.einsum(
-        "...e,ve->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return (self.embedding if self.head is None else self.head).logits(hidden)
 
 
 def _angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

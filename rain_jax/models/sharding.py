@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 from flax import nnx
 from flax import traverse_util
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from rain_jax.models.llama import Model
 
@@ -24,8 +25,18 @@ class Rules:
   mlp: str | None = "tensor"
 
 
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """A tree of parameters as one level, keyed by paths such as 'layers/q/weight'."""
+  return traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `flatten`."""
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
 def logical_axes(model: Model) -> dict[str, tuple[str, ...]]:
-  """The logical axes of each parameter, by its path such as 'layers/q/kernel'."""
+  """The logical axes of each parameter, by its path; the model may be abstract."""
   _, state = nnx.split(nnx.merge(model.graphdef, model.params))
   return {"/".join(path): variable.axes for path, variable in nnx.to_flat_state(state)}
 
@@ -45,15 +56,21 @@ def partition_spec(
   return PartitionSpec(*spec)
 
 
-def shardings(model: Model, mesh: Mesh, rules: Rules = Rules()) -> Mapping[str, object]:
-  """A NamedSharding for each parameter, as a tree like `model.params`, which may be abstract."""
+def shardings(
+    model: Model, mesh: Mesh | None, rules: Rules = Rules()
+) -> Mapping[str, Sharding | Mapping]:
+  """A sharding for each parameter, as a tree like `model.params`, which may be abstract.
+
+  Without a mesh everything is for the default device.
+  """
+  if mesh is None:
+    single = SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: single, model.params)
   axes = logical_axes(model)
-  flat = traverse_util.flatten_dict(model.params, sep="/")
-  specs = {
+  return unflatten({
       path: NamedSharding(mesh, partition_spec(axes[path], leaf.shape, mesh, rules))
-      for path, leaf in flat.items()
-  }
-  return traverse_util.unflatten_dict(specs, sep="/")
+      for path, leaf in flatten(model.params).items()
+  })
 
 
 def shard(model: Model, mesh: Mesh, rules: Rules = Rules()) -> Model:
