@@ -88,8 +88,8 @@ def init(
   """A state with `batch` empty slots for responses of up to `max_response` tokens (R)."""
   zeros = jnp.zeros(batch, jnp.int32)
   one = trees.empty(config, embedding_size)
-  return DecodeState(
-      tree=jax.tree.map(lambda a: jnp.broadcast_to(a, (batch,) + a.shape).copy(), one),
+  state = DecodeState(
+      tree=jax.tree.map(lambda a: jnp.broadcast_to(a, (batch,) + a.shape), one),
       model=model_state,
       keys=jax.random.split(jax.random.key(0), batch),
       active=jnp.zeros(batch, bool),
@@ -100,6 +100,7 @@ def init(
       response_length=zeros,
       counters=Counters(**{name: zeros for name in Counters.__dataclass_fields__}),
   )
+  return jax.tree.map(jnp.copy, state)  # one buffer per array, so that each can be donated
 
 
 def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -> DecodeState:

@@ -91,6 +91,9 @@ class TextState:
     stopped: bool[...]; the response contained a stop string after one of its tokens.
     hash: uint32[..., 2] of the response's bytes: equal for equal texts, however they
       are cut into tokens.
+    tokens_before_stop: int32[...] tokens that are surely no part of a stop string; once
+      `stopped`, those before the stop string (one too few if a false start of it ran
+      into the real one).
     tokens_at_full_stop: int32[...] tokens up to and including the last one that put a
       full stop into the response, 0 if none did.
     hash_at_full_stop: uint32[..., 2] `hash` behind that token, or of the empty text.
@@ -102,6 +105,7 @@ class TextState:
   ends: jax.Array
   stopped: jax.Array
   hash: jax.Array
+  tokens_before_stop: jax.Array
   tokens_at_full_stop: jax.Array
   hash_at_full_stop: jax.Array
   length: jax.Array
@@ -182,6 +186,7 @@ def initial_state(tables: TextTables, prompt_text: str) -> TextState:
       ends=np.bool_(prompt_text != "" and prompt_text[-1] in tables.text_ends),
       stopped=np.bool_(False),
       hash=np.zeros(2, np.uint32),
+      tokens_before_stop=np.int32(0),
       tokens_at_full_stop=np.int32(0),
       hash_at_full_stop=np.zeros(2, np.uint32),
       length=np.int32(0),
@@ -217,12 +222,15 @@ def advance(tables: TextTables, state: TextState, tokens: jax.Array) -> TextStat
   text_hash = _reduce(text_hash + tables.hash[tokens])
   length = state.length + 1
   full_stop = tables.full_stop[tokens] & shown
+  begun = jnp.where(start == 0, state.length, state.tokens_before_stop)
+  before_stop = jnp.where(automaton == 0, length, begun)
   after = TextState(
       automaton=automaton,
       utf8=utf8,
       ends=jnp.where(tables.size[tokens] > 0, tables.ends[tokens] & shown, state.ends),
       stopped=automaton == complete,
       hash=text_hash,
+      tokens_before_stop=jnp.where(state.stopped, state.tokens_before_stop, before_stop),
       tokens_at_full_stop=jnp.where(full_stop, length, state.tokens_at_full_stop),
       hash_at_full_stop=jnp.where(full_stop[..., None], text_hash, state.hash_at_full_stop),
       length=length,

@@ -1,0 +1,253 @@
+"""Keys and values of a growing tree of texts, stored once and read by path.
+
+A `PathCache` holds, for each of B trees, a *context* (the text that every path starts
+from) and a *pool* of V stretches of up to L tokens, one per visited node. A path is a
+list of pool slots; reading it gathers its few stretches into a segment, and nothing is
+ever copied per row. The model returns the keys and values of new tokens; `write` puts
+them where they belong.
+
+Positions here are relative to the context's start: 0 is its first token.
+"""
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from rain_jax.models.attention import KV, NO_POSITION, Segment
+from rain_jax.models.config import ModelConfig
+
+
+@flax.struct.dataclass
+class PathCache:
+  """Context and pool of B trees.
+
+  Attributes:
+    context: KV with keys, values [layers, B, H, S, D] of S context positions.
+    pool: KV with keys, values [layers, B, V, H, L, D].
+    tokens: int32[B, S] the context's tokens.
+    length: int32[B] how many there are.
+    cached: int32[B] how many of them, from the first on, have keys and values.
+    pooled: bool[B, V] the pool's slot holds the keys and values of its node.
+  """
+
+  context: KV
+  pool: KV
+  tokens: jax.Array
+  length: jax.Array
+  cached: jax.Array
+  pooled: jax.Array
+
+
+@flax.struct.dataclass
+class Paths:
+  """Texts that start from the context: W paths through each of B trees, and a tail.
+
+  Attributes:
+    slots: int32[B, W, D] pool slot of each node on the path.
+    tokens: int32[B, W, D, L] the nodes' tokens.
+    lengths: int32[B, W, D] their lengths, 0 behind the path's end.
+    tail: int32[B, W, R] tokens behind the path that are not to be stored.
+  """
+
+  slots: jax.Array
+  tokens: jax.Array
+  lengths: jax.Array
+  tail: jax.Array
+
+  def ends(self, cache: PathCache) -> jax.Array:
+    """Relative position behind each node's last token, int32[B, W, D]."""
+    return cache.length[:, None, None] + jnp.cumsum(self.lengths, axis=-1)
+
+
+def init(
+    config: ModelConfig, batch: int, context: int, slots: int, set_size: int, dtype
+) -> PathCache:
+  """An empty cache for `batch` trees (B), `context` positions (S), V slots of L tokens."""
+  layers, heads, size = config.num_layers, config.num_kv_heads, config.head_size
+  kv = lambda *shape: KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  return PathCache(
+      context=kv(layers, batch, heads, context, size),
+      pool=kv(layers, batch, slots, heads, set_size, size),
+      tokens=jnp.zeros((batch, context), jnp.int32),
+      length=jnp.zeros(batch, jnp.int32),
+      cached=jnp.zeros(batch, jnp.int32),
+      pooled=jnp.zeros((batch, slots), bool),
+  )
+
+
+def known(cache: PathCache, paths: Paths) -> jax.Array:
+  """Leading positions of each path that have keys and values, int32[B, W]."""
+  pooled = _take(cache.pooled, paths.slots) & (paths.lengths > 0)
+  unbroken = jnp.cumprod(pooled, axis=-1) * paths.lengths
+  whole = cache.cached >= cache.length
+  return jnp.where(whole[:, None], cache.length[:, None] + unbroken.sum(-1), cache.cached[:, None])
+
+
+def segments(
+    cache: PathCache, paths: Paths, limit: jax.Array, offset: int
+) -> tuple[Segment, Segment]:
+  """The stored context of W paths per tree, as segments for the model.
+
+  Args:
+    cache: the cache.
+    paths: the paths.
+    limit: int32[B, W]; positions from here on are not shown.
+    offset: absolute position of relative position 0.
+
+  Returns:
+    Context [layers, B, H, S, D] and path [layers, B, W, H, D * L, D], each with
+    positions per path.
+  """
+  S = cache.tokens.shape[-1]
+  shown = jnp.minimum(limit, cache.cached[:, None])[..., None]  # [B, W, 1]
+  at = jnp.arange(S)
+  context = Segment(
+      cache.context.keys,
+      cache.context.values,
+      jnp.where(at < shown, at + offset, NO_POSITION),
+  )
+  L = paths.tokens.shape[-1]
+  at = (paths.ends(cache) - paths.lengths)[..., None] + jnp.arange(L)  # [B, W, D, L]
+  pooled = _take(cache.pooled, paths.slots)[..., None]
+  inside = (jnp.arange(L) < paths.lengths[..., None]) & pooled & (at < limit[..., None, None])
+  B, W, D = paths.slots.shape
+
+  def gather(pool):
+    slots = jnp.maximum(paths.slots, 0)
+    taken = jax.vmap(lambda p, s: p[:, s], in_axes=(1, 0), out_axes=1)(pool, slots)
+    layers, _, _, _, heads, _, size = taken.shape  # [layers, B, W, D, H, L, size]
+    return jnp.moveaxis(taken, 4, 3).reshape(layers, B, W, heads, D * L, size)
+
+  path = Segment(
+      gather(cache.pool.keys),
+      gather(cache.pool.values),
+      jnp.where(inside, at + offset, NO_POSITION).reshape(B, W, D * L),
+  )
+  return context, path
+
+
+def locate(
+    cache: PathCache, paths: Paths, at: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """What stands at relative positions `at` int32[B, W, T] of each path.
+
+  Returns:
+    token: int32[B, W, T].
+    place: int32[B, W, T] the context position, or S if it is not in the context.
+    slot: int32[B, W, T] the pool slot, or V if it is not in a node.
+    offset: int32[B, W, T] the place within the slot.
+  """
+  S, V = cache.tokens.shape[-1], cache.pooled.shape[-1]
+  ends = paths.ends(cache)
+  D, L = paths.tokens.shape[-2:]
+  length = cache.length[:, None, None]
+  node = jnp.sum(at[..., None] >= ends[..., None, :], axis=-1)  # [B, W, T]
+  in_context = at < length
+  in_node = ~in_context & (node < D)
+  node = jnp.minimum(node, D - 1)
+  of_node = lambda array: jnp.take_along_axis(array, node, axis=-1)
+  offset = at - (of_node(ends) - of_node(paths.lengths))
+  offset = jnp.clip(offset, 0, L - 1)
+  B, W, T = at.shape
+  flat = paths.tokens.reshape(B, W, D * L)
+  from_node = jnp.take_along_axis(flat, node * L + offset, axis=-1)
+  from_tail = jnp.take_along_axis(
+      paths.tail, jnp.clip(at - ends[..., -1:], 0, paths.tail.shape[-1] - 1), axis=-1
+  )
+  from_context = _take(cache.tokens, jnp.clip(at, 0, S - 1))
+  token = jnp.where(in_context, from_context, jnp.where(in_node, from_node, from_tail))
+  slot = jnp.where(in_node, of_node(paths.slots), V)
+  return token, jnp.where(in_context, at, S), slot, offset
+
+
+def write(
+    cache: PathCache,
+    new: KV,
+    place: jax.Array,
+    slot: jax.Array,
+    offset: jax.Array,
+    keep: jax.Array,
+) -> PathCache:
+  """Stores the keys and values [layers, B, W, H, T, D] of new tokens.
+
+  `place`, `slot`, `offset` are from `locate`; tokens where `keep` bool[B, W, T] is
+  False are dropped. Marks nothing as cached: that is `mark`'s part.
+  """
+  S, V = cache.tokens.shape[-1], cache.pooled.shape[-1]
+  B = place.shape[0]
+  rows = jnp.arange(B)[:, None, None]
+  place = jnp.where(keep, place, S)
+  slot = jnp.where(keep, slot, V)
+
+  def put(context, pool, fresh):
+    # Advanced indices around a slice come first in the indexed shape: [B, W, T, layers, H, D].
+    fresh = jnp.moveaxis(fresh, (0, 3), (3, 4))
+    context = context.at[:, rows, :, place].set(fresh, mode="drop")
+    return context, pool.at[:, rows, slot, :, offset].set(fresh, mode="drop")
+
+  keys = put(cache.context.keys, cache.pool.keys, new.keys)
+  values = put(cache.context.values, cache.pool.values, new.values)
+  return cache.replace(context=KV(keys[0], values[0]), pool=KV(keys[1], values[1]))
+
+
+def mark(cache: PathCache, paths: Paths, upto: jax.Array, done: jax.Array) -> PathCache:
+  """Records that the paths where `done` bool[B, W] are stored up to `upto` int32[B, W]."""
+  upto = jnp.where(done, upto, 0)
+  cached = jnp.maximum(cache.cached, jnp.minimum(cache.length, upto.max(-1)))
+  inside = (paths.ends(cache) <= upto[..., None]) & (paths.lengths > 0)
+  slot = jnp.where(inside, paths.slots, cache.pooled.shape[-1])
+  rows = jnp.arange(slot.shape[0])[:, None, None]
+  return cache.replace(
+      cached=cached, pooled=cache.pooled.at[rows, slot].set(True, mode="drop")
+  )
+
+
+def forget(cache: PathCache, slot: jax.Array, mask: jax.Array) -> PathCache:
+  """Empties the pool slots int32[B, W] where `mask` bool[B, W]."""
+  slot = jnp.where(mask, slot, cache.pooled.shape[-1])
+  rows = jnp.arange(slot.shape[0])[:, None]
+  return cache.replace(pooled=cache.pooled.at[rows, slot].set(False, mode="drop"))
+
+
+def commit(
+    cache: PathCache, mask: jax.Array, slot: jax.Array, tokens: jax.Array, length: jax.Array
+) -> PathCache:
+  """Appends a node to the context of the trees in `mask` bool[B].
+
+  Args:
+    cache: the cache.
+    mask: bool[B].
+    slot: int32[B] the node's pool slot, negative if it has none.
+    tokens: int32[B, L].
+    length: int32[B].
+  """
+  S = cache.tokens.shape[-1]
+  B, L = tokens.shape
+  held = jnp.maximum(slot, 0)
+  stored = jnp.take_along_axis(cache.pooled, held[:, None], axis=-1)[:, 0]
+  move = mask & (slot >= 0) & stored & (cache.cached >= cache.length)
+  inside = jnp.arange(L) < length[:, None]
+  at = cache.length[:, None] + jnp.arange(L)
+  rows = jnp.arange(B)
+
+  def put(context, pool):
+    taken = pool[:, rows, held]  # [layers, B, H, L, D]
+    place = jnp.where(inside & move[:, None], at, S)
+    fresh = jnp.moveaxis(taken, (0, 3), (2, 1))  # [B, L, layers, H, D]
+    return context.at[:, rows[:, None], :, place].set(fresh, mode="drop")
+
+  place = jnp.where(inside & mask[:, None], at, S)
+  return cache.replace(
+      context=KV(
+          put(cache.context.keys, cache.pool.keys), put(cache.context.values, cache.pool.values)
+      ),
+      tokens=cache.tokens.at[rows[:, None], place].set(tokens, mode="drop"),
+      length=cache.length + jnp.where(mask, length, 0),
+      cached=cache.cached + jnp.where(move, length, 0),
+  )
+
+
+def _take(array: jax.Array, index: jax.Array) -> jax.Array:
+  """array[b, index[b, ...]] for array [B, X] and index [B, ...], negatives as 0."""
+  flat = jnp.maximum(index, 0).reshape(index.shape[0], -1)
+  return jnp.take_along_axis(array, flat, axis=-1).reshape(index.shape)

@@ -1,0 +1,65 @@
+"""What proposing and judging share."""
+
+import jax
+import jax.numpy as jnp
+
+from rain_jax import vocab
+from rain_jax.models import KV, Segment
+from rain_jax.models.cache import Paths
+from rain_jax.types import Array, Request
+from rain_jax.vocab import TextState, TextTables
+
+
+def prefix(params: dict, side: str) -> tuple[list[Segment], int]:
+  """The fixed prefix of a side, `proposing` or `judging`, and its length in tokens.
+
+  A list of no or one segment without batch axes: every tree and row shares it.
+  """
+  kv = params[f"{side}_prefix"]
+  length = kv.keys.shape[-2]
+  return ([kv.segment(jnp.arange(length))] if length else []), length
+
+
+def paths(request: Request, tail: Array) -> Paths:
+  """The request's paths with `tail` int32[B, W, R] behind them."""
+  return Paths(request.path_slots, request.path_tokens, request.path_lengths, tail)
+
+
+def scratch(lm, kv_dtype, *shape) -> KV:
+  """Zeroed keys and values [layers, *shape[:-1], H, shape[-1], D]."""
+  config = lm.config
+  full = (config.num_layers, *shape[:-1], config.num_kv_heads, shape[-1], config.head_size)
+  return KV(jnp.zeros(full, kv_dtype), jnp.zeros(full, kv_dtype))
+
+
+def empty_text(shape: tuple[int, ...]) -> TextState:
+  zeros = jnp.zeros(shape, jnp.int32)
+  off = jnp.zeros(shape, bool)
+  hashed = jnp.zeros(shape + (2,), jnp.uint32)
+  return TextState(
+      automaton=zeros,
+      utf8=zeros,
+      ends=off,
+      stopped=off,
+      hash=hashed,
+      tokens_before_stop=zeros,
+      tokens_at_full_stop=zeros,
+      hash_at_full_stop=hashed,
+      length=zeros,
+  )
+
+
+def advance_all(tables: TextTables, text: TextState, tokens: Array) -> TextState:
+  """Reads the tokens int32[..., L] of each row in turn."""
+  step = lambda text, token: (vocab.advance(tables, text, token), None)
+  return jax.lax.scan(step, text, jnp.moveaxis(tokens, -1, 0))[0]
+
+
+def where(mask: Array, a: Array, b: Array) -> Array:
+  """`jnp.where` with a mask of fewer axes, aligned at the front."""
+  return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+
+
+def gather(array: Array, index: Array) -> Array:
+  """array[b, index[b, w]] for array [B, V, ...] and index [B, W], negatives as 0."""
+  return jax.vmap(lambda a, i: a[i])(array, jnp.maximum(index, 0))

@@ -1,0 +1,262 @@
+"""Candidates and rollouts, decoded side by side (RAIN, section 3.2; design section 4).
+
+The rows of a leaf share everything up to the leaf's last token; each row's own tokens
+live in a small scratch. Candidates are at most L tokens long; a rollout that goes on
+longer is decoded to its end in a second loop, with one row per leaf.
+"""
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from rain_jax import sampling, search, types, vocab
+from rain_jax.models import KV, NO_POSITION, forward, unembed
+from rain_jax.models import cache as caches
+from rain_jax.policy import common
+from rain_jax.policy.usage import CANDIDATES, ROLLOUT
+from rain_jax.types import NO_TOKEN, Array
+from rain_jax.vocab import TextState
+
+
+@flax.struct.dataclass
+class Draft:
+  """Candidates and rollout of B x W leaves while they are decoded; G candidate rows.
+
+  Attributes:
+    tokens: int32[B, W, G, L] candidates, greedy first.
+    lengths: int32[B, W, G]; 0 where the row is not wanted.
+    log_weights: float32[B, W, G].
+    finish: int32[B, W, G].
+    candidate_text: `TextState` [B, W, G].
+    rollout: int32[B, W, R] tokens behind the leaf.
+    rollout_length: int32[B, W].
+    rollout_finish: int32[B, W]; the leaf's own if it was finished.
+    rolling: bool[B, W] the rollout goes on.
+    text: `TextState` [B, W] of leaf and rollout.
+    hidden: float32[B, W, E] sum of the hidden states of the rollout's tokens, its last
+      one (punctuation, mostly) left out: nobody else needs it forwarded.
+  """
+
+  tokens: Array
+  lengths: Array
+  log_weights: Array
+  finish: Array
+  candidate_text: TextState
+  rollout: Array
+  rollout_length: Array
+  rollout_finish: Array
+  rolling: Array
+  text: TextState
+  hidden: Array
+
+
+def start_draft(lm, params, request, text, logits, keys) -> Draft:
+  """Draws the first token of every row from the logits behind the leaf."""
+  config = lm.search
+  B, W = request.mode.shape
+  G, L = 1 + max(config.sampled_draws, config.grow_draws), config.set_size
+  open_leaf = (request.mode == types.VISIT) & (request.finish == types.RUNNING)
+  rows = jnp.arange(G)
+  wanted = jnp.where(
+      (request.mode == types.GROW)[..., None],
+      rows <= config.grow_draws,
+      (open_leaf & (request.depth > 0))[..., None] & (rows <= config.sampled_draws),
+  )
+  each = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], G, axis=2), text)
+  rolling = open_leaf & (lm.search.rollout_to_eos | ~text.ends)
+  draft = Draft(
+      tokens=jnp.full((B, W, G, L), NO_TOKEN, jnp.int32),
+      lengths=jnp.zeros((B, W, G), jnp.int32),
+      log_weights=jnp.zeros((B, W, G), jnp.float32),
+      finish=jnp.zeros((B, W, G), jnp.int32),
+      candidate_text=each,
+      rollout=jnp.full((B, W, lm.max_response), NO_TOKEN, jnp.int32),
+      rollout_length=jnp.zeros((B, W), jnp.int32),
+      rollout_finish=request.finish,
+      rolling=rolling,
+      text=text,
+      hidden=jnp.zeros((B, W, lm.config.hidden_size), jnp.float32),
+  )
+  draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], keys, 0)
+  return _extend_rollouts(lm, params, draft, logits, keys, 0)
+
+
+def _extend_candidates(lm, params, draft: Draft, rows, logits, keys, step) -> Draft:
+  """Draws token number `step` of the candidates in `rows` bool[B, W, G].
+
+  Logits are float[B, W, G or 1, vocab]. Weights are of the filtered distribution.
+  """
+  config = lm.search
+  tokens, log_probs = sampling.filtered(logits, config.temperature, config.top_k)
+  B, W, G = rows.shape
+  shape = (B, W, G) + tokens.shape[3:]
+  tokens, log_probs = jnp.broadcast_to(tokens, shape), jnp.broadcast_to(log_probs, shape)
+  chance = lambda key: jax.random.uniform(jax.random.fold_in(key, 2 * step), (G,))
+  index = sampling.draw(log_probs, jax.vmap(jax.vmap(chance))(keys))
+  index = index.at[..., 0].set(0)[..., None]  # row 0 is greedy
+  token = jnp.take_along_axis(tokens, index, axis=-1)[..., 0]
+  log_prob = jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
+  token = jnp.where(rows, token, NO_TOKEN)
+  text = vocab.advance(params["tables"], draft.candidate_text, token)
+  return draft.replace(
+      tokens=draft.tokens.at[..., step].set(token),
+      lengths=draft.lengths + rows,
+      log_weights=draft.log_weights + jnp.where(rows, log_prob, 0.0),
+      finish=jnp.where(rows, lm.finish(text, token), draft.finish),
+      candidate_text=text,
+  )
+
+
+def _extend_rollouts(lm, params, draft: Draft, logits, keys, step) -> Draft:
+  """Draws token number `step` of the rollouts that go on; logits float[B, W, vocab]."""
+  fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 2 * step + 1)))
+  rolling = draft.rolling
+  token = jnp.where(rolling, sampling.categorical(fold(keys), logits), NO_TOKEN)
+  text = vocab.advance(params["tables"], draft.text, token)
+  finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)
+  on = rolling & (finish == types.RUNNING)
+  if not lm.search.rollout_to_eos:
+    on &= ~text.ends
+  return draft.replace(
+      rollout=draft.rollout.at[..., step].set(token),
+      rollout_length=draft.rollout_length + rolling,
+      rollout_finish=finish,
+      rolling=on,
+      text=text,
+  )
+
+
+def _put(scratch: KV, new: KV, step) -> KV:
+  """Stores the keys and values of one token per row at place `step`."""
+  put = lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(
+      old, fresh.astype(old.dtype), step, axis=-2
+  )
+  return jax.tree.map(put, scratch, new)
+
+
+def _decode_context(lm, params, state, request):
+  """Segments that all rows of a leaf share, and the first position behind the leaf."""
+  cache = state.proposing
+  paths = common.paths(request, jnp.full(request.mode.shape + (1,), NO_TOKEN))
+  total = paths.ends(cache)[..., -1]
+  prefix, shift = common.prefix(params, "proposing")
+  return [*prefix, *caches.segments(cache, paths, total, shift)], total + shift
+
+
+def decode_together(lm, params, state, request, draft: Draft, keys):
+  """Decodes candidates, and rollouts beside them, to the longest set's length (L)."""
+  config = lm.search
+  B, W, G, L = draft.tokens.shape
+  shared, behind = _decode_context(lm, params, state, request)
+  length = search.set_length(request.depth, config)[..., None]
+  places = jnp.arange(L)
+
+  def wanted(draft):
+    started = draft.lengths > 0
+    return started & (draft.lengths < length) & (draft.finish == types.RUNNING)
+
+  def unfinished(carry):
+    step, draft = carry[:2]
+    return (step < L) & wanted(draft).any()
+
+  def decode(carry):
+    step, draft, scratch, usage = carry
+    rows, rolling = wanted(draft), draft.rolling
+    last = jnp.concatenate(
+        [draft.tokens[..., step - 1], draft.rollout[..., step - 1, None]], axis=-1
+    )
+    valid = jnp.concatenate([rows, rolling[..., None]], axis=-1)
+    at = behind[..., None] + step - 1
+    seen = jnp.where(places < step - 1, behind[..., None] + places, NO_POSITION)
+    seen = jnp.broadcast_to(seen[:, :, None], (B, W, G + 1, L))
+    hidden, new = forward(
+        lm.graphdef,
+        params["model"],
+        jnp.maximum(last, 0)[..., None],
+        jnp.where(valid, at, NO_POSITION)[..., None],
+        [*shared, scratch.segment(seen)],
+    )
+    hidden = hidden[..., 0, :]
+    logits = unembed(lm.graphdef, params["model"], hidden)
+    draft = draft.replace(
+        hidden=draft.hidden + jnp.where(rolling[..., None], hidden[:, :, -1], 0.0)
+    )
+    draft = _extend_candidates(lm, params, draft, rows, logits[:, :, :-1], keys, step)
+    draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], keys, step)
+    usage = usage.count(CANDIDATES, rows, (ROLLOUT, rolling))
+    return step + 1, draft, _put(scratch, new, step - 1), usage
+
+  scratch = common.scratch(lm, state.proposing.pool.keys.dtype, B, W, G + 1, L)
+  step, draft, scratch, usage = jax.lax.while_loop(
+      unfinished, decode, (jnp.int32(1), draft, scratch, state.usage)
+  )
+  own = jax.tree.map(lambda a: a[:, :, :, -1], scratch)
+  return draft, (step, own), usage
+
+
+def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, keys):
+  """Decodes the rollouts that are longer than the candidates, one row per leaf."""
+  B, W, R = draft.rollout.shape
+  shared, behind = _decode_context(lm, params, state, request)
+  step, own = begun
+  places = jnp.arange(R)
+
+  def unfinished(carry):
+    return carry[1].rolling.any()
+
+  def decode(carry):
+    step, draft, scratch, usage = carry
+    rolling = draft.rolling
+    seen = jnp.where(places < step - 1, behind[..., None] + places, NO_POSITION)
+    last = jax.lax.dynamic_index_in_dim(draft.rollout, step - 1, 2)
+    hidden, new = forward(
+        lm.graphdef,
+        params["model"],
+        jnp.maximum(last, 0),
+        jnp.where(rolling, behind + step - 1, NO_POSITION)[..., None],
+        [*shared, scratch.segment(seen)],
+    )
+    hidden = hidden[:, :, 0]
+    logits = unembed(lm.graphdef, params["model"], hidden)
+    draft = draft.replace(hidden=draft.hidden + jnp.where(rolling[..., None], hidden, 0.0))
+    draft = _extend_rollouts(lm, params, draft, logits, keys, step)
+    return step + 1, draft, _put(scratch, new, step - 1), usage.count(ROLLOUT, rolling)
+
+  scratch = common.scratch(lm, own.keys.dtype, B, W, R)
+  kept = min(R, own.keys.shape[-2])
+  scratch = jax.tree.map(
+      lambda whole, first: whole.at[..., :kept, :].set(first[..., :kept, :]), scratch, own
+  )
+  _, draft, _, usage = jax.lax.while_loop(unfinished, decode, (step, draft, scratch, usage))
+  return draft, usage
+
+
+def first_tokens(lm, params, request, text, logits, draft: Draft) -> Draft:
+  """At depth 0 the candidates are the most probable single tokens, already in hand."""
+  config = lm.search
+  B, W = request.mode.shape
+  C = config.draws
+  count = min(config.max_children, logits.shape[-1])
+  tokens, log_probs = sampling.filtered(logits, 1.0, count)
+  after = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], count, axis=2), text)
+  after = vocab.advance(params["tables"], after, tokens)
+  first = (
+      (request.mode == types.VISIT) & (request.depth == 0) & (request.finish == types.RUNNING)
+  )
+
+  def widen(array, size, fill):
+    pad = [(0, 0), (0, 0), (0, C - size)] + [(0, 0)] * (array.ndim - 3)
+    return jnp.pad(array, pad, constant_values=fill)
+
+  def choose(at_root, deeper, fill):
+    deeper = widen(deeper, deeper.shape[2], fill)
+    at_root = widen(at_root, count, fill)
+    return common.where(first, at_root, deeper)
+
+  sets = jnp.full((B, W, count, config.set_size), NO_TOKEN, jnp.int32).at[..., 0].set(tokens)
+  return draft.replace(
+      tokens=choose(sets, draft.tokens, NO_TOKEN),
+      lengths=choose(jnp.ones((B, W, count), jnp.int32), draft.lengths, 0),
+      log_weights=choose(log_probs, draft.log_weights, 0.0),
+      finish=choose(lm.finish(after, tokens), draft.finish, 0),
+  )
