@@ -327,7 +327,7 @@ class LanguageModel:
   def _judge(self, params, state, request, drawn):
     """The verdict on each leaf's text and rollout, float32[B, W] in [-1, 1]."""
     visit = request.mode == types.VISIT
-    judged, key = self._judged(drawn.text, drawn.rollout_finish)
+    judged, key = self.judged(drawn.text, drawn.rollout_finish)
     memory = state.memory
     stored = jnp.arange(memory.value.shape[-1]) < memory.count[:, None]
     same = jnp.all(memory.hash[:, None] == key[:, :, None], axis=-1) & stored[:, None]
@@ -359,7 +359,7 @@ class LanguageModel:
     value = jnp.where(remembered, recalled, value)
     return value, state.replace(judging=cache, memory=memory, usage=usage)
 
-  def _judged(self, text: TextState, finish: Array) -> tuple[Array, Array]:
+  def judged(self, text: TextState, finish: Array) -> tuple[Array, Array]:
     """How many response tokens are judged, int32[...], and the hash of their text."""
     length = text.length - (finish == types.EOS)
     # At a second user turn the conversation is cut where that turn begins.

@@ -32,7 +32,16 @@ def scratch(lm, kv_dtype, *shape) -> KV:
   return KV(jnp.zeros(full, kv_dtype), jnp.zeros(full, kv_dtype))
 
 
+def put(scratch: KV, new: KV, step) -> KV:
+  """Stores the keys and values of one token per row at place `step`."""
+  put = lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(
+      old, fresh.astype(old.dtype), step, axis=-2
+  )
+  return jax.tree.map(put, scratch, new)
+
+
 def empty_text(shape: tuple[int, ...]) -> TextState:
+  """States of texts without a token yet, of any batch shape."""
   zeros = jnp.zeros(shape, jnp.int32)
   off = jnp.zeros(shape, bool)
   hashed = jnp.zeros(shape + (2,), jnp.uint32)

@@ -126,14 +126,6 @@ def _extend_rollouts(lm, params, draft: Draft, logits, keys, step) -> Draft:
   )
 
 
-def _put(scratch: KV, new: KV, step) -> KV:
-  """Stores the keys and values of one token per row at place `step`."""
-  put = lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(
-      old, fresh.astype(old.dtype), step, axis=-2
-  )
-  return jax.tree.map(put, scratch, new)
-
-
 def _decode_context(lm, params, state, request):
   """Segments that all rows of a leaf share, and the first position behind the leaf."""
   cache = state.proposing
@@ -184,7 +176,7 @@ def decode_together(lm, params, state, request, draft: Draft, keys):
     draft = _extend_candidates(lm, params, draft, rows, logits[:, :, :-1], keys, step)
     draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], keys, step)
     usage = usage.count(CANDIDATES, rows, (ROLLOUT, rolling))
-    return step + 1, draft, _put(scratch, new, step - 1), usage
+    return step + 1, draft, common.put(scratch, new, step - 1), usage
 
   scratch = common.scratch(lm, state.proposing.pool.keys.dtype, B, W, G + 1, L)
   step, draft, scratch, usage = jax.lax.while_loop(
@@ -220,7 +212,7 @@ def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, keys
     logits = unembed(lm.graphdef, params["model"], hidden)
     draft = draft.replace(hidden=draft.hidden + jnp.where(rolling[..., None], hidden, 0.0))
     draft = _extend_rollouts(lm, params, draft, logits, keys, step)
-    return step + 1, draft, _put(scratch, new, step - 1), usage.count(ROLLOUT, rolling)
+    return step + 1, draft, common.put(scratch, new, step - 1), usage.count(ROLLOUT, rolling)
 
   scratch = common.scratch(lm, own.keys.dtype, B, W, R)
   kept = min(R, own.keys.shape[-2])

@@ -5,8 +5,11 @@ reading. Prefix and conversation are cached; a call reads only what is new to th
 and all suffixes behind it at once.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rain_jax.models import NO_POSITION, forward, unembed
 from rain_jax.models import cache as caches
@@ -14,6 +17,64 @@ from rain_jax.models.cache import PathCache, Paths
 from rain_jax.policy import common
 from rain_jax.policy.usage import VERDICT
 from rain_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Suffixes:
+  """All readings' suffixes behind one text of up to `room` tokens, as one row of tokens.
+
+  Attributes:
+    room: places for the text.
+    tokens: int32[X] the suffixes' tokens, one suffix after the other.
+    reading: int32[X] which reading each token belongs to.
+    behind: int32[X] its distance from the end of the text.
+    last: int32[readings] place of each suffix's last token in the row.
+  """
+
+  room: int
+  tokens: Array
+  reading: Array
+  behind: Array
+  last: Array
+
+  @classmethod
+  def of(cls, preference, room: int) -> "Suffixes":
+    """The suffixes of a compiled preference."""
+    ids = preference.suffix_ids
+    sizes = np.array([len(one) for one in ids])
+    return cls(
+        room=room,
+        tokens=jnp.asarray(np.concatenate(ids), jnp.int32),
+        reading=jnp.asarray(np.repeat(np.arange(len(ids)), sizes)),
+        behind=jnp.asarray(np.concatenate([np.arange(size) for size in sizes])),
+        last=jnp.asarray(room + np.cumsum(sizes) - 1),
+    )
+
+  def mask(self, batch: tuple[int, ...]) -> Array:
+    """bool[*batch, T, T]: every suffix sees the text and itself, none sees another."""
+    of = jnp.concatenate([jnp.full(self.room, -1), self.reading])
+    sees = (of[None] < 0) | (of[:, None] == of[None])
+    return jnp.broadcast_to(sees, batch + sees.shape)
+
+  def behind_text(self, at, token, in_text, limit, asked) -> tuple[Array, Array, Array]:
+    """Positions, tokens and validity [B, W, T] of text and suffixes.
+
+    Args:
+      at: int32[B, W, room] positions of the text's tokens.
+      token: int32[B, W, room].
+      in_text: bool[B, W, room].
+      limit: int32[B, W] the position behind the text.
+      asked: bool[B, W]; where False nothing is valid.
+    """
+    shape = limit.shape + self.tokens.shape
+    suffix = jnp.broadcast_to(self.tokens, shape)
+    valid = jnp.broadcast_to(asked[..., None], shape)
+    join = lambda *parts: jnp.concatenate(parts, axis=-1)
+    return (
+        join(at, limit[..., None] + self.behind),
+        join(token, suffix),
+        join(in_text & asked[..., None], valid),
+    )
 
 
 def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, asked: Array, usage):
@@ -80,21 +141,11 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
 
   cache, tail, begin, usage = jax.lax.while_loop(unread, read, (cache, tail, begin, usage))
 
-  suffixes = lm.preference.suffix_ids
-  suffix = jnp.asarray([t for ids in suffixes for t in ids], jnp.int32)
-  reading = jnp.asarray([i for i, ids in enumerate(suffixes) for _ in ids])
-  behind = jnp.asarray([j for ids in suffixes for j in range(len(ids))])
-  # Text first, then every suffix right behind it, none of which sees another.
-  of_text = jnp.concatenate([jnp.full(chunk, -1), reading])
-  sees = (of_text[None] < 0) | (of_text[:, None] == of_text[None])
+  suffixes = Suffixes.of(lm.preference, chunk)
   at = begin[..., None] + jnp.arange(chunk)
   token, place, slot, offset = caches.locate(cache, paths, at)
   in_text = asked[..., None] & (at < limit[..., None])
-  in_suffix = jnp.broadcast_to(asked[..., None], (B, W, suffix.shape[0]))
-  valid = jnp.concatenate([in_text, in_suffix], axis=-1)
-  positions = jnp.concatenate([at, limit[..., None] + behind], axis=-1)
-  tokens = jnp.concatenate([token, jnp.broadcast_to(suffix, in_suffix.shape)], axis=-1)
-  last = chunk + jnp.cumsum(jnp.asarray([len(ids) for ids in suffixes])) - 1
+  positions, tokens, valid = suffixes.behind_text(at, token, in_text, limit, asked)
 
   def ask(carry):
     _, cache, usage, _ = carry
@@ -104,30 +155,30 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
         jnp.maximum(tokens, 0),
         jnp.where(valid, positions + shift, NO_POSITION),
         context(cache, tail, begin),
-        jnp.broadcast_to(sees, (B, W) + sees.shape),
+        suffixes.mask((B, W)),
     )
-    logits = unembed(lm.graphdef, params["model"], hidden[:, :, last])
-    good = jnp.stack(
-        [
-            _best(logits[:, :, i], lm.preference.good_ids[i])
-            > _best(logits[:, :, i], lm.preference.bad_ids[i])
-            for i in range(len(suffixes))
-        ],
-        axis=-1,
-    )
+    logits = unembed(lm.graphdef, params["model"], hidden[:, :, suffixes.last])
+    good = margins(lm.preference, logits) > 0
     new = jax.tree.map(lambda a: a[..., :chunk, :], new)
     cache = caches.write(cache, new, place, slot, offset, in_text)
     cache = caches.mark(cache, paths, limit, asked)
     return False, cache, usage.count(VERDICT, valid), good
 
   # Zero times or once: a `while_loop` updates the cache in place where `cond` copies it.
-  good = jnp.zeros((B, W, len(suffixes)), bool)
+  good = jnp.zeros((B, W, len(lm.preference.suffix_ids)), bool)
   _, cache, usage, good = jax.lax.while_loop(
       lambda carry: carry[0], ask, (asked.any(), cache, usage, good)
   )
   return good, cache, usage
 
 
-def _best(logits: Array, ids: tuple[int, ...]) -> Array:
-  """The largest of some labels' logits, [B, W]."""
-  return logits[..., jnp.asarray(ids)].max(-1)
+def margins(preference, logits: Array) -> Array:
+  """How much the best good label leads the best bad one, float32[..., readings].
+
+  A difference of probabilities, positive exactly where the reading is good; `logits`
+  are float32[..., readings, vocab] behind each suffix.
+  """
+  probabilities = jax.nn.softmax(logits, axis=-1)
+  best = lambda reading, ids: probabilities[..., reading, jnp.asarray(ids)].max(-1)
+  pairs = enumerate(zip(preference.good_ids, preference.bad_ids, strict=True))
+  return jnp.stack([best(i, good) - best(i, bad) for i, (good, bad) in pairs], axis=-1)

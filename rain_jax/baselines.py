@@ -1,0 +1,155 @@
+"""What RAIN is compared with: vanilla sampling and self-evaluated best-of-N.
+
+Both use the search's model, caches, sampling and verdict template. The samples of one
+prompt are rows of one query: they share the prompt's keys and values.
+"""
+
+import functools
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from rain_jax import sampling, types, vocab
+from rain_jax.models import NO_POSITION, Segment, forward, unembed
+from rain_jax.policy import LanguageModel, Prompt, common, verdict
+from rain_jax.types import NO_TOKEN, Array
+
+
+@flax.struct.dataclass
+class Samples:
+  """N whole responses for each of B prompts.
+
+  Attributes:
+    tokens: int32[B, N, R], the finishing token included, then NO_TOKEN.
+    length: int32[B, N].
+    finish: int32[B, N] why they ended.
+    text: `vocab.TextState` [B, N] behind them.
+    calls: int32[B] sequential model calls the prompt took part in.
+    forwarded: int32[B] tokens forwarded for the prompt.
+  """
+
+  tokens: Array
+  length: Array
+  finish: Array
+  text: vocab.TextState
+  calls: Array
+  forwarded: Array
+
+
+def _read_prompts(lm: LanguageModel, params: Any, prompts: Prompt, side: str):
+  """Reads B prompts at once: hidden [B, P, hidden] and their segment [layers, B, H, P, D]."""
+  prefix, shift = common.prefix(params, side)
+  at = jnp.arange(prompts.tokens.shape[-1])
+  positions = jnp.where(at < prompts.length[:, None], at + shift, NO_POSITION)
+  hidden, kv = forward(lm.graphdef, params["model"], prompts.tokens, positions, prefix)
+  return hidden, [*prefix, kv.segment(positions)], prompts.length + shift
+
+
+@functools.partial(jax.jit, static_argnames=("lm", "samples"))
+def sample(
+    lm: LanguageModel, params: Any, prompts: Prompt, keys: Array, first: Array, samples: int
+) -> Samples:
+  """Samples whole responses at temperature 1 (vanilla decoding, with its cache).
+
+  Args:
+    lm: the language model; only its model, limits and stop conditions are used.
+    params: from `policy.make_params`.
+    prompts: fields [B, ...].
+    keys: [B] random keys.
+    first: int32[] number of the first sample, so that more can be drawn later.
+    samples: how many to draw for each prompt (N).
+  """
+  B, N, R = prompts.length.shape[0], samples, lm.max_response
+  hidden, shared, behind = _read_prompts(lm, params, prompts, "proposing")
+  last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
+  fold = lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(N))
+  keys = jax.vmap(fold)(keys)  # [B, N]
+  behind = behind[:, None]
+
+  def extend(carry, logits, step):
+    tokens, length, finish, text = carry
+    on = finish == types.RUNNING
+    steps = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
+    token = jnp.where(on, sampling.categorical(steps, logits), NO_TOKEN)
+    text = vocab.advance(params["tables"], text, token)
+    finish = jnp.where(on, lm.finish(text, token), finish)
+    tokens = tokens.at[..., step].set(token)
+    return tokens, length + on, finish, text
+
+  def unfinished(carry):
+    return jnp.any(carry[1][2] == types.RUNNING)
+
+  def decode(carry):
+    step, texts, scratch, forwarded, calls = carry
+    on = texts[2] == types.RUNNING
+    at = jnp.arange(R)
+    seen = jnp.where(at < step - 1, behind[..., None] + at, NO_POSITION)
+    seen = jnp.broadcast_to(seen, (B, N, R))
+    token = jax.lax.dynamic_index_in_dim(texts[0], step - 1, 2)
+    hidden, new = forward(
+        lm.graphdef,
+        params["model"],
+        jnp.maximum(token, 0),
+        jnp.where(on, behind + step - 1, NO_POSITION)[..., None],
+        [*shared, scratch.segment(seen)],
+    )
+    logits = unembed(lm.graphdef, params["model"], hidden[:, :, 0])
+    scratch = common.put(scratch, new, step - 1)
+    texts = extend(texts, logits, step)
+    return step + 1, texts, scratch, forwarded + on.sum(-1), calls + on.any(-1)
+
+  text = common.empty_text((B, N)).replace(ends=jnp.repeat(prompts.ends[:, None], N, 1))
+  zeros = jnp.zeros((B, N), jnp.int32)
+  texts = (jnp.full((B, N, R), NO_TOKEN, jnp.int32), zeros, zeros, text)
+  logits = unembed(lm.graphdef, params["model"], last)[:, None]
+  texts = extend(texts, jnp.broadcast_to(logits, (B, N, logits.shape[-1])), 0)
+  scratch = common.scratch(lm, shared[-1].keys.dtype, B, N, R)
+  start = (jnp.int32(1), texts, scratch, prompts.length, jnp.ones(B, jnp.int32))
+  _, texts, _, forwarded, calls = jax.lax.while_loop(unfinished, decode, start)
+  tokens, length, finish, text = texts
+  return Samples(tokens, length, finish, text, calls, forwarded)
+
+
+@functools.partial(jax.jit, static_argnames="lm")
+def self_evaluate(
+    lm: LanguageModel, params: Any, prompts: Prompt, samples: Samples
+) -> tuple[Array, Array, Array]:
+  """The model's own verdict on whole responses (RAIN, section 3.2).
+
+  Args:
+    lm: the language model.
+    params: from `policy.make_params`.
+    prompts: the conversations as the verdict reads them, fields [B, ...].
+    samples: the responses.
+
+  Returns:
+    value float32[B, N] in [-1, 1], margin float32[B, N] (how much more probable the
+    good labels are, mean over readings), and int32[B] tokens forwarded.
+  """
+  _, shared, behind = _read_prompts(lm, params, prompts, "judging")
+  judged, _ = lm.judged(samples.text, samples.finish)
+  R = samples.tokens.shape[-1]
+  suffixes = verdict.Suffixes.of(lm.preference, R)
+  at = jnp.arange(R)
+  in_text = at < judged[..., None]
+  positions, tokens, valid = suffixes.behind_text(
+      jnp.broadcast_to(behind[:, None, None] + at, samples.tokens.shape),
+      samples.tokens,
+      in_text,
+      behind[:, None] + judged,
+      jnp.ones(judged.shape, bool),
+  )
+  hidden, _ = forward(
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(tokens, 0),
+      jnp.where(valid, positions, NO_POSITION),
+      shared,
+      suffixes.mask(judged.shape),
+  )
+  logits = unembed(lm.graphdef, params["model"], hidden[:, :, suffixes.last])
+  margin = verdict.margins(lm.preference, logits)
+  value = 2.0 * (margin > 0).astype(jnp.float32).mean(-1) - 1.0
+  return value, margin.mean(-1), prompts.length + valid.sum((1, 2))
