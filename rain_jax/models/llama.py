@@ -184,6 +184,12 @@ class Layers(nnx.Module):
     return x + self.down(y).astype(x.dtype), keys, values
 
 
+def _supported(what: str, dtype: Any, names: Sequence[str]) -> jnp.dtype:
+  if jnp.dtype(dtype).name not in names:
+    raise ValueError(f"{what} = {jnp.dtype(dtype).name} is not supported, expected {' or '.join(names)}")
+  return jnp.dtype(dtype)
+
+
 class Llama(nnx.Module):
   """A decoder of the LLaMA family; see `forward` and `unembed` for its two uses."""
 
@@ -196,7 +202,8 @@ class Llama(nnx.Module):
       compute_dtype: Any = jnp.float32,
   ):
     self.config = config
-    self.compute_dtype = jnp.dtype(compute_dtype)
+    self.compute_dtype = _supported("compute_dtype", compute_dtype, ("float32", "bfloat16"))
+    param_dtype = _supported("param_dtype", param_dtype, ("float32", "bfloat16", "int8"))
     table = functools.partial(
         Table, config.vocab_size, config.hidden_size, param_dtype=param_dtype, rngs=rngs)
     self.embedding = table()
@@ -324,7 +331,7 @@ def init_model(
     param_dtype: Any = jnp.float32,
     compute_dtype: Any = jnp.float32,
 ) -> Model:
-  """The model with random parameters."""
+  """The model with random parameters, float32 or bfloat16."""
   dtypes = dict(param_dtype=param_dtype, compute_dtype=compute_dtype)
 
   def init(key):

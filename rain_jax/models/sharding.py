@@ -56,16 +56,35 @@ def partition_spec(
   return PartitionSpec(*spec)
 
 
+def make_mesh(tensor: int = 1) -> Mesh:
+  """A mesh of all devices, axes 'data' and 'tensor', the latter of the given size.
+
+  Raises:
+    ValueError: the number of devices is not a multiple of `tensor`.
+  """
+  count = jax.device_count()
+  if tensor < 1 or count % tensor:
+    raise ValueError(f"tensor = {tensor} does not divide the {count} devices; choose a divisor")
+  automatic = (jax.sharding.AxisType.Auto,) * 2
+  return jax.make_mesh((count // tensor, tensor), ("data", "tensor"), axis_types=automatic)
+
+
 def shardings(
     model: Model, mesh: Mesh | None, rules: Rules = Rules()
 ) -> Mapping[str, Sharding | Mapping]:
   """A sharding for each parameter, as a tree like `model.params`, which may be abstract.
 
   Without a mesh everything is for the default device.
+
+  Raises:
+    ValueError: the mesh has Explicit axes; the model leaves its activations to the compiler, which
+      needs Auto ones, as `make_mesh` gives.
   """
   if mesh is None:
     single = SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda _: single, model.params)
+  if jax.sharding.AxisType.Explicit in mesh.axis_types:
+    raise ValueError(f"mesh axes {mesh.axis_names} are {mesh.axis_types}, expected none Explicit")
   axes = logical_axes(model)
   return unflatten({
       path: NamedSharding(mesh, partition_spec(axes[path], leaf.shape, mesh, rules))

@@ -1,0 +1,144 @@
+"""Converted checkpoints: Orbax parameters beside a JSON config and the tokenizer's files.
+
+A converted folder restores straight into any sharding, needs no Hugging Face weights beside it, and
+is the only format that keeps int8 weights. `load_model` reads either format.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from rain_jax.models import hf
+from rain_jax.models.config import ModelConfig
+from rain_jax.models.hf import CheckpointError
+from rain_jax.models.llama import abstract_model, Model
+from rain_jax.models.sharding import Rules, shardings
+
+_MARKER = "rain_model.json"
+_PARAMS = "params"
+_COPIED = ("config.json", "generation_config.json", *hf.TOKENIZER_FILES)
+_CHUNK_BYTES = 1 << 24
+
+
+def save_model(
+    folder: str | pathlib.Path, model: Model, source: str | pathlib.Path | None = None
+) -> None:
+  """Writes a model as a converted checkpoint.
+
+  Args:
+    folder: where to write; made if need be, and must not hold a checkpoint yet.
+    model: what to write, in the dtypes it has.
+    source: a Hugging Face folder whose tokenizer and config files to copy along, if any.
+
+  Raises:
+    CheckpointError: the folder holds a checkpoint already.
+  """
+  folder = pathlib.Path(folder).expanduser().resolve()
+  if (folder / _PARAMS).exists() or (folder / _MARKER).exists():
+    raise CheckpointError(f"{folder}: holds a checkpoint already; remove it or name another folder")
+  folder.mkdir(parents=True, exist_ok=True)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / _PARAMS, model.params)
+  if source is not None:
+    for pattern in _COPIED:
+      for path in sorted(pathlib.Path(source).expanduser().glob(pattern)):
+        shutil.copyfile(path, folder / path.name)
+  weight = model.params["embedding"]["weight"]
+  marker = {"param_dtype": jnp.dtype(weight.dtype).name, "config": model.config.to_json()}
+  # Last, so that a folder whose writing was cut short is not taken for a checkpoint.
+  (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def restore(
+    folder: str | pathlib.Path,
+    *,
+    param_dtype: Any = None,
+    compute_dtype: Any = jnp.bfloat16,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Rules = Rules(),
+) -> Model:
+  """Reads a converted checkpoint, each shard straight to its device; see `load_model`."""
+  folder = pathlib.Path(folder).expanduser().resolve()
+  marker = hf.read_json(folder / _MARKER)
+  try:
+    stored, config = jnp.dtype(marker["param_dtype"]), ModelConfig.from_json(marker["config"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise CheckpointError(f"{folder / _MARKER}: not a model description ({error!r})") from error
+  wanted = stored if param_dtype is None else jnp.dtype(param_dtype)
+  if wanted != stored and jnp.int8 in (wanted, stored):
+    raise CheckpointError(
+        f"{folder}: holds {stored} weights, asked for {wanted}; convert the original checkpoint anew")
+  model = abstract_model(config, param_dtype=wanted, compute_dtype=compute_dtype)
+  target = jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+      model.params, shardings(model, mesh, rules))
+  if not (folder / _PARAMS).is_dir():
+    raise CheckpointError(f"{folder}: has {_MARKER} but no {_PARAMS} beside it; convert it anew")
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(folder / _PARAMS, target)
+  except (OSError, ValueError) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise CheckpointError(f"{folder / _PARAMS}: incomplete or damaged ({reason})") from error
+  return Model(config, model.graphdef, params)
+
+
+def load_model(
+    source: str | pathlib.Path,
+    *,
+    param_dtype: Any = None,
+    compute_dtype: Any = jnp.bfloat16,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Rules = Rules(),
+    revision: str | None = None,
+) -> Model:
+  """Loads a model from a converted folder, a Hugging Face folder, or the hub.
+
+  Args:
+    source: a folder of either format, or a hub name `owner/name` of something that is no folder.
+    param_dtype: float32, bfloat16 or int8, in which the parameters are kept; None for what a
+      converted checkpoint holds, and for `compute_dtype` otherwise.
+    compute_dtype: float32 or bfloat16, in which they are used.
+    mesh: where to put the parameters; None for the default device.
+    rules: how they are split over the mesh.
+    revision: branch, tag or commit of a hub repository.
+
+  Raises:
+    CheckpointError: in one line, what is wrong with the checkpoint.
+  """
+  folder = hf.resolve(source, revision)
+  if (folder / _MARKER).is_file():
+    return restore(
+        folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules)
+  if param_dtype is None:
+    param_dtype = compute_dtype
+  return hf.load(
+      folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules)
+
+
+def fingerprint(folder: str | pathlib.Path) -> str:
+  """The sha256, in hex, of the names and contents of a checkpoint's weight files, for manifests.
+
+  It identifies the files: a conversion of the same weights has another one.
+
+  Raises:
+    CheckpointError: the folder is no checkpoint.
+  """
+  folder = hf.resolve(folder)
+  if (folder / _MARKER).is_file():
+    files = sorted(path for path in (folder / _PARAMS).rglob("*") if path.is_file())
+  else:
+    files = hf.weight_files(folder)
+  digest = hashlib.sha256()
+  for path in files:
+    digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+      while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+  return digest.hexdigest()

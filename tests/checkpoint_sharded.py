@@ -1,0 +1,117 @@
+"""Checks of models on meshes of eight virtual devices; run by checkpoint_test.py in a process of
+its own, with the folder of its checkpoints as the only argument."""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from rain_jax.models import checkpoint
+from rain_jax.models import hf
+from rain_jax.models import llama
+from rain_jax.models import sharding
+from rain_jax.models import testing
+
+TOLERANCE = 1e-4
+
+
+def run_model(model, place=lambda a: a):
+  """Hidden states, keys and logits of a decode after a shared text and one per tree."""
+
+  @jax.jit
+  def run(params, shared, own, new):
+    forward = functools.partial(llama.forward, model.graphdef, params)
+    _, kv = forward(shared, jnp.arange(6))
+    first = kv.segment(jnp.arange(6))
+    own_positions = jnp.broadcast_to(6 + jnp.arange(5), own.shape)
+    _, kv = forward(own, own_positions, [first])
+    second = kv.segment(own_positions)
+    hidden, kv = forward(new, jnp.broadcast_to(11 + jnp.arange(2), new.shape), [first, second])
+    return hidden, kv.keys, llama.unembed(model.graphdef, params, hidden)
+
+  keys = jax.random.split(jax.random.key(0), 3)
+  shapes = (6,), (4, 5), (4, 3, 2)
+  texts = [jax.random.randint(key, shape, 0, 96) for key, shape in zip(keys, shapes)]
+  return run(model.params, texts[0], *map(place, texts[1:]))
+
+
+def check_same(got, want):
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    assert np.max(np.abs(a - b)) <= TOLERANCE * np.max(np.abs(b))
+
+
+def check_forward(folder, tensor, dtypes=("float32",)):
+  """A sharded model computes what the whole one does."""
+  mesh = sharding.make_mesh(tensor)
+  by_tree = NamedSharding(mesh, PartitionSpec("data"))
+  place = lambda a: jax.device_put(a, by_tree) if a.shape[0] % mesh.shape["data"] == 0 else a
+  for dtype in dtypes:
+    whole = hf.load(folder, param_dtype=dtype, compute_dtype="float32")
+    split = hf.load(folder, param_dtype=dtype, compute_dtype="float32", mesh=mesh)
+    check_same(split.params, whole.params)
+    check_same(run_model(split, place), run_model(whole))
+    params = sharding.flatten(split.params)
+    cut = params["layers/gate/weight"].addressable_shards[0].data.shape
+    assert cut == (3, 32, 80 // tensor), cut
+    heads = whole.config.num_kv_heads
+    cut = params["layers/k/weight"].addressable_shards[0].data.shape
+    assert cut[2] == (heads // tensor if heads % tensor == 0 else heads), cut
+
+
+def check_restore_onto_other_meshes(folder):
+  one = hf.load(folder, param_dtype="float32")
+  mesh = sharding.make_mesh(2)
+  checkpoint.save_model(folder / "converted", sharding.shard(one, mesh), folder)
+  for mesh in (sharding.make_mesh(4), sharding.make_mesh(1), None):
+    back = checkpoint.load_model(folder / "converted", mesh=mesh)
+    check_same(back.params, one.params)
+    wanted = jax.tree.leaves(sharding.shardings(back, mesh))
+    found = [leaf.sharding for leaf in jax.tree.leaves(back.params)]
+    assert all(a.is_equivalent_to(b, leaf.ndim) for a, b, leaf in zip(
+        found, wanted, jax.tree.leaves(back.params))), (found, wanted)
+
+
+def check_refusals():
+  model = testing.random_model("llama2")
+  explicit = jax.make_mesh(
+      (4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+  for call, message in (
+      (lambda: sharding.shardings(model, explicit), "expected none Explicit"),
+      (lambda: sharding.make_mesh(3), "tensor = 3 does not divide the 8 devices"),
+  ):
+    try:
+      call()
+    except ValueError as error:
+      assert message in str(error), error
+    else:
+      raise AssertionError(f"expected an error: {message}")
+
+
+def check_rules():
+  model = testing.random_model("llama2")
+  mesh = sharding.make_mesh(4)
+  rules = sharding.Rules(vocab=None, heads=None, kv_heads=None, mlp=None, embed="tensor")
+  specs = sharding.flatten(sharding.shardings(model, mesh, rules))
+  assert specs["layers/up/weight"].spec == PartitionSpec(None, "tensor", None)
+
+
+def main():
+  folder = pathlib.Path(sys.argv[1])
+  assert jax.device_count() == 8, jax.devices()
+  check_forward(folder / "llama2", tensor=2, dtypes=("float32", "int8"))
+  check_forward(folder / "llama2", tensor=4)  # More shards than key-value heads.
+  check_forward(folder / "llama1", tensor=4)
+  check_forward(folder / "qwen2", tensor=4)
+  check_restore_onto_other_meshes(folder / "llama2")
+  check_refusals()
+  check_rules()
+  print("all checks passed")
+
+
+if __name__ == "__main__":
+  main()
