@@ -77,7 +77,6 @@ class LanguageModel:
     search: numbers of the search.
     preference: what to align with, compiled for the tokenizer.
     embedder: makes path embeddings.
-    proposing_offset: tokens of the shared prefix before every prompt.
     max_prompt: tokens of the longest prompt, as either cache holds it.
     max_response: tokens of the longest response (R).
     forced_good: None, or the share of texts whose verdict is +1, the others' -1,
@@ -90,7 +89,6 @@ class LanguageModel:
   search: SearchConfig
   preference: CompiledPreference
   embedder: Any
-  proposing_offset: int
   max_prompt: int
   max_response: int
   forced_good: float | None = None
@@ -100,11 +98,6 @@ class LanguageModel:
   def embedding_size(self) -> int:
     """Width of a path embedding (E)."""
     return self.embedder.size(self.config)
-
-  @property
-  def judging_offset(self) -> int:
-    """Tokens of the preference's prefix."""
-    return len(self.preference.prefix_ids)
 
   # -- state ----------------------------------------------------------------------
 

@@ -1,0 +1,71 @@
+"""Every key of a run's configuration, with defaults; other configs start from here."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Defaults of `scripts/generate.py`; None means the task's or the method's own value."""
+  config = ml_collections.ConfigDict()
+
+  config.model = ml_collections.ConfigDict()
+  config.model.path = "demo"  # "demo", a folder, or a hub name
+  config.model.dtype = "float32"  # float32, bfloat16, or int8 weights
+
+  config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
+  config.methods = ("vanilla", "rain")  # vanilla, rain, best_of_n
+  config.preference = ""  # a bundled template's name, or the path of a YAML file
+  config.judge = ""  # a name of rain_jax.judges.JUDGES
+
+  config.prompts = ml_collections.ConfigDict()
+  config.prompts.path = ""  # .jsonl, .csv or plain text
+  config.prompts.column = ""  # field that holds the prompt
+  config.prompts.limit = 0  # prompts taken from each file; 0 takes all
+  config.prompts.text = ""  # one prompt, instead of a file
+
+  config.format = ml_collections.ConfigDict()
+  config.format.prefix = config_dict.placeholder(str)
+  config.format.template = config_dict.placeholder(str)
+  config.format.stop = config_dict.placeholder(tuple)
+
+  config.limits = ml_collections.ConfigDict()
+  config.limits.max_prompt = 512  # tokens; longer prompts are reported, not answered
+  config.limits.max_response = 256  # tokens
+
+  config.batch_size = 8
+  config.seed = 0
+
+  config.best_of_n = ml_collections.ConfigDict()
+  config.best_of_n.samples = 0  # N; 0 takes as many as RAIN's forwarded tokens pay for
+
+  config.search = ml_collections.ConfigDict()
+  config.search.variant = ""  # harmless, adversarial, truthful
+  for name, kind in SEARCH.items():
+    config.search[name] = config_dict.placeholder(kind)
+  return config
+
+
+# Numbers of the search and their types; `rain_jax.types.SearchConfig` explains them.
+SEARCH = {
+    "set_lengths": tuple,
+    "num_candidates": int,
+    "max_children": int,
+    "redraw": bool,
+    "temperature": float,
+    "top_k": int,
+    "rollout_to_eos": bool,
+    "exploration": float,
+    "root_prior": float,
+    "similarity_threshold": float,
+    "similarity_weight": float,
+    "grow_threshold": float,
+    "min_visits": int,
+    "value_threshold": float,
+    "max_iterations": int,
+    "extra_iterations": int,
+    "leaves": int,
+    "early_commit": bool,
+    "max_nodes": int,
+    "max_visited": int,
+    "max_path": int,
+}

@@ -1,0 +1,272 @@
+"""The main job: methods over prompts, judged, into a working directory.
+
+`run` takes a configuration as nested plain values; `scripts/generate.py` is its command.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import tqdm
+import transformers
+
+import rain_jax
+from rain_jax import judges, preferences, runs, types
+from rain_jax.loading import LoadedModel, load
+from rain_jax.session import Response, Session, Setting
+from rain_jax.tasks import DataError, Format, Record, Task, find_task, load_prompts
+
+METHODS = ("vanilla", "rain", "best_of_n")
+VARIANTS = {
+    "harmless": types.harmless_search,
+    "adversarial": types.adversarial_search,
+    "truthful": types.truthful_search,
+}
+
+
+def search_config(variant: str, overrides: Mapping[str, Any]) -> types.SearchConfig:
+  """The search of a variant, with the overrides that are not None."""
+  if variant not in VARIANTS:
+    raise DataError(f"search.variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
+  chosen = {name: value for name, value in overrides.items() if value is not None}
+  fields = {field.name for field in dataclasses.fields(types.SearchConfig)}
+  for name in chosen:
+    if name not in fields:
+      raise DataError(f"search.{name}: no such number; expected one of {', '.join(sorted(fields))}.")
+  return VARIANTS[variant](**chosen)
+
+
+def task_of(config: Mapping[str, Any], name: str) -> Task:
+  """A task with what the configuration says otherwise."""
+  task = find_task(name)
+  given = {key: value for key, value in config["format"].items() if value is not None}
+  return dataclasses.replace(
+      task,
+      format=dataclasses.replace(task.format, **given),
+      preference=config["preference"] or task.preference,
+      variant=config["search"]["variant"] or task.variant,
+      judge=config["judge"] or task.judge,
+  )
+
+
+def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
+  """The prompts of a task, or those that the configuration names instead.
+
+  A limit takes as many from each of the task's files.
+  """
+  prompts = config["prompts"]
+  if prompts["text"]:
+    return [Record("prompt", prompts["text"])]
+  files = (prompts["path"],) if prompts["path"] else task.prompts
+  if not files:
+    raise DataError("This task has no prompts of its own: set config.prompts.path or --prompt.")
+  return [r for f in files for r in load_prompts(f, prompts["column"])[: prompts["limit"] or None]]
+
+
+def setting_of(config: Mapping[str, Any], task: Task) -> Setting:
+  """What a session of this task is compiled for."""
+  overrides = {k: v for k, v in config["search"].items() if k != "variant"}
+  return Setting(
+      format=task.format,
+      preference=preferences.load_preference(task.preference),
+      search=search_config(task.variant, overrides),
+      max_prompt=config["limits"]["max_prompt"],
+      max_response=config["limits"]["max_response"],
+      batch_size=config["batch_size"],
+  )
+
+
+def versions() -> dict[str, str]:
+  """Versions and hardware a run was made with."""
+  return {
+      "rain_jax": rain_jax.__version__,
+      "jax": jax.__version__,
+      "flax": flax.__version__,
+      "transformers": transformers.__version__,
+      "python": platform.python_version(),
+      "device": jax.devices()[0].device_kind,
+      "device_count": str(jax.device_count()),
+  }
+
+
+def run(
+    config: Mapping[str, Any], workdir: str, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+  """Runs the chosen methods over the tasks' prompts and judges the responses.
+
+  Args:
+    config: see `configs/common.py` for every key.
+    workdir: gets `manifest.json`, `results.jsonl` and `summary.json`; results that are
+      there already are not made again.
+    say: where the table goes.
+
+  Returns:
+    The summary.
+
+  Raises:
+    DataError, runs.RunError, models.hf.CheckpointError, preferences.PreferenceError,
+    ValueError: one line each, saying what to do.
+  """
+  methods = tuple(config["methods"])
+  for method in methods:
+    if method not in METHODS:
+      raise DataError(f"methods: unknown method {method!r}; expected some of {', '.join(METHODS)}.")
+  tasks = {name: task_of(config, name) for name in config["tasks"]}
+  records = {name: records_of(config, task) for name, task in tasks.items()}
+  settings = {name: setting_of(config, task) for name, task in tasks.items()}
+  loaded = load(config["model"]["path"], config["model"]["dtype"])
+  manifest = {
+      "config": config,
+      "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
+      "versions": versions(),
+      "templates": {name: dataclasses.asdict(s.preference) for name, s in settings.items()},
+      "formats": {name: dataclasses.asdict(s.format) for name, s in settings.items()},
+      "search": {name: dataclasses.asdict(s.search) for name, s in settings.items()},
+  }
+  out = runs.Run.open(workdir, manifest)
+  try:
+    for name, task in tasks.items():
+      part = _Part(name, out, judges.find_judge(task.judge), config)
+      part.run(Session(loaded, settings[name], records[name]), methods)
+  finally:
+    out.close()
+  summary = {"methods": {m: summarise(out.results, m) for m in methods}}
+  out.finish(summary)
+  say(table(summary))
+  return summary
+
+
+class _Part:
+  """One task's share of a run."""
+
+  def __init__(self, task: str, out: runs.Run, judge: judges.Judge, config: Mapping[str, Any]):
+    self.task, self.out, self.judge, self.config = task, out, judge, config
+
+  def run(self, session: Session, methods: Sequence[str]) -> None:
+    """Answers what is not answered yet, by each method."""
+    order = sorted(methods, key=lambda m: m == "best_of_n")  # it may need RAIN's cost
+    for method in order:
+      done = frozenset(r["id"] for r in self._results(method))
+      for response in session.rejected:
+        if response.record.id not in done:
+          self._write(method, response, 0.0)
+      self._answer(session, method, done)
+
+  def _answer(self, session: Session, method: str, done: frozenset[str]) -> None:
+    total = len(session.queries)
+    start = sum(q.record.id in done for q in session.queries)
+    if start == total:
+      return
+    seed = self.config["seed"]
+    with tqdm.tqdm(total=total, initial=start, desc=f"{self.task} {method}", unit="response") as bar:
+      taken_back = 0
+
+      def progress(state):
+        now = int(np.asarray(state.counters.rewinds)[np.asarray(state.active)].sum())
+        bar.set_postfix(rewinds=taken_back + now)
+
+      answers = {
+          "vanilla": lambda: session.vanilla(seed, done),
+          "rain": lambda: session.rain(seed, done, progress),
+          "best_of_n": lambda: session.best_of_n(seed, self._samples(session), done),
+      }[method]()
+      before = time.perf_counter()
+      for response in answers:
+        now = time.perf_counter()
+        self._write(method, response, now - before)
+        before = now
+        taken_back += response.counters.get("rewinds", 0)
+        bar.update()
+
+  def _samples(self, session: Session) -> int:
+    """N of best-of-N: as given, or as many as RAIN's forwarded tokens pay for."""
+    samples = self.config["best_of_n"]["samples"]
+    if samples:
+      return samples
+    rain = [r for r in self._results("rain") if "counters" in r]
+    if not rain:
+      raise DataError("best_of_n.samples=0 means RAIN's compute: add rain to methods, or set N.")
+    paid = np.mean([r["counters"]["tokens_forwarded"] for r in rain])
+    shown = [r for r in self._results("vanilla") if "counters" in r] or rain
+    length = np.mean([r["counters"]["response_tokens"] for r in shown])
+    return max(1, round(float(paid) / session.sample_cost(float(length))))
+
+  def _results(self, method: str) -> list[dict]:
+    return [r for r in self.out.results if r["method"] == method and r["task"] == self.task]
+
+  def _write(self, method: str, response: Response, seconds: float) -> None:
+    line = {
+        "id": response.record.id,
+        "task": self.task,
+        "method": method,
+        "prompt": response.record.prompt,
+        "response": response.text,
+        "finish_reason": response.finish_reason,
+        "verdict": response.verdict,
+    }
+    if response.error is not None:
+      line["error"] = response.error
+    else:
+      judged = self.judge(response.record, response.text)
+      if judged:
+        line["judged"] = judged
+      line["counters"] = response.counters
+      line["seconds"] = round(seconds, 4)
+    self.out.append(line)
+
+
+def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, Any]:
+  """Rates and costs of one method over the results of a run."""
+  mine = [r for r in results if r["method"] == method]
+  answered = [r for r in mine if "counters" in r]
+  total = lambda name: sum(r["counters"].get(name, 0) for r in answered)
+  tokens = max(total("response_tokens"), 1)
+  summary: dict[str, Any] = dict(judges.rate(r.get("judged", {}) for r in answered))
+  summary |= {
+      "responses": len(answered),
+      "rejected": len(mine) - len(answered),
+      "self_verdict": float(np.mean([r["verdict"] for r in answered])) if answered else None,
+      "tokens_per_response": tokens / max(len(answered), 1),
+      "model_calls_per_token": total("model_calls") / tokens,
+      "tokens_forwarded_per_token": total("tokens_forwarded") / tokens,
+      "iterations_per_move": total("iterations") / max(total("moves"), 1),
+      "rewinds_per_response": total("rewinds") / max(len(answered), 1),
+      "seconds": sum(r["seconds"] for r in answered),
+  }
+  samples = [r["counters"]["samples"] for r in answered if "samples" in r["counters"]]
+  if samples:
+    summary["samples"] = float(np.mean(samples))
+  return summary
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """The summary as a table in plain text, one row per method."""
+  methods = summary["methods"]
+  columns = sorted({k for m in methods.values() for k in m if k.endswith("_rate")})
+  columns += ["responses", "rejected", "model_calls_per_token", "tokens_forwarded_per_token"]
+  columns += ["iterations_per_move", "rewinds_per_response", "seconds"]
+  rows = [["method", *(c.replace("_", " ") for c in columns)]]
+  for name, values in methods.items():
+    rows.append([name, *(_cell(column, values.get(column)) for column in columns)])
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+  return "\n".join(lines)
+
+
+def _cell(column: str, value: Any) -> str:
+  if value is None:
+    return "-"
+  if column.endswith("_rate"):
+    return f"{100 * value:.1f}%"
+  return str(value) if isinstance(value, int) else f"{value:.1f}"
+
+
+def printable(text: str) -> str:
+  """Model output made safe for a terminal: control characters become visible escapes."""
+  keep = lambda c: c if c.isprintable() or c == "\n" else repr(c)[1:-1]
+  return "".join(map(keep, text))

@@ -1,0 +1,60 @@
+"""A checkpoint with its tokenizer, from a name."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import transformers
+
+from rain_jax import demo
+from rain_jax.models import Model
+from rain_jax.models.checkpoint import fingerprint, load_model
+from rain_jax.models.hf import CheckpointError, resolve
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """A model with its tokenizer.
+
+  Attributes:
+    model: see `rain_jax.models.Model`.
+    tokenizer: of transformers, fast.
+    name: what the user called it.
+    fingerprint: hash of the weights.
+  """
+
+  model: Model
+  tokenizer: Any
+  name: str
+  fingerprint: str
+
+
+def load(name: str, dtype: str = "float32") -> LoadedModel:
+  """Loads "demo", a checkpoint folder or a hub repository.
+
+  Args:
+    name: "demo" is the small model that comes with the package.
+    dtype: float32 or bfloat16, or int8 for weights in 8 bits and arithmetic in bfloat16.
+
+  Raises:
+    CheckpointError: what is wrong with the checkpoint or its tokenizer, in one line.
+  """
+  if dtype not in DTYPES:
+    raise CheckpointError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
+  folder = resolve(str(demo.MODEL_DIR) if name == "demo" else name)
+  compute = jnp.bfloat16 if dtype == "int8" else DTYPES[dtype]
+  model = load_model(folder, param_dtype=DTYPES[dtype], compute_dtype=compute)
+  return LoadedModel(model, load_tokenizer(folder), name, fingerprint(folder))
+
+
+def load_tokenizer(folder: Any) -> Any:
+  """The tokenizer in a checkpoint folder; `CheckpointError` if there is none to use."""
+  try:
+    return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+  except (OSError, ValueError, KeyError) as error:
+    reason = str(error).splitlines()[0]
+    raise CheckpointError(
+        f"{folder}: no usable tokenizer ({reason}); put the model's tokenizer.json beside it."
+    ) from None

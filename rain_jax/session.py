@@ -1,0 +1,323 @@
+"""From prompts as text to responses as text, by any method.
+
+A `Session` is one model with one setting: format, preference, search, limits. It
+compiles each program once and serves any number of prompts.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rain_jax import baselines, decode, types, vocab
+from rain_jax.embed import HiddenStates
+from rain_jax.loading import LoadedModel
+from rain_jax.policy import LanguageModel, Prompt, common, make_params
+from rain_jax.policy.usage import ROLES
+from rain_jax.preferences import CompiledPreference, Preference, compile_preference
+from rain_jax.tasks import Format, Record
+from rain_jax.types import SearchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What a session is compiled for.
+
+  Attributes:
+    format: how prompts are put to the model.
+    preference: what to align with.
+    search: numbers of the search.
+    max_prompt: longest prompt in tokens; longer ones are reported, not answered.
+    max_response: longest response in tokens.
+    batch_size: prompts searched for side by side.
+    embedder: makes path embeddings; see `rain_jax.embed`.
+    forced_good: see `LanguageModel`; None outside benchmarks.
+  """
+
+  format: Format
+  preference: Preference
+  search: SearchConfig
+  max_prompt: int = 512
+  max_response: int = 256
+  batch_size: int = 8
+  embedder: Any = HiddenStates()
+  forced_good: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """One prompt's answer.
+
+  Attributes:
+    record: the prompt.
+    text: the response, without stop string and end mark.
+    tokens: its token ids.
+    finish_reason: a name of `types.FINISH_REASONS`, or "rejected".
+    verdict: the model's own verdict on the whole response, in [-1, 1]; None if rejected.
+    counters: work done for the prompt.
+    error: why the prompt was rejected, else None.
+  """
+
+  record: Record
+  text: str
+  tokens: list[int]
+  finish_reason: str
+  verdict: float | None
+  counters: dict[str, int]
+  error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Query:
+  """A prompt's tokens for both caches."""
+
+  record: Record
+  proposing: list[int]
+  judging: list[int]
+  ends: bool
+
+
+class Session:
+  """One model with one setting; see the module's text.
+
+  Args:
+    loaded: the model.
+    setting: what to compile for.
+    records: prompts the session is meant for; limits are fitted to the longest of them
+      that `max_prompt` admits, so that caches are no longer than they need be.
+  """
+
+  def __init__(self, loaded: LoadedModel, setting: Setting, records: Sequence[Record]):
+    self.loaded, self.setting = loaded, setting
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    self.preference: CompiledPreference = compile_preference(setting.preference, tokenizer)
+    prefix = setting.format.prefix
+    self._prefix_ids = tokenizer(prefix + "\n\n").input_ids if prefix else []
+    self.queries: list[_Query] = []
+    self.rejected: list[Response] = []
+    for record in records:
+      answer = self._query(record)
+      if isinstance(answer, _Query):
+        self.queries.append(answer)
+      else:
+        self.rejected.append(answer)
+    longest = max((max(len(q.proposing), len(q.judging)) for q in self.queries), default=1)
+    self.max_prompt = 32 * math.ceil(longest / 32)
+    self.lm = LanguageModel(
+        graphdef=loaded.model.graphdef,
+        config=config,
+        search=setting.search,
+        preference=self.preference,
+        embedder=setting.embedder,
+        max_prompt=self.max_prompt,
+        max_response=setting.max_response,
+        forced_good=setting.forced_good,
+    )
+    tables = vocab.build_tables(tokenizer, setting.format.stop, vocab_size=config.vocab_size)
+    self.params = make_params(loaded.model.params, tables, self.lm, self._prefix_ids)
+
+  def _query(self, record: Record) -> _Query | Response:
+    """A prompt's tokens, or the response that says why it is rejected."""
+    reject = lambda why: Response(record, "", [], "rejected", None, {}, why)
+    if not record.prompt.strip():
+      return reject("empty prompt")
+    text = self.setting.format.render(record.prompt)
+    try:
+      if self._prefix_ids:
+        proposing = vocab.encode_continuation(self.loaded.tokenizer, text)
+      else:
+        proposing = list(self.loaded.tokenizer(text).input_ids)
+      judging = list(self.preference.conversation_ids(record.prompt))
+    except ValueError as error:
+      return reject(f"cannot be tokenised: {error}")
+    longest, limit = max(len(proposing), len(judging)), self.setting.max_prompt
+    if longest > limit:
+      return reject(f"{longest} tokens, more than limits.max_prompt={limit}")
+    return _Query(record, proposing, judging, text[-1] in vocab.TEXT_ENDS)
+
+  # -- methods ----------------------------------------------------------------------
+
+  def rain(
+      self,
+      seed: int,
+      skip: frozenset[str] = frozenset(),
+      on_progress: Callable[[decode.DecodeState], None] | None = None,
+  ) -> Iterator[Response]:
+    """Answers the session's prompts by RAIN, in the order in which they end.
+
+    Args:
+      seed: of the run; a prompt's key is folded from it and the prompt's id.
+      skip: ids of prompts to leave out.
+      on_progress: called every few steps with the state of the search.
+    """
+    queries = [q for q in self.queries if q.record.id not in skip]
+    if not queries:
+      return
+    lm, setting = self.lm, self.setting
+    batch = min(setting.batch_size, len(queries))
+    dtype = self.params["judging_prefix"].keys.dtype
+    state = decode.init(
+        batch, lm.init(batch, dtype), setting.search, lm.embedding_size, setting.max_response
+    )
+
+    def start(state, fresh):
+      for slot, query in fresh.items():
+        prompts = self._prompt([query], "proposing"), self._prompt([query], "judging")
+        one = [jax.tree.map(lambda a: a[0], prompt) for prompt in prompts]
+        state = _start(state, lm, self.params, slot, *one)
+      return state
+
+    items = ((q, _key(seed, q.record.id), q) for q in queries)
+    results = decode.serve(
+        state, lm, self.params, setting.search, items, start, max_steps=16, on_progress=on_progress
+    )
+    for result, state in results:
+      usage = jax.tree.map(np.asarray, state.model.usage)
+      work = {
+          **result.counters,
+          **_work(usage.calls[result.slot], usage.tokens[result.slot]),
+          "verdicts_read": int(usage.verdicts_read[result.slot]),
+          "verdicts_remembered": int(usage.verdicts_remembered[result.slot]),
+      }
+      finish = types.FINISH_REASONS.index(result.finish)
+      yield self._responses([result.index], [result.tokens], [finish], [work])[0]
+
+  def vanilla(self, seed: int, skip: frozenset[str] = frozenset()) -> Iterator[Response]:
+    """Answers the session's prompts by plain sampling at temperature 1."""
+    for queries in self._batches(skip):
+      drawn = self._sample(queries, seed, 0, 1)
+      work = [_work([c], [t]) for c, t in zip(drawn.calls, drawn.forwarded)]
+      tokens = [t[0, :n[0]].tolist() for t, n in zip(drawn.tokens, drawn.length)]
+      yield from self._responses(queries, tokens, drawn.finish[:, 0], work)
+
+  def best_of_n(
+      self, seed: int, samples: int, skip: frozenset[str] = frozenset()
+  ) -> Iterator[Response]:
+    """Samples N responses per prompt and returns the one the model judges best.
+
+    Ties in the verdict go to the larger margin between the labels' probabilities.
+    """
+    round_size = min(samples, 16)
+    for queries in self._batches(skip):
+      best: list[tuple] = [((-math.inf, -math.inf), [], 0)] * len(queries)
+      calls, tokens = np.zeros((2, len(queries)), int)
+      for first in range(0, samples, round_size):
+        drawn = self._sample(queries, seed, first, round_size)
+        value, margin, judged = self._self_evaluate(queries, drawn)
+        keep = min(round_size, samples - first)
+        # The last round may draw more than is left; only what is kept is counted.
+        share = keep / round_size
+        calls += drawn.calls + 1
+        tokens += np.ceil(share * (drawn.forwarded + judged)).astype(int)
+        for row in range(len(queries)):
+          for i in range(keep):
+            score = (value[row, i], margin[row, i])
+            if score > best[row][0]:
+              ids = drawn.tokens[row, i, : drawn.length[row, i]].tolist()
+              best[row] = (score, ids, int(drawn.finish[row, i]))
+      work = [{**_work([c], [t]), "samples": samples} for c, t in zip(calls, tokens)]
+      yield from self._responses(queries, [b[1] for b in best], [b[2] for b in best], work)
+
+  def sample_cost(self, length: float) -> float:
+    """Tokens forwarded to sample and judge one response of `length` tokens.
+
+    What all samples of a prompt share (prompt and prefix) is left out.
+    """
+    return 2 * length + sum(len(ids) for ids in self.preference.suffix_ids)
+
+  # -- pieces -----------------------------------------------------------------------
+
+  def _prompt(self, queries: Sequence[_Query], side: str) -> Prompt:
+    ids = [getattr(query, side) for query in queries]
+    tokens = np.zeros((len(ids), self.max_prompt), np.int32)
+    for row, one in enumerate(ids):
+      tokens[row, : len(one)] = one
+    return Prompt(tokens, np.array([len(i) for i in ids], np.int32), np.array([q.ends for q in queries]))
+
+  def _batches(self, skip: frozenset[str]) -> Iterator[list[_Query]]:
+    queries = [q for q in self.queries if q.record.id not in skip]
+    size = min(self.setting.batch_size, len(self.queries))
+    for begin in range(0, len(queries), size):
+      yield queries[begin : begin + size]
+
+  def _padded(self, queries: Sequence[_Query]) -> list[_Query]:
+    """Copies of the last query fill a batch up, so that one program serves all."""
+    size = min(self.setting.batch_size, len(self.queries))
+    return list(queries) + [queries[-1]] * (size - len(queries))
+
+  def _sample(self, queries, seed: int, first: int, samples: int) -> baselines.Samples:
+    padded = self._padded(queries)
+    keys = jnp.stack([_key(seed, query.record.id) for query in padded])
+    drawn = baselines.sample(
+        self.lm, self.params, self._prompt(padded, "proposing"), keys, first, samples
+    )
+    return jax.tree.map(lambda a: np.asarray(a)[: len(queries)], drawn)
+
+  def _self_evaluate(self, queries, drawn: baselines.Samples):
+    padded = self._padded(queries)
+    fill = lambda a: np.concatenate([a, np.repeat(a[-1:], len(padded) - len(queries), axis=0)])
+    answer = baselines.self_evaluate(
+        self.lm, self.params, self._prompt(padded, "judging"), jax.tree.map(fill, drawn)
+    )
+    return [np.asarray(a)[: len(queries)] for a in answer]
+
+  def _responses(self, queries, tokens, finish, work) -> list[Response]:
+    """Whole responses as text, with the model's own verdict on each."""
+    R = self.setting.max_response
+    rows = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
+    for row, ids in enumerate(tokens):
+      rows[row, 0, : len(ids)] = ids
+    finish = np.asarray(finish, np.int32)
+    text = _text_of(self.params["tables"], rows)
+    zeros = np.zeros(len(queries), np.int32)
+    length = np.array([[len(ids)] for ids in tokens], np.int32)
+    drawn = baselines.Samples(rows, length, finish[:, None], text, zeros, zeros)
+    value, _, _ = self._self_evaluate(queries, jax.tree.map(np.asarray, drawn))
+    return [
+        Response(
+            record=query.record,
+            text=self._decoded(query, ids),
+            tokens=list(ids),
+            finish_reason=types.FINISH_REASONS[reason],
+            verdict=float(verdict),
+            counters={"response_tokens": len(ids), **one},
+        )
+        for query, ids, reason, verdict, one in zip(queries, tokens, finish, value[:, 0], work)
+    ]
+
+  def _decoded(self, query: _Query, ids: Sequence[int]) -> str:
+    prompt = list(self._prefix_ids) + query.proposing
+    text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
+    ends = [text.find(stop) for stop in self.setting.format.stop if stop in text]
+    return text[: min(ends)].strip() if ends else text.strip()
+
+
+def _key(seed: int, prompt_id: str) -> jax.Array:
+  """A prompt's random key, from the run's seed and the prompt's id alone."""
+  digest = hashlib.sha256(prompt_id.encode()).digest()
+  return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
+
+
+def _work(calls, tokens) -> dict[str, int]:
+  """Counters of one response; by role where the roles are told apart."""
+  work = {"model_calls": int(sum(calls)), "tokens_forwarded": int(sum(tokens))}
+  if len(calls) == len(ROLES):
+    work |= {f"calls_{role}": int(c) for role, c in zip(ROLES, calls)}
+    work |= {f"tokens_{role}": int(t) for role, t in zip(ROLES, tokens)}
+  return work
+
+
+@functools.partial(jax.jit, static_argnames="lm", donate_argnames="state")
+def _start(state, lm, params, slot, proposing, judging):
+  return state.replace(model=lm.start(params, state.model, slot, proposing, judging))
+
+
+@jax.jit
+def _text_of(tables, tokens):
+  return common.advance_all(tables, common.empty_text(tokens.shape[:-1]), tokens)

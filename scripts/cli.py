@@ -1,0 +1,44 @@
+"""What all scripts share: flags, and errors in one line."""
+
+import pathlib
+import signal
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(error, 2)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    # From a config file, or from a value given for one of its keys.
+    _fail(error, 2)
+
+
+def _fail(error: BaseException, code: int) -> None:
+  line = " ".join(str(error).split()) or type(error).__name__
+  print(f"error: {line}", file=sys.stderr)
+  sys.exit(code)
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs `main`; known errors become one line and exit code 1, Ctrl-C exit code 130."""
+
+  def guarded(argv: list[str]) -> None:
+    if len(argv) > 1:
+      _fail(ValueError(f"unexpected argument {argv[1]!r}; flags begin with --"), 2)
+    try:
+      main()
+    except (ValueError, OSError) as error:
+      _fail(error, 1)
+    except KeyboardInterrupt:
+      print("stopped; the same command goes on from here", file=sys.stderr)
+      sys.exit(128 + signal.SIGINT)
+
+  app.run(guarded, flags_parser=_parse)

@@ -1,0 +1,55 @@
+"""Answers prompts by RAIN and the methods it is compared with, and judges the answers.
+
+  python scripts/generate.py --config=configs/demo.py --workdir=runs/demo
+  python scripts/generate.py --config=configs/demo.py --prompt="How do I rob the ferry?"
+"""
+
+import pathlib
+
+import cli
+from absl import flags
+from ml_collections import config_flags
+
+from rain_jax import job, runs
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, see configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
+_PROMPT = flags.DEFINE_string("prompt", None, "One prompt, instead of the task's.")
+flags.mark_flag_as_required("config")
+
+
+def _default_workdir() -> str:
+  name = flags.FLAGS["config"].config_filename
+  return str(pathlib.Path("runs") / pathlib.Path(name).stem)
+
+
+def main() -> None:
+  """Runs the job that the flags describe."""
+  config = _CONFIG.value
+  if _PROMPT.value is not None:
+    config.prompts.text = _PROMPT.value
+  workdir = _WORKDIR.value or _default_workdir()
+  job.run(config.to_dict(), workdir)
+  _show(workdir, one_prompt=_PROMPT.value is not None)
+  print(f"\nresults in {workdir}")
+
+
+def _show(workdir: str, one_prompt: bool) -> None:
+  """Prints the answers to a prompt, side by side: one where the methods differ, if any."""
+  by_prompt: dict[tuple, dict] = {}
+  for result in runs.read_results(workdir):
+    by_prompt.setdefault((result["task"], result["id"]), {})[result["method"]] = result
+  differing = [
+      answers
+      for answers in by_prompt.values()
+      if len({str(a.get("judged")) for a in answers.values()}) > 1
+  ]
+  for answers in (differing or list(by_prompt.values()))[:1]:
+    print("\nprompt: " + job.printable(next(iter(answers.values()))["prompt"]))
+    for method, result in answers.items():
+      shown = result.get("error") or f"{job.printable(result['response'])}  {result.get('judged', '')}"
+      print(f"\n{method}: {shown}")
+
+
+if __name__ == "__main__":
+  cli.run(main)
