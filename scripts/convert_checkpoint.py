@@ -14,7 +14,8 @@ from absl import logging
 from rain_jax.models import checkpoint
 from rain_jax.models import hf
 
-_SOURCE = flags.DEFINE_string("source", None, "Checkpoint folder, or owner/name on the hub.", required=True)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Checkpoint folder, or owner/name on the hub.", required=True)
 _TARGET = flags.DEFINE_string("target", None, "Folder to write.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Weights' dtype.")
 _REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit of a hub repository.")

@@ -35,7 +35,7 @@ def run_model(model, place=lambda a: a):
 
   keys = jax.random.split(jax.random.key(0), 3)
   shapes = (6,), (4, 5), (4, 3, 2)
-  texts = [jax.random.randint(key, shape, 0, 96) for key, shape in zip(keys, shapes)]
+  texts = [jax.random.randint(key, shape, 0, 96) for key, shape in zip(keys, shapes, strict=True)]
   return run(model.params, texts[0], *map(place, texts[1:]))
 
 
@@ -49,7 +49,10 @@ def check_forward(folder, tensor, dtypes=("float32",)):
   """A sharded model computes what the whole one does."""
   mesh = sharding.make_mesh(tensor)
   by_tree = NamedSharding(mesh, PartitionSpec("data"))
-  place = lambda a: jax.device_put(a, by_tree) if a.shape[0] % mesh.shape["data"] == 0 else a
+
+  def place(a):
+    return jax.device_put(a, by_tree) if a.shape[0] % mesh.shape["data"] == 0 else a
+
   for dtype in dtypes:
     whole = hf.load(folder, param_dtype=dtype, compute_dtype="float32")
     split = hf.load(folder, param_dtype=dtype, compute_dtype="float32", mesh=mesh)
@@ -71,9 +74,8 @@ def check_restore_onto_other_meshes(folder):
     back = checkpoint.load_model(folder / "converted", mesh=mesh)
     check_same(back.params, one.params)
     wanted = jax.tree.leaves(sharding.shardings(back, mesh))
-    found = [leaf.sharding for leaf in jax.tree.leaves(back.params)]
-    assert all(a.is_equivalent_to(b, leaf.ndim) for a, b, leaf in zip(
-        found, wanted, jax.tree.leaves(back.params))), (found, wanted)
+    for leaf, place in zip(jax.tree.leaves(back.params), wanted, strict=True):
+      assert leaf.sharding.is_equivalent_to(place, leaf.ndim), (leaf.sharding, place)
 
 
 def check_refusals():

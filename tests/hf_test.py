@@ -199,7 +199,8 @@ DAMAGES = {
     "other family": (_edit_config(model_type="gpt2"), "model_type 'gpt2'"),
     "missing tensor": (_edit_tensors(lambda t: t.pop(Q)), f"{Q} is missing"),
     "misshapen": (
-        _edit_tensors(lambda t: t.update({Q: t[Q][:-1]})), r"shape \[31, 32\], expected \[32, 32\]"),
+        _edit_tensors(lambda t: t.update({Q: t[Q][:-1]})),
+        r"shape \[31, 32\], expected \[32, 32\]"),
     "dtype": (
         _edit_tensors(lambda t: t.update({Q: t[Q].astype(np.int32)})), "I32, expected F32 or F16"),
     "extra tensor": (

@@ -1,9 +1,13 @@
 """Attention of new tokens over segments of context that the query's rows share (design section 4).
 
-A tree search reads the same context for many rows at once: a fixed prefix for all, a committed text
-per tree, a path per leaf, a scratch per row. Each is a `Segment` with only the batch axes along which
-it differs. The remaining axes of the query join the rows of the matrix product with that segment, so
-that no key or value is ever repeated, neither for rows nor for the heads of a query group.
+A tree search reads the same context for many rows at once: a fixed prefix for all, a committed
+text per tree, a path per leaf, a scratch per row. Each is a `Segment` with only the batch axes
+along which it differs. The remaining axes of the query join the rows of the matrix product with
+that segment, so that no key or value is ever repeated, neither for rows nor for a group of heads.
+
+Each segment is attended to by itself; the results join by the log-sum-exp of their scores. Beside
+one softmax over all scores this took the same time on CPU (within 2% for 0.9M and 124M parameters,
+1 to 64 rows) and leaves every score in the layout in which its product made it.
 """
 
 from collections.abc import Sequence
@@ -111,8 +115,8 @@ def attend(
   ]
   highest = functools.reduce(jnp.maximum, (part.highest for part in parts))
   weights = [jnp.exp(part.highest - highest) for part in parts]
-  total = sum(w * part.total for w, part in zip(weights, parts))
-  mixed = sum(w[..., None] * part.mixed for w, part in zip(weights, parts))
+  total = sum(w * part.total for w, part in zip(weights, parts, strict=True))
+  mixed = sum(w[..., None] * part.mixed for w, part in zip(weights, parts, strict=True))
   return (mixed / total[..., None]).reshape(query.shape).astype(query.dtype)
 
 

@@ -73,7 +73,7 @@ def restore(
   wanted = stored if param_dtype is None else jnp.dtype(param_dtype)
   if wanted != stored and jnp.int8 in (wanted, stored):
     raise CheckpointError(
-        f"{folder}: holds {stored} weights, asked for {wanted}; convert the original checkpoint anew")
+        f"{folder}: holds {stored} weights, asked for {wanted}; convert the original anew")
   model = abstract_model(config, param_dtype=wanted, compute_dtype=compute_dtype)
   target = jax.tree.map(
       lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -10,6 +10,17 @@ from typing import Any
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
+# For each kind of RoPE scaling the keys it needs in config.json, and our fields.
+_SCALING_KEYS = {
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_max_position",
+    },
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -78,8 +89,8 @@ class ModelConfig:
   ) -> "ModelConfig":
     """Reads the contents of `config.json` and, where there is one, `generation_config.json`.
 
-    End-of-sequence ids are the union of both files: chat models often list the end of a turn only in
-    the second.
+    End-of-sequence ids are the union of both files: chat models often list the end of a turn
+    only in the second.
 
     Raises:
       ValueError: a model type, activation, rope kind or quantisation that is not supported, or a
@@ -88,7 +99,8 @@ class ModelConfig:
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
       raise ValueError(
-          f"model_type {model_type!r} is not supported, expected one of {', '.join(MODEL_TYPES)}"
+          f"model_type {model_type!r} in config.json is not supported, "
+          f"expected one of {', '.join(MODEL_TYPES)}"
       )
     _require("hidden_act", config.get("hidden_act", "silu"), "silu")
     _require("quantization_config", config.get("quantization_config"), None)
@@ -159,27 +171,23 @@ def _eos_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-  """Theta and scaling from either spelling: `rope_parameters`, or `rope_theta` and `rope_scaling`."""
+  """Theta and scaling, spelled `rope_parameters` or else `rope_theta` and `rope_scaling`."""
   rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
   theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-  _require("partial_rotary_factor",
-           rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0, 1.0)
+  partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+  _require("partial_rotary_factor", partial, 1.0)
   kind = rope.get("rope_type") or rope.get("type") or "default"
   if kind == "default":
     if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
-      raise ValueError(f"rope parameters per layer type {nested} are not supported, expected one set")
+      raise ValueError(f"RoPE per layer type {nested} in config.json is not supported")
     return float(theta), None
-  if kind == "linear":
-    return float(theta), RopeScaling("linear", float(rope["factor"]))
-  if kind == "llama3":
-    return float(theta), RopeScaling(
-        "llama3",
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_position=int(rope["original_max_position_embeddings"]),
-    )
-  raise ValueError(f"rope type {kind!r} is not supported, expected default, linear or llama3")
+  if kind not in _SCALING_KEYS:
+    raise ValueError(
+        f"rope type {kind!r} in config.json is not supported, expected default, linear or llama3")
+  if missing := [key for key in _SCALING_KEYS[kind] if rope.get(key) is None]:
+    raise ValueError(f"the {kind} RoPE scaling in config.json lacks {', '.join(missing)}")
+  fields = {field: rope[key] for key, field in _SCALING_KEYS[kind].items()}
+  return float(theta), RopeScaling(kind, **fields)
 
 
 def _sliding(

@@ -1,10 +1,10 @@
 """Weights and configs in the Hugging Face format: safetensors and JSON, nothing that runs code.
 
-Names map to ours in the table `LAYOUT`. Tensors are read slice by slice, straight into the shards of
-their stacked array, so that the host never holds more than one parameter's shards.
+Names map to ours in the table `LAYOUT`. Tensors are read slice by slice, straight into the shards
+of their stacked array, so that the host never holds more than one parameter's shards.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import contextlib
 import functools
 import json
@@ -87,9 +87,9 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
   try:
     return pathlib.Path(
         huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=patterns))
-  except (huggingface_hub.errors.HfHubHTTPError,
-          huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:
-    reason = str(error).strip().splitlines()[0]
+  except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError,
+          OSError) as error:
+    reason = " ".join(str(error).split())[:200]
     raise CheckpointError(
         f"{source}: no such folder, and not to be had from the hub either ({reason})") from error
 
@@ -110,12 +110,12 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
   path = folder / "config.json"
   if not path.is_file():
     raise CheckpointError(f"{folder}: no config.json, so this is not a Hugging Face checkpoint")
-  generation = folder / "generation_config.json"
+  config, generation = read_json(path), folder / "generation_config.json"
+  extra = read_json(generation) if generation.is_file() else None
   try:
-    return ModelConfig.from_hf(
-        read_json(path), read_json(generation) if generation.is_file() else None)
+    return ModelConfig.from_hf(config, extra)
   except ValueError as error:
-    raise CheckpointError(f"{folder}: {error}" if path.name in str(error) else f"{path}: {error}") from error
+    raise CheckpointError(f"{folder}: {error}") from error
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -141,11 +141,12 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 class _Tensors:
-  """The tensors of several safetensors files, by name; nothing is read before it is asked for."""
+  """A folder's tensors by name; nothing is read before it is asked for."""
 
-  def __init__(self, files: Iterable[pathlib.Path], stack: contextlib.ExitStack):
+  def __init__(self, folder: pathlib.Path, stack: contextlib.ExitStack):
+    self._folder = folder
     self._file: dict[str, tuple[pathlib.Path, Any]] = {}
-    for path in files:
+    for path in weight_files(folder):
       try:
         handle = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
       except (safetensors.SafetensorError, OSError) as error:
@@ -156,21 +157,22 @@ class _Tensors:
     """Raises CheckpointError unless the tensors are those expected, in name, shape and dtype."""
     for name, shape in expected.items():
       if name not in self._file:
-        raise CheckpointError(f"tensor {name} is missing, expected with shape {list(shape)}")
+        raise CheckpointError(
+            f"{self._folder}: tensor {name} is missing, expected with shape {list(shape)}")
       path, handle = self._file[name]
       tensor = handle.get_slice(name)
       if tuple(tensor.get_shape()) != shape:
         raise CheckpointError(
             f"{path}: tensor {name} has shape {tensor.get_shape()}, expected {list(shape)} "
             "from config.json")
-      if tensor.get_dtype() not in _DTYPES:
+      if (dtype := tensor.get_dtype()) not in _DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name} has dtype {tensor.get_dtype()}, expected {' or '.join(_DTYPES)}")
+            f"{path}: tensor {name} has dtype {dtype}, expected {' or '.join(_DTYPES)}")
     extra = [n for n in sorted(set(self._file) - set(expected)) if not _DERIVED.fullmatch(n)]
     # Tied models may store the shared table a second time.
     if extra and extra != [LAYOUT["head/weight"][0]]:
       raise CheckpointError(
-          f"{len(extra)} tensors have no place in this model, such as {extra[0]}; "
+          f"{self._folder}: {len(extra)} tensors have no place in this model, such as {extra[0]}; "
           "is config.json that of another model?")
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
@@ -309,11 +311,8 @@ def load(
   places = flatten(shardings(model, mesh, rules))
   loaded = {}
   with contextlib.ExitStack() as stack:
-    tensors = _Tensors(weight_files(folder), stack)
-    try:
-      tensors.check(_expected_shapes(model))
-    except CheckpointError as error:
-      raise CheckpointError(f"{folder}: {error}") from error
+    tensors = _Tensors(folder, stack)
+    tensors.check(_expected_shapes(model))
     reader = _Reader(model, tensors)
     for path, leaf in flatten(model.params).items():
       loaded[path] = jax.make_array_from_callback(

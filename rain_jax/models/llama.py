@@ -186,7 +186,8 @@ class Layers(nnx.Module):
 
 def _supported(what: str, dtype: Any, names: Sequence[str]) -> jnp.dtype:
   if jnp.dtype(dtype).name not in names:
-    raise ValueError(f"{what} = {jnp.dtype(dtype).name} is not supported, expected {' or '.join(names)}")
+    name, expected = jnp.dtype(dtype).name, " or ".join(names)
+    raise ValueError(f"{what} = {name} is not supported, expected {expected}")
   return jnp.dtype(dtype)
 
 
@@ -280,8 +281,8 @@ def forward(
 ) -> tuple[jax.Array, KV]:
   """Reads new tokens after their context; pure, to be jitted by the caller (design section 4).
 
-  A key is visible when its slot is filled, its position is not after the query's, and it lies within
-  the layer's sliding window if there is one.
+  A key is visible when its slot is filled, its position is not after the query's, and it lies
+  within the layer's sliding window if there is one.
 
   Args:
     graphdef: structure of the model, static; from `Model`.

@@ -67,7 +67,7 @@ def random_model(family: str, seed: int = 0) -> Model:
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   params = {
       path: 0.2 * jax.random.normal(key, leaf.shape) + float(path.endswith("norm/scale"))
-      for key, (path, leaf) in zip(keys, leaves.items())
+      for key, (path, leaf) in zip(keys, leaves.items(), strict=True)
   }
   return dataclasses.replace(model, params=unflatten(params))
 
