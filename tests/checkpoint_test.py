@@ -136,7 +136,7 @@ def test_script_fails_in_one_line(tmp_path):
 
 def test_models_on_meshes_of_eight_devices(tmp_path):
   """Runs checkpoint_sharded.py, since the number of devices is fixed when JAX starts."""
-  for family in ("llama2", "llama1", "qwen2"):
+  for family in ("llama2", "qwen2"):
     testing.write_checkpoint(tmp_path / family, family)
   flags = "--xla_force_host_platform_device_count=8"
   done = run(ROOT / "tests/checkpoint_sharded.py", tmp_path, XLA_FLAGS=flags)

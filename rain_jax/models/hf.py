@@ -333,9 +333,12 @@ def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) 
   """
   folder = pathlib.Path(folder)
   model = abstract_model(ModelConfig.from_hf(config))
-  shapes, found = jax.tree.map(jnp.shape, model.params), jax.tree.map(jnp.shape, params)
-  if shapes != found:
-    raise ValueError(f"config describes parameters of shapes {shapes}, found {found}")
+  expected = {path: leaf.shape for path, leaf in flatten(model.params).items()}
+  found = {path: leaf.shape for path, leaf in flatten(params).items()}
+  for path in sorted(expected.keys() | found.keys()):
+    if expected.get(path) != found.get(path):
+      raise ValueError(
+          f"parameter {path} has shape {found.get(path)}, the config expects {expected.get(path)}")
   axes, tensors = logical_axes(model), {}
   for path, leaf in flatten(params).items():
     name, layout = LAYOUT[path]
