@@ -191,9 +191,9 @@ def step(
   tree, model_state, info = search.step(
       state.tree, model, params, state.model, keys, active, config
   )
-  left = (state.leaf >= 0) & (info.leaf >= 0) & ~jnp.any(
-      info.path == state.leaf[:, None], axis=-1
-  )
+  # Every path goes on from the root, which is not among its nodes.
+  onward = jnp.any(info.path == state.leaf[:, None], axis=-1) | (state.leaf == tree.root)
+  left = (state.leaf >= 0) & (info.leaf >= 0) & ~onward
   due = jax.vmap(lambda t, i, n, u: _must_commit(t, i, n, u, config))(
       tree, state.inherited, info.iterations, info.full
   )

@@ -218,7 +218,7 @@ def expand(
   keep = distinct(answer.tokens, answer.lengths)
   # Redrawing stops at the wanted number of distinct candidates.
   wanted = keep & (first | (jnp.cumsum(keep) <= config.num_candidates))
-  dropped = jnp.where(first, 0, jnp.sum((answer.lengths > 0) & ~keep))
+  dropped = jnp.where(first, 0, jnp.sum((answer.lengths > 0) & ~keep, dtype=jnp.int32))
   weights = jnp.where(first, answer.log_weights, clip_greedy(answer.log_weights, wanted))
 
   K = config.max_children
@@ -408,7 +408,7 @@ def backup(
   )
   due = tree.due.at[jnp.where(path < N, parent_slots, V)].set(due, mode="drop")
   tree = tree.replace(n=n, f=f, q=q, e=e, due=due)
-  return tree, jnp.sum(gain > 0)
+  return tree, jnp.sum(gain > 0, dtype=jnp.int32)
 
 
 def _begin(tree: Tree, active: Array, config: SearchConfig):
@@ -433,7 +433,7 @@ def _finish(tree: Tree, chosen: Selection, answer: Evaluation, config: SearchCon
     node = chosen.leaf
     visit = chosen.mode == types.VISIT
     finished = tree.finish[node] != types.RUNNING
-    revisit = visit & (tree.f[node] > 0)
+    revisit = visit & finished & (tree.f[node] > 0)
     fresh = visit & ~finished & (trees.num_children(tree, node) == 0)
     tree, dropped = expand(tree, node, answer, fresh, config)
     tree, joined = grow(tree, node, answer, chosen.mode == types.GROW, config)
@@ -441,7 +441,8 @@ def _finish(tree: Tree, chosen: Selection, answer: Evaluation, config: SearchCon
     return tree, (dropped, joined, shared, revisit)
 
   tree, (dropped, joined, shared, revisit) = jax.lax.scan(one, tree, (chosen, answer))
-  return tree, dropped.sum(), joined.sum(), shared.sum(), revisit.sum()
+  total = lambda counts: counts.sum(dtype=jnp.int32)
+  return tree, total(dropped), total(joined), total(shared), total(revisit)
 
 
 def step(
@@ -480,8 +481,8 @@ def step(
   last = jnp.where(visited, jnp.arange(config.leaves), -1).max(-1)
   pick = lambda array: jax.vmap(lambda a, i: a[i])(array, jnp.maximum(last, 0))
   return tree, state, StepInfo(
-      iterations=visited.sum(-1),
-      grows=jnp.sum(chosen.mode == types.GROW, -1),
+      iterations=visited.sum(-1, dtype=jnp.int32),
+      grows=jnp.sum(chosen.mode == types.GROW, -1, dtype=jnp.int32),
       joined=joined_first + joined,
       similarity_updates=shared,
       duplicates=dropped,

@@ -197,7 +197,7 @@ def insert(
       children=tree.children.at[slot, jnp.where(join, place, tree.children.shape[-1])].set(
           ids, mode="drop"
       ),
-      num_children=tree.num_children.at[slot].add(join.sum()),
+      num_children=tree.num_children.at[slot].add(join.sum(dtype=jnp.int32)),
       due=tree.due.at[slot].set(tree.due[slot] & ~join.any()),
   )
 
