@@ -91,7 +91,8 @@ def segments(
   Args:
     cache: the cache.
     paths: the paths.
-    limit: int32[B, W]; positions from here on are not shown.
+    limit: int32[B, W]; positions from here on are not shown, those before must have
+      been written.
     offset: absolute position of relative position 0.
 
   Returns:
@@ -99,17 +100,16 @@ def segments(
     positions per path.
   """
   S = cache.tokens.shape[-1]
-  shown = jnp.minimum(limit, cache.cached[:, None])[..., None]  # [B, W, 1]
   at = jnp.arange(S)
+  inside = at < jnp.minimum(limit, cache.length[:, None])[..., None]  # [B, W, S]
   context = Segment(
       cache.context.keys,
       cache.context.values,
-      jnp.where(at < shown, at + offset, NO_POSITION),
+      jnp.where(inside, at + offset, NO_POSITION),
   )
   L = paths.tokens.shape[-1]
   at = (paths.ends(cache) - paths.lengths)[..., None] + jnp.arange(L)  # [B, W, D, L]
-  pooled = _take(cache.pooled, paths.slots)[..., None]
-  inside = (jnp.arange(L) < paths.lengths[..., None]) & pooled & (at < limit[..., None, None])
+  inside = (jnp.arange(L) < paths.lengths[..., None]) & (at < limit[..., None, None])
   B, W, D = paths.slots.shape
 
   def gather(pool):
