@@ -50,6 +50,8 @@ BRANCHES = (
     "commit_trusted",
     "commit_limit",
     "commit_limit_inherited",
+    "commit_inherited",
+    "over_own_limit",
     "commit_finished",
     "best_tie_by_q",
     "best_tie_by_age",
@@ -111,8 +113,8 @@ def _whole(node: Node) -> bool:
 
 
 def _same(a: Node, b: Node) -> bool:
-  """Whether two nodes hold the same numbers, which then tie however one rounds."""
-  return (a.n, a.q, a.p) == (b.n, b.q, b.p)
+  """Whether two nodes tie however one rounds: the same numbers, none of them shared."""
+  return _whole(a) and (a.n, a.q, a.p) == (b.n, b.q, b.p)
 
 
 def clip(proposals: list[Proposal], count: collections.Counter) -> list[Proposal]:
@@ -163,6 +165,9 @@ class Search:
       self._iterate()
       if self._enough(inherited):
         inherited = self._commit()
+        while self.config.early_commit and self._inherits_trust():
+          self.count["commit_inherited"] += 1
+          inherited = self._commit()
       yield self
 
   def _decide(self, kind: str, distance: float, exact: bool = False) -> None:
@@ -348,6 +353,14 @@ class Search:
   def _trusted(self, child: Node) -> bool:
     return child.f > self.config.min_visits and child.q > self.config.value_threshold
 
+  def _inherits_trust(self) -> bool:
+    """Whether a fresh root can be left without a new iteration (an option of ours)."""
+    best = self._best()
+    if self.finish != RUNNING or best is None:
+      return False
+    self._note_rivals(best)
+    return self._trusted(best)
+
   def _best(self) -> Node | None:
     """Highest n, ties by q, then by age."""
     return max(self.root.children, key=lambda child: (child.n, child.q), default=None)
@@ -358,17 +371,7 @@ class Search:
     limit = self.root.f >= max(c.max_iterations, inherited + c.extra_iterations)
     trusted = best is not None and self._trusted(best)
     if best is not None:
-      if best.f > c.min_visits:
-        self._decide("commit_q", best.q - c.value_threshold)
-      # Rounding in n or q matters only where it could change who is committed.
-      if limit or trusted:
-        for child in self.root.children:
-          if child is not best:
-            self._decide("best_n", best.n - child.n, exact=_whole(child))
-          if child.n == best.n:
-            self._decide("best_q", best.q - child.q, exact=_same(best, child))
-      elif any(self._trusted(x) and x.n != best.n for x in self.root.children):
-        self._decide("best_n", min(best.n - x.n for x in self.root.children if self._trusted(x)))
+      self._note_rivals(best, always=limit)
     if trusted:
       self.count["commit_trusted"] += 1
     elif limit:
@@ -377,6 +380,18 @@ class Search:
     elif by_own:
       self.count["over_own_limit"] += 1
     return trusted or limit
+
+  def _note_rivals(self, best: Node, always: bool = False) -> None:
+    """Notes how near the choice of the best child was, where a commit hung on it."""
+    c, rivals = self.config, self.root.children
+    if best.f > c.min_visits:
+      self._decide("commit_q", best.q - c.value_threshold)
+    if always or any(self._trusted(child) for child in rivals):
+      for child in rivals:
+        if child is not best:
+          self._decide("best_n", best.n - child.n, exact=_whole(child))
+          if child.n == best.n:
+            self._decide("best_q", best.q - child.q, exact=_same(best, child))
 
   def _commit(self) -> int:
     """Commits the best child; returns the iterations that the new root inherits."""

@@ -27,6 +27,7 @@ EMBEDDING_SIZE = 6
 _MOODS = 4
 _SIZE = 64  # entries of a table that a hash selects from
 _TOKENS = 97
+_FIRSTS = 20  # most probable first tokens, at most
 _MASK = 0xFFFFFFFF
 
 
@@ -75,7 +76,8 @@ def make_tables(seed: int = 0) -> dict[str, np.ndarray]:
   """The tables, one row per style.
 
   Keys:
-    first: [S, 8, 64] log weights of first tokens, falling along the last axis.
+    first: [S, 8, 20] log weights of first tokens, falling along the last axis.
+    firsts: [S] how many first tokens there are.
     weight: [S, 64] log weights of continuations.
     codes: [S] how many continuations there are to draw from: few make duplicates.
     finish: [S, 64] finish codes of continuations.
@@ -89,12 +91,13 @@ def make_tables(seed: int = 0) -> dict[str, np.ndarray]:
   S, M = STYLES, _SIZE
   steep = rng.choice([0.3, 1.0, 3.0], S)
   steep[[0, 3]] = 1.0, 6.0
-  levels = np.log([0.53, 0.29, 0.17, 0.083, 0.031])
-  weight = levels[rng.integers(0, 5, (S, M))] * steep[:, None]
-  # Styles 1 and 2: nothing but equal weights, so that scores tie.
-  weight[[1, 2]] = levels[0]
-  first = -np.sort(-levels[rng.integers(0, 5, (S, 8, M))] * steep[:, None, None], axis=-1)
-  first = np.where(np.arange(S)[:, None, None] == 1, levels[1], first)
+  # Weights of any size: simple ratios would make scores tie but for rounding. Equal
+  # weights tie whatever the rounding.
+  weight = rng.uniform(-5, -0.3, (S, M)) * steep[:, None]
+  weight[[1, 2]] = -0.7
+  gaps = rng.uniform(0, 0.5, (S, 8, _FIRSTS)) * (rng.random((S, 8, _FIRSTS)) < 0.7)
+  first = -0.5 - np.cumsum(gaps, axis=-1) * steep[:, None, None]
+  first[1] = -1.1
 
   finish = np.where(rng.random((S, M)) < 0.08, rng.choice([types.EOS, types.STOP], (S, M)), 0)
   finish[[0, 4]] = types.RUNNING
@@ -124,6 +127,7 @@ def make_tables(seed: int = 0) -> dict[str, np.ndarray]:
   spread = np.array([64, 64, 16, 32, 64, 32, 16, 24, 64, 20, 64, 32])
   return dict(
       first=first,
+      firsts=np.where(np.arange(S) % 4 == 2, 13, _FIRSTS).astype(np.int32),
       weight=weight,
       codes=np.array([40, 6, 30, 60, 8, 14, 20, 5, 100, 3, 60, 12], np.uint32),
       finish=finish.astype(np.int32),
@@ -162,7 +166,7 @@ class TableScript(oracle.Script):
   def first(self) -> list[oracle.Proposal]:
     h, _, _ = self.fold(())
     weights = self.tables["first"][mix(h, 3) % 8]
-    rows = range(self.config.max_children)
+    rows = range(min(self.config.max_children, self.tables["firsts"]))
     return self._proposals(h, 0, [1000 + row for row in rows], [weights[row] for row in rows])
 
   def draw(self, text: oracle.Text, times: int, sampled: int) -> list[oracle.Proposal]:
@@ -264,12 +268,13 @@ class TableModel:
     times = jnp.where(leaf.mode == types.GROW, state["grown"][leaf.leaf_slot], 0)
     first, row = leaf.depth == 0, jnp.arange(c.draws)
     drawn = jnp.where(leaf.mode == types.GROW, 1 + c.grow_draws, 1 + c.sampled_draws)
-    used = row < jnp.where(first, K, drawn)
+    used = row < jnp.where(first, jnp.minimum(K, own["firsts"]), drawn)
     seed = (1 + row + 64 * times).astype(jnp.uint32)
     codes = mix(jnp.full_like(seed, 1) * h, seed) % own["codes"]
     weights = own["weight"][self._at(h, 2000 + codes)]
     codes = jnp.where(first, 1000 + row, codes).astype(jnp.uint32)
-    weights = jnp.where(first, own["first"][mix(h, np.uint32(3)) % 8][row], weights)
+    ranked = own["first"][mix(h, np.uint32(3)) % 8][jnp.minimum(row, _FIRSTS - 1)]
+    weights = jnp.where(first, ranked, weights)
 
     x = mix(jnp.full_like(codes, 1) * mix(h, np.uint32(7)), codes)
     finish = own["finish"][x % _SIZE]
