@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
-import transformers
 
 from rain_jax import decode, policy, types, vocab
 from rain_jax.embed import HiddenStates
@@ -18,20 +16,6 @@ from rain_jax.policy import rollout, verdict
 from rain_jax.preferences import CompiledPreference
 
 R = 24
-WORDS = "the cat, sat. on a mat; and: then? it\nwas Human: gone far away to see us all again"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-  bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  bpe.decoder = tokenizers.decoders.ByteLevel()
-  trainer = tokenizers.trainers.BpeTrainer(
-      vocab_size=300, special_tokens=["<s>", "</s>"],
-      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-  bpe.train_from_iterator([WORDS] * 4, trainer)
-  return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
 
 
 def make(tokenizer, search, readings=2, cut=False, prefix=(), cls=policy.LanguageModel, **more):
@@ -123,12 +107,12 @@ def top_k_log_probs(logits, temperature, k):
 
 
 @pytest.mark.parametrize("leaves,to_eos,readings,prefix", [(1, False, 2, ()), (3, True, 1, (0, 11, 12))])
-def test_evaluation_equals_whole_texts(tokenizer, leaves, to_eos, readings, prefix):
+def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix):
   LOG.clear()
   search = types.SearchConfig(
       leaves=leaves, rollout_to_eos=to_eos, temperature=1.5 if to_eos else 1.0, max_iterations=12,
       extra_iterations=4, max_nodes=256, max_visited=32, max_path=6, min_visits=3)
-  lm, params = make(tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder)
+  lm, params = make(bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder)
   _, _, state = search_all(lm, params)
   jax.block_until_ready(state)
   jax.effects_barrier()
@@ -143,9 +127,9 @@ def test_evaluation_equals_whole_texts(tokenizer, leaves, to_eos, readings, pref
       tail = drawn.rollout[b, w, : drawn.rollout_length[b, w]].tolist()
       response = tokens[b, length[b] - committed[b] : length[b]].tolist() + path + tail
       check_candidates(lm, read, leaf, request, drawn, b, w, seen)
-      check_rollout(tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
+      check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
       conversation = judging[b, : judging_length[b] - committed[b]].tolist()
-      check_verdict(tokenizer, lm, read, conversation, response, value[b, w], to_eos, seen)
+      check_verdict(bpe_tokenizer, lm, read, conversation, response, value[b, w], to_eos, seen)
   for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
     assert seen[what], (what, seen)
 
@@ -220,7 +204,7 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
   seen["good" if value > 0 else "bad"] += 1
 
 
-def test_usage_counts_the_calls_of_an_instrumented_model(tokenizer, monkeypatch):
+def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypatch):
   calls = []
 
   def counted(graphdef, params, tokens, positions, segments=(), mask=None):
@@ -228,7 +212,7 @@ def test_usage_counts_the_calls_of_an_instrumented_model(tokenizer, monkeypatch)
     return forward(graphdef, params, tokens, positions, segments, mask)
 
   search = types.SearchConfig(max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6)
-  lm, params = make(tokenizer, search, forced_good=0.5)
+  lm, params = make(bpe_tokenizer, search, forced_good=0.5)
   for module in (policy, rollout, verdict):
     monkeypatch.setattr(module, "forward", counted)
   results, usage, state = search_all(lm, params)
@@ -247,9 +231,9 @@ def test_usage_counts_the_calls_of_an_instrumented_model(tokenizer, monkeypatch)
   assert sum(u.verdicts_remembered for u in usage.values()) > 0
 
 
-def test_slots_and_neighbours_do_not_matter(tokenizer):
+def test_slots_and_neighbours_do_not_matter(bpe_tokenizer):
   search = types.SearchConfig(max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6)
-  lm, params = make(tokenizer, search)
+  lm, params = make(bpe_tokenizer, search)
   alone, usage_alone, _ = search_all(lm, params, batch=3, prompts=[2])
   together, usage, _ = search_all(lm, params, batch=3, prompts=[4, 2, 0, 1, 3])
   again, _, _ = search_all(lm, params, batch=3, prompts=[3, 1, 0, 4, 2])
@@ -261,9 +245,9 @@ def test_slots_and_neighbours_do_not_matter(tokenizer):
   assert {n: r.tokens for n, r in other.items()} != {n: r.tokens for n, r in again.items()}
 
 
-def test_the_loop_holds_no_copy_of_the_caches(tokenizer):
+def test_the_loop_holds_no_copy_of_the_caches(bpe_tokenizer):
   search = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
-  lm, params = make(tokenizer, search)
+  lm, params = make(bpe_tokenizer, search)
   state = jax.eval_shape(
       lambda: decode.init(4, lm.init(4, jnp.float32), search, lm.embedding_size, R))
   compiled = decode.advance.lower(state, lm, params, search, 8).compile()

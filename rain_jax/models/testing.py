@@ -60,9 +60,14 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 """The contents of `config.json` for each family, spelled as its releases spell them."""
 
 
-def random_model(family: str, seed: int = 0) -> Model:
-  """A float32 model of one of `FAMILIES`, its parameters random, norms and biases included."""
-  model = abstract_model(ModelConfig.from_hf(FAMILIES[family]))
+def random_model(
+    family: str, seed: int = 0, config: Mapping[str, Any] | None = None
+) -> Model:
+  """A float32 model of one of `FAMILIES`, its parameters random, norms and biases included.
+
+  `config` are the contents of a `config.json` to use in place of the family's.
+  """
+  model = abstract_model(ModelConfig.from_hf(FAMILIES[family] if config is None else config))
   leaves = flatten(model.params)
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   params = {

@@ -1,0 +1,41 @@
+"""What several test modules share."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+import tokenizers
+import transformers
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Compilations are most of the suite's time, and many programs are compiled twice.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+  """Real prompts and the real LLaMA tokenizer; skips where they are absent."""
+  folder = pathlib.Path(os.environ.get("RAIN_JAX_TEST_DATA", ROOT.parent / "shared" / "data"))
+  if not folder.is_dir():
+    pytest.skip(f"no data folder {folder}; set RAIN_JAX_TEST_DATA")
+  return folder
+
+
+@pytest.fixture(scope="session")
+def bpe_tokenizer():
+  """A byte-level BPE of 300 tokens with `<s>` (added by encoding) and `</s>`."""
+  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+  bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  bpe.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+      vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False,
+      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+  words = "the cat, sat. on a mat; and: then? it\nwas Human: gone far away to see us all again Yes No"
+  bpe.train_from_iterator([words] * 4, trainer)
+  bpe.post_processor = tokenizers.processors.TemplateProcessing(
+      single="<s> $A", special_tokens=[("<s>", 0)])
+  return transformers.PreTrainedTokenizerFast(
+      tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")

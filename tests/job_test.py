@@ -1,0 +1,137 @@
+"""The main job on a tiny random checkpoint: every prompt accounted for, resume, one-line errors."""
+
+import copy
+import json
+import pathlib
+
+import pytest
+
+from rain_jax import job, runs
+from rain_jax.models import CheckpointError, hf
+from rain_jax.models import testing as models
+from rain_jax.preferences import PreferenceError
+from rain_jax.tasks import DataError
+
+PROMPTS = [
+    {"id": "short", "prompt": "the cat {prompt} sat"},
+    {"id": "empty", "prompt": "  "},
+    {"id": "long", "prompt": "far away " * 60},
+    {"id": "odd", "prompt": "Human: é\u0000\u2028\n\nAssistant: </s> 😀"},
+]
+CONFIG = {
+    "model": {"path": "", "dtype": "float32"},
+    "tasks": ("dialogue",),
+    "methods": ("rain", "best_of_n", "vanilla"),
+    "preference": "",
+    "judge": "",
+    "prompts": {"path": "", "column": "", "limit": 0, "text": ""},
+    "format": {"prefix": None, "template": None, "stop": None},
+    "limits": {"max_prompt": 64, "max_response": 12},
+    "batch_size": 2,
+    "seed": 0,
+    "best_of_n": {"samples": 0},
+    "search": {"variant": "", "max_iterations": 4, "extra_iterations": 2, "max_nodes": 128,
+               "max_visited": 16, "max_path": 4, "min_visits": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, bpe_tokenizer):
+  folder = tmp_path_factory.mktemp("checkpoint")
+  config = dict(models.FAMILIES["llama2"]) | {
+      "vocab_size": len(bpe_tokenizer), "max_position_embeddings": 2048, "eos_token_id": 1}
+  model = models.random_model("llama2", config=config)
+  hf.save(folder, config, model.params)
+  bpe_tokenizer.save_pretrained(folder)
+  return folder
+
+
+@pytest.fixture
+def config(checkpoint, tmp_path):
+  made = copy.deepcopy(CONFIG)
+  made["model"]["path"] = str(checkpoint)
+  path = tmp_path / "prompts.jsonl"
+  path.write_text("".join(json.dumps(p) + "\n" for p in PROMPTS), "utf-8")
+  made["prompts"]["path"] = str(path)
+  return made
+
+
+def test_every_prompt_is_accounted_for_once_and_resume_adds_what_is_missing(config, tmp_path):
+  workdir = tmp_path / "run"
+  said = []
+  summary = job.run(config, str(workdir), said.append)
+  results = runs.read_results(str(workdir))
+  key = lambda r: (r["id"], r["method"])
+  assert sorted(map(key, results)) == sorted(
+      (p["id"], m) for p in PROMPTS for m in ("rain", "best_of_n", "vanilla"))
+  by_key = {key(r): r for r in results}
+  for method, numbers in summary["methods"].items():
+    assert numbers["responses"] == 2 and numbers["rejected"] == 2
+    assert numbers["tokens_forwarded_per_token"] > 1 and numbers["seconds"] > 0
+    assert "empty" in by_key["empty", method]["error"]
+    assert "limits.max_prompt=64" in by_key["long", method]["error"]
+    for name in ("short", "odd"):
+      line = by_key[name, method]
+      assert line["verdict"] in (-1.0, 0.0, 1.0) and line["finish_reason"] in ("eos", "stop", "length")
+      assert line["counters"]["model_calls"] > 0
+  assert "rain" in said[0] and "rewinds per response" in said[0]
+  manifest = json.loads((workdir / runs.MANIFEST).read_text("utf-8"))
+  assert manifest["search"]["dialogue"]["max_iterations"] == 4
+  assert manifest["templates"]["dialogue"]["name"] == "harmless" and len(manifest["model"]["fingerprint"]) == 64
+
+  # As after a kill: the last two lines are gone, the next is half written.
+  lines = (workdir / runs.RESULTS).read_bytes().splitlines(keepends=True)
+  (workdir / runs.RESULTS).write_bytes(b"".join(lines[:-2]) + lines[-2][:20])
+  job.run(config, str(workdir), said.append)
+  again = {key(r): r for r in runs.read_results(str(workdir))}
+  assert again.keys() == by_key.keys()
+  assert all(again[k]["response"] == by_key[k]["response"] for k in by_key)
+  before = (workdir / runs.RESULTS).read_bytes()
+  job.run(config, str(workdir), said.append)
+  assert (workdir / runs.RESULTS).read_bytes() == before
+
+  with pytest.raises(runs.RunError, match="seed: 0 -> 1"):
+    job.run(config | {"seed": 1}, str(workdir), said.append)
+  assert (workdir / runs.RESULTS).read_bytes() == before
+
+
+def _changed(config, **changes):
+  for name, value in changes.items():
+    *parents, last = name.split("__")
+    place = config
+    for parent in parents:
+      place = place[parent]
+    place[last] = value
+  return config
+
+
+@pytest.mark.parametrize("changes,error,says", [
+    (dict(prompts__path="/nowhere.jsonl"), DataError, "no such file"),
+    (dict(model__path="/nowhere"), CheckpointError, "/nowhere"),
+    (dict(model__dtype="float8"), CheckpointError, "float8"),
+    (dict(tasks=("nope",)), DataError, "unknown task|Unknown task"),
+    (dict(methods=("magic",)), DataError, "magic"),
+    (dict(preference="/nowhere.yaml"), PreferenceError, "nowhere"),
+    (dict(search__variant="odd"), DataError, "odd"),
+    (dict(search__num_candidates=1), ValueError, "num_candidates"),
+    (dict(search__max_nodes=4), ValueError, "max_nodes"),
+    (dict(methods=("best_of_n",)), DataError, "best_of_n.samples"),
+])
+def test_bad_configuration_is_one_line_that_says_what_to_do(config, tmp_path, changes, error, says):
+  with pytest.raises(error, match=says) as caught:
+    job.run(_changed(config, **changes), str(tmp_path / "run"))
+  assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_tokenizer_is_named(config, checkpoint, tmp_path):
+  bare = tmp_path / "bare"
+  bare.mkdir()
+  for name in ("config.json", "model.safetensors"):
+    (bare / name).write_bytes(pathlib.Path(checkpoint, name).read_bytes())
+  with pytest.raises(CheckpointError, match="tokenizer") as caught:
+    job.run(_changed(config, model__path=str(bare)), str(tmp_path / "run"))
+  assert "\n" not in str(caught.value)
+
+
+def test_model_output_is_shown_without_control_characters():
+  assert job.printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"
