@@ -17,6 +17,7 @@ import transformers
 
 import rain_jax
 from rain_jax import judges, preferences, runs, types
+from rain_jax.embed import find_embedder
 from rain_jax.loading import LoadedModel, load
 from rain_jax.session import Response, Session, Setting
 from rain_jax.tasks import DataError, Format, Record, Task, find_task, load_prompts
@@ -29,8 +30,10 @@ VARIANTS = {
 }
 
 
-def search_config(variant: str, overrides: Mapping[str, Any]) -> types.SearchConfig:
-  """The search of a variant, with the overrides that are not None."""
+def search_config(
+    variant: str, overrides: Mapping[str, Any], embedder: Any
+) -> types.SearchConfig:
+  """The search of a variant with an embedder's thresholds and the overrides not None."""
   if variant not in VARIANTS:
     raise DataError(f"search.variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
   chosen = {name: value for name, value in overrides.items() if value is not None}
@@ -38,7 +41,11 @@ def search_config(variant: str, overrides: Mapping[str, Any]) -> types.SearchCon
   for name in chosen:
     if name not in fields:
       raise DataError(f"search.{name}: no such number; expected one of {', '.join(sorted(fields))}.")
-  return VARIANTS[variant](**chosen)
+  thresholds = {
+      "similarity_threshold": embedder.similarity_threshold,
+      "grow_threshold": embedder.grow_threshold,
+  }
+  return VARIANTS[variant](**(thresholds | chosen))
 
 
 def task_of(config: Mapping[str, Any], name: str) -> Task:
@@ -68,16 +75,17 @@ def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
   return [r for f in files for r in load_prompts(f, prompts["column"])[: prompts["limit"] or None]]
 
 
-def setting_of(config: Mapping[str, Any], task: Task) -> Setting:
+def setting_of(config: Mapping[str, Any], task: Task, embedder: Any) -> Setting:
   """What a session of this task is compiled for."""
   overrides = {k: v for k, v in config["search"].items() if k != "variant"}
   return Setting(
       format=task.format,
       preference=preferences.load_preference(task.preference),
-      search=search_config(task.variant, overrides),
+      search=search_config(task.variant, overrides, embedder),
       max_prompt=config["limits"]["max_prompt"],
       max_response=config["limits"]["max_response"],
       batch_size=config["batch_size"],
+      embedder=embedder,
   )
 
 
@@ -118,8 +126,9 @@ def run(
       raise DataError(f"methods: unknown method {method!r}; expected some of {', '.join(METHODS)}.")
   tasks = {name: task_of(config, name) for name in config["tasks"]}
   records = {name: records_of(config, task) for name, task in tasks.items()}
-  settings = {name: setting_of(config, task) for name, task in tasks.items()}
   loaded = load(config["model"]["path"], config["model"]["dtype"])
+  embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
+  settings = {name: setting_of(config, task, embedder) for name, task in tasks.items()}
   manifest = {
       "config": config,
       "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},

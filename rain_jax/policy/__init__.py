@@ -390,7 +390,7 @@ def make_params(model_params: Any, tables: TextTables, lm: LanguageModel, propos
 
   Returns:
     Dict of `model`, `tables`, `proposing_prefix`, `judging_prefix` (KV without batch
-    axes) and `center`, the mean hidden state over the preference's prefix.
+    axes) and `embedder`, the embedder's own arrays.
   """
   read = jax.jit(lambda params, ids: forward(lm.graphdef, params, ids, jnp.arange(ids.shape[0])))
 
@@ -408,5 +408,5 @@ def make_params(model_params: Any, tables: TextTables, lm: LanguageModel, propos
       tables=tables,
       proposing_prefix=proposing,
       judging_prefix=judging,
-      center=reference.mean(0) if reference.shape[0] else jnp.zeros(lm.config.hidden_size),
+      embedder=lm.embedder.params(reference),
   )
