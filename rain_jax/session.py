@@ -74,8 +74,15 @@ class Response:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Query:
-  """A prompt's tokens for both caches."""
+class Query:
+  """A prompt's tokens, as both caches read it.
+
+  Attributes:
+    record: the prompt.
+    proposing: token ids behind which the response is generated.
+    judging: token ids of the same conversation as the verdict reads it.
+    ends: the prompt ends in a text end.
+  """
 
   record: Record
   proposing: list[int]
@@ -99,11 +106,11 @@ class Session:
     self.preference: CompiledPreference = compile_preference(setting.preference, tokenizer)
     prefix = setting.format.prefix
     self._prefix_ids = tokenizer(prefix + "\n\n").input_ids if prefix else []
-    self.queries: list[_Query] = []
+    self.queries: list[Query] = []
     self.rejected: list[Response] = []
     for record in records:
       answer = self._query(record)
-      if isinstance(answer, _Query):
+      if isinstance(answer, Query):
         self.queries.append(answer)
       else:
         self.rejected.append(answer)
@@ -122,7 +129,7 @@ class Session:
     tables = vocab.build_tables(tokenizer, setting.format.stop, vocab_size=config.vocab_size)
     self.params = make_params(loaded.model.params, tables, self.lm, self._prefix_ids)
 
-  def _query(self, record: Record) -> _Query | Response:
+  def _query(self, record: Record) -> Query | Response:
     """A prompt's tokens, or the response that says why it is rejected."""
     reject = lambda why: Response(record, "", [], "rejected", None, {}, why)
     if not record.prompt.strip():
@@ -139,7 +146,7 @@ class Session:
     longest, limit = max(len(proposing), len(judging)), self.setting.max_prompt
     if longest > limit:
       return reject(f"{longest} tokens, more than limits.max_prompt={limit}")
-    return _Query(record, proposing, judging, text[-1] in vocab.TEXT_ENDS)
+    return Query(record, proposing, judging, text[-1] in vocab.TEXT_ENDS)
 
   # -- methods ----------------------------------------------------------------------
 
@@ -190,8 +197,7 @@ class Session:
 
   def vanilla(self, seed: int, skip: frozenset[str] = frozenset()) -> Iterator[Response]:
     """Answers the session's prompts by plain sampling at temperature 1."""
-    for queries in self._batches(skip):
-      drawn = self._sample(queries, seed, 0, 1)
+    for queries, drawn in self.samples(seed, 1, skip):
       work = [_work([c], [t]) for c, t in zip(drawn.calls, drawn.forwarded)]
       tokens = [t[0, :n[0]].tolist() for t, n in zip(drawn.tokens, drawn.length)]
       yield from self._responses(queries, tokens, drawn.finish[:, 0], work)
@@ -224,6 +230,13 @@ class Session:
       work = [{**_work([c], [t]), "samples": samples} for c, t in zip(calls, tokens)]
       yield from self._responses(queries, [b[1] for b in best], [b[2] for b in best], work)
 
+  def samples(
+      self, seed: int, samples: int, skip: frozenset[str] = frozenset()
+  ) -> Iterator[tuple[list[Query], baselines.Samples]]:
+    """Draws N responses per prompt: batches of queries with their samples, on the host."""
+    for queries in self._batches(skip):
+      yield queries, self._sample(queries, seed, 0, samples)
+
   def sample_cost(self, length: float) -> float:
     """Tokens forwarded to sample and judge one response of `length` tokens.
 
@@ -233,20 +246,20 @@ class Session:
 
   # -- pieces -----------------------------------------------------------------------
 
-  def _prompt(self, queries: Sequence[_Query], side: str) -> Prompt:
+  def _prompt(self, queries: Sequence[Query], side: str) -> Prompt:
     ids = [getattr(query, side) for query in queries]
     tokens = np.zeros((len(ids), self.max_prompt), np.int32)
     for row, one in enumerate(ids):
       tokens[row, : len(one)] = one
     return Prompt(tokens, np.array([len(i) for i in ids], np.int32), np.array([q.ends for q in queries]))
 
-  def _batches(self, skip: frozenset[str]) -> Iterator[list[_Query]]:
+  def _batches(self, skip: frozenset[str]) -> Iterator[list[Query]]:
     queries = [q for q in self.queries if q.record.id not in skip]
     size = min(self.setting.batch_size, len(self.queries))
     for begin in range(0, len(queries), size):
       yield queries[begin : begin + size]
 
-  def _padded(self, queries: Sequence[_Query]) -> list[_Query]:
+  def _padded(self, queries: Sequence[Query]) -> list[Query]:
     """Copies of the last query fill a batch up, so that one program serves all."""
     size = min(self.setting.batch_size, len(self.queries))
     return list(queries) + [queries[-1]] * (size - len(queries))
@@ -282,7 +295,7 @@ class Session:
     return [
         Response(
             record=query.record,
-            text=self._decoded(query, ids),
+            text=self.decoded(query, ids),
             tokens=list(ids),
             finish_reason=types.FINISH_REASONS[reason],
             verdict=float(verdict),
@@ -291,7 +304,8 @@ class Session:
         for query, ids, reason, verdict, one in zip(queries, tokens, finish, value[:, 0], work)
     ]
 
-  def _decoded(self, query: _Query, ids: Sequence[int]) -> str:
+  def decoded(self, query: Query, ids: Sequence[int]) -> str:
+    """Response tokens as text, without stop string and white space around it."""
     prompt = list(self._prefix_ids) + query.proposing
     text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
     ends = [text.find(stop) for stop in self.setting.format.stop if stop in text]
