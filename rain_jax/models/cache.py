@@ -113,8 +113,8 @@ def segments(
   B, W, D = paths.slots.shape
 
   def gather(pool):
-    slots = jnp.maximum(paths.slots, 0)
-    taken = jax.vmap(lambda p, s: p[:, s], in_axes=(1, 0), out_axes=1)(pool, slots)
+    # One gather over both axes: under `vmap` the whole pool would be transposed first.
+    taken = pool[:, jnp.arange(B)[:, None, None], jnp.maximum(paths.slots, 0)]
     layers, _, _, _, heads, _, size = taken.shape  # [layers, B, W, D, H, L, size]
     return jnp.moveaxis(taken, 4, 3).reshape(layers, B, W, heads, D * L, size)
 
