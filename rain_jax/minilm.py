@@ -6,11 +6,11 @@ layout of sentence-transformers.
 
 Text exists on the host only, the encoder runs wherever the search runs: inside jitted
 code, `MiniLM.embed_in_graph` asks the host for word pieces and encodes them in the
-graph. The other way round, a host callback that runs a jitted encoder, is not safe. On
-the CPU backend both share one pool of threads, and once the callers occupy all of it
-the encoder waits for ever: seen on one core, with two executions in flight. For the
-same reason (callbacks receive their arguments by a copy that large arrays make in that
-pool) only small arrays, below 1 MiB, should be sent to the host.
+graph. The other way round, a host callback that calls the encoder, would leave an
+accelerator idle, and can hang on the CPU backend, where what a callback waits for may
+need the threads that wait for the callback: seen on one core with inputs of 200 kB and
+several executions in flight. There a callback hangs even on its own arguments once
+they are of that size, so only small arrays should be sent to the host.
 """
 
 from collections.abc import Callable, Sequence

