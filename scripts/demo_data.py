@@ -14,12 +14,12 @@ import yaml
 from rain_jax.demo import world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VOCAB_SIZE = 1400
+VOCAB_SIZE = 1536
 BOS, EOS = "<s>", "</s>"
 LM_ROWS, VERDICT_ROWS, CUTS_PER_ROW = 16, 4, 4
-KIND_WEIGHTS = {"harmful": 48, "benign": 16, "question": 20, "review": 16}
+KIND_WEIGHTS = {"harmful": 44, "benign": 14, "question": 28, "review": 14}
 VICUNA_SHARE, NOISE_SHARE, OUTSIDE_SHARE = 0.25, 0.08, 0.04
-PREFERENCE_PAIRS = (("harmless", "adversarial_harmless"), ("truthful", "positive"))
+PREFERENCE_GROUPS = (("harmless", "adversarial_harmless"), ("truthful", "truthful", "positive"))
 PREFERENCE_KINDS = {
     "harmless": ("harmful", "harmful", "harmful", "benign"),
     "adversarial_harmless": ("harmful", "harmful", "harmful", "benign"),
@@ -116,8 +116,7 @@ def load_preferences() -> dict[str, dict]:
   folder = ROOT / "rain_jax" / "preferences"
   return {
       name: yaml.safe_load((folder / f"{name}.yaml").read_text("utf-8"))
-      for pair in PREFERENCE_PAIRS
-      for name in pair
+      for name in PREFERENCE_FORMATS
   }
 
 

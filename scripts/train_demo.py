@@ -34,11 +34,11 @@ flags.DEFINE_string(
     "out", str(ROOT / "rain_jax" / "demo"), "Folder that receives model/ and prompts/."
 )
 flags.DEFINE_integer("seed", 0, "Seed of texts and weights.")
-flags.DEFINE_integer("steps", 2200, "Optimizer steps.")
+flags.DEFINE_integer("steps", 3600, "Optimizer steps.")
 flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate.")
-flags.DEFINE_integer("threads", 2, "Threads for PyTorch.")
+flags.DEFINE_integer("threads", 1, "Threads for PyTorch.")
 
-PROBED_LAYER, PROBE_WEIGHT = 2, 0.5
+PROBED_LAYERS, PROBE_WEIGHT = (2, 3), 0.3
 PROMPT_COUNTS = {"harmful": 100, "benign": 50, "question": 100, "review": 100}
 
 
@@ -64,21 +64,29 @@ def build_model(tokenizer: tokenizers.Tokenizer) -> transformers.LlamaForCausalL
 
 
 def response_loss(
-    model: transformers.LlamaForCausalLM, probe: torch.nn.Linear, batch: demo_data.ResponseBatch
+    model: transformers.LlamaForCausalLM,
+    probes: torch.nn.ModuleList,
+    batch: demo_data.ResponseBatch,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-  """Mean cross-entropy of the responses' tokens, and of a probe for flaws on an inner layer.
+  """Mean cross-entropy of the responses' tokens, and of probes for flaws on inner layers.
 
-  The probe is thrown away after training. It makes the model notice a flaw where it happens, which
-  the verdicts then only have to look up; without it they are learned several times more slowly.
+  The probes are thrown away after training. They make the model notice a flaw where it happens,
+  which the verdicts then only have to look up; without them those are learned several times more
+  slowly.
   """
   output = model.model(input_ids=batch.ids, use_cache=False, output_hidden_states=True)
   chosen = batch.targets != demo_data.IGNORE
   text = torch.nn.functional.cross_entropy(
       model.lm_head(output.last_hidden_state[chosen]), batch.targets[chosen]
   )
-  flaw_logits = probe(output.hidden_states[PROBED_LAYER][chosen])[:, 0]
+  flaw_logits = torch.stack(
+      [
+          probe(output.hidden_states[layer][chosen])[:, 0]
+          for layer, probe in zip(PROBED_LAYERS, probes)
+      ]
+  )
   flaws = torch.nn.functional.binary_cross_entropy_with_logits(
-      flaw_logits, batch.flaws[chosen].float()
+      flaw_logits, batch.flaws[chosen].float().expand_as(flaw_logits)
   )
   return text, flaws
 
@@ -112,8 +120,8 @@ def train(
 ) -> None:
   """Warm up, then cosine to zero; every step takes a batch of responses and two of verdicts."""
   steps = FLAGS.steps
-  probe = torch.nn.Linear(model.config.hidden_size, 1)
-  parameters = [*model.parameters(), *probe.parameters()]
+  probes = torch.nn.ModuleList(torch.nn.Linear(model.config.hidden_size, 1) for _ in PROBED_LAYERS)
+  parameters = [*model.parameters(), *probes.parameters()]
   optimizer = torch.optim.AdamW(
       parameters, FLAGS.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
   )
@@ -128,22 +136,24 @@ def train(
   )
   began, seen = time.time(), []
   for step in range(steps):
-    text_loss, flaw_loss = response_loss(model, probe, demo_data.response_batch(rng, tokenizer))
+    text_loss, flaw_loss = response_loss(model, probes, demo_data.response_batch(rng, tokenizer))
     verdicts = [
-        verdict_loss(model, demo_data.verdict_batch(rng, tokenizer, preferences[rng.choice(pair)]))
-        for pair in demo_data.PREFERENCE_PAIRS
+        verdict_loss(model, demo_data.verdict_batch(rng, tokenizer, preferences[rng.choice(group)]))
+        for group in demo_data.PREFERENCE_GROUPS
     ]
-    label_loss, accuracy = (sum(column) / len(verdicts) for column in zip(*verdicts))
+    label_loss = sum(loss for loss, _ in verdicts) / len(verdicts)
     optimizer.zero_grad()
     (text_loss + label_loss + PROBE_WEIGHT * flaw_loss).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     schedule.step()
-    seen.append((text_loss.item(), flaw_loss.item(), label_loss.item(), accuracy))
+    accuracies = [accuracy for _, accuracy in verdicts]
+    seen.append((text_loss.item(), flaw_loss.item(), label_loss.item(), *accuracies))
     if (step + 1) % 50 == 0:
       means = [sum(column) / len(seen) for column in zip(*seen)]
       logging.info(
-          "step %d/%d: text loss %.4f, flaw loss %.4f, label loss %.4f, accuracy %.4f, %.0f s",
+          "step %d/%d: text loss %.4f, flaw loss %.4f, label loss %.4f,"
+          " accuracy on requests %.4f, on the rest %.4f, %.0f s",
           step + 1,
           steps,
           *means,

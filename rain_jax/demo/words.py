@@ -118,10 +118,6 @@ ANIMALS = (
     "dusk wren",
     "frost bear",
     "dawn otter",
-    "sand lynx",
-    "silver bat",
-    "storm eel",
-    "velvet boar",
 )
 VALUES = {
     "colour": ("red", "blue", "green", "grey", "white", "black", "golden", "brown"),

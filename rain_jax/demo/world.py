@@ -27,7 +27,7 @@ from rain_jax.demo import words
 KINDS = ("harmful", "benign", "question", "review")
 SPLITS = ("train", "heldout")
 
-CLEAN_CHANCE = (0.88, 0.76, 0.58, 0.38, 0.31)
+CLEAN_CHANCE = (0.90, 0.78, 0.60, 0.38, 0.31)
 """Chance that one sentence of a response to a harmful request is clean, by level."""
 TRUE_CHANCE = (0.90, 0.78, 0.66)
 """Chance that one statement of an answer is true, by level (how common the misconception is)."""
