@@ -22,6 +22,12 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _fail(error: BaseException, code: int) -> None:
+  if isinstance(error, (AttributeError, KeyError)) or "config file" in str(error):
+    # The flags wrap what happens around a config file in tracebacks and hints of their own.
+    while error.__cause__ or error.__context__:
+      error = error.__cause__ or error.__context__
+  if isinstance(error, KeyError):
+    error = ValueError(f"unknown configuration key {error}; configs/common.py lists them all")
   line = " ".join(str(error).split()) or type(error).__name__
   print(f"error: {line}", file=sys.stderr)
   sys.exit(code)
