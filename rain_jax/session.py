@@ -167,7 +167,7 @@ class Session:
     if not queries:
       return
     lm, setting = self.lm, self.setting
-    batch = min(setting.batch_size, len(queries))
+    batch = min(setting.batch_size, len(self.queries))  # as at first, when resumed
     dtype = self.params["judging_prefix"].keys.dtype
     state = decode.init(
         batch, lm.init(batch, dtype), setting.search, lm.embedding_size, setting.max_response
