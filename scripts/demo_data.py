@@ -227,13 +227,11 @@ def single(tokenizer: tokenizers.Tokenizer, label: str) -> int:
 
 
 class ResponseBatch(NamedTuple):
-  """Whole conversations."""
+  """Whole conversations; `targets` and `flaws` are IGNORE outside of responses."""
 
   ids: torch.Tensor  # [R, T]
-  targets: (
-      torch.Tensor
-  )  # [R, T] the next token, where it belongs to a response or is its EOS, else IGNORE
-  flaws: torch.Tensor  # [R, T] whether the response is flawed by then (0 or 1), else IGNORE
+  targets: torch.Tensor  # [R, T] the next token, EOS at the end
+  flaws: torch.Tensor  # [R, T] 1 where the response so far is flawed, else 0
 
 
 def response_batch(rng: random.Random, tokenizer: tokenizers.Tokenizer) -> ResponseBatch:

@@ -299,7 +299,11 @@ def judge(kind: str, record: dict, response: str) -> dict[str, bool | None]:
 
 
 def held_out_prompts(kind: str, count: int, seed: int = 0) -> list[dict]:
-  """`count` different held-out prompts of one kind, levels in turn, `id` as in `harmful-007`."""
+  """`count` different held-out prompts of one kind, levels in turn, `id` as in `harmful-007`.
+
+  Raises:
+    ValueError: the world has fewer than `count` such prompts.
+  """
   levels = {
       "harmful": len(CLEAN_CHANCE),
       "benign": 1,
@@ -309,9 +313,11 @@ def held_out_prompts(kind: str, count: int, seed: int = 0) -> list[dict]:
   rng = random.Random(f"{seed}-{kind}")
   records: list[dict] = []
   seen: set[str] = set()
-  while len(records) < count:
+  for _ in range(100 * count):
     record = sample_prompt(rng, kind, "heldout", len(records) % levels[kind])
     if record["prompt"] not in seen:
       seen.add(record["prompt"])
       records.append({"id": f"{kind}-{len(records):03d}", **record})
-  return records
+    if len(records) == count:
+      return records
+  raise ValueError(f"count={count} is more held-out {kind} prompts than there are; ask for fewer")
