@@ -8,6 +8,9 @@ import pytest
 import tokenizers
 import transformers
 
+from rain_jax.models import hf
+from rain_jax.models import testing as models
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Compilations are most of the suite's time, and many programs are compiled twice.
@@ -39,3 +42,15 @@ def bpe_tokenizer():
       single="<s> $A", special_tokens=[("<s>", 0)])
   return transformers.PreTrainedTokenizerFast(
       tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, bpe_tokenizer) -> pathlib.Path:
+  """Folder of a tiny random LLaMA with that tokenizer."""
+  folder = tmp_path_factory.mktemp("checkpoint")
+  config = dict(models.FAMILIES["llama2"]) | {
+      "vocab_size": len(bpe_tokenizer), "max_position_embeddings": 2048, "eos_token_id": 1}
+  model = models.random_model("llama2", config=config)
+  hf.save(folder, config, model.params)
+  bpe_tokenizer.save_pretrained(folder)
+  return folder

@@ -7,8 +7,7 @@ import pathlib
 import pytest
 
 from rain_jax import job, runs
-from rain_jax.models import CheckpointError, hf
-from rain_jax.models import testing as models
+from rain_jax.models import CheckpointError
 from rain_jax.preferences import PreferenceError
 from rain_jax.tasks import DataError
 
@@ -34,17 +33,6 @@ CONFIG = {
     "search": {"variant": "", "max_iterations": 4, "extra_iterations": 2, "max_nodes": 128,
                "max_visited": 16, "max_path": 4, "min_visits": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, bpe_tokenizer):
-  folder = tmp_path_factory.mktemp("checkpoint")
-  config = dict(models.FAMILIES["llama2"]) | {
-      "vocab_size": len(bpe_tokenizer), "max_position_embeddings": 2048, "eos_token_id": 1}
-  model = models.random_model("llama2", config=config)
-  hf.save(folder, config, model.params)
-  bpe_tokenizer.save_pretrained(folder)
-  return folder
 
 
 @pytest.fixture

@@ -1,0 +1,192 @@
+"""The scripts as a user starts them: bad flags, one prompt, interruptions, conversion."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import conftest
+import pytest
+
+from rain_jax import runs
+
+LIMIT = 120  # seconds for one command
+PROMPTS = [f"the cat number {i} sat on a mat; and then" for i in range(10)]
+NUMBERS = {
+    "limits.max_prompt": 64,
+    "limits.max_response": 16,
+    "batch_size": 2,
+    "search.max_iterations": 6,
+    "search.extra_iterations": 3,
+    "search.min_visits": 2,
+    "search.max_nodes": 128,
+    "search.max_visited": 16,
+    "search.max_path": 4,
+}
+METHODS = ("vanilla", "rain")
+
+
+def start(script, *flags):
+  """Starts a script as its own process, with the suite's compilation cache."""
+  env = os.environ | {
+      "PYTHONPATH": str(conftest.ROOT),
+      "JAX_COMPILATION_CACHE_DIR": str(conftest.ROOT / ".jax_cache"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+  }
+  command = [sys.executable, str(conftest.ROOT / "scripts" / script), *flags]
+  return subprocess.Popen(
+      command, cwd=conftest.ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def end(process):
+  """Exit code, standard output and standard error; kills what takes too long."""
+  try:
+    out, err = process.communicate(timeout=LIMIT)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    raise
+  return process.returncode, out, err
+
+
+def flags_of(model, workdir, **changes):
+  """The flags of a small run."""
+  numbers = NUMBERS | {"model.path": model} | changes
+  return [
+      "--config=configs/dialogue.py",
+      f"--workdir={workdir}",
+      *(f"--config.{name}={value}" for name, value in numbers.items()),
+  ]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+  path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+  path.write_text("\n".join(PROMPTS) + "\n", "utf-8")
+  return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint, prompts, tmp_path_factory):
+  """The results of a run that nobody stopped, and what it printed."""
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  code, out, err = end(
+      start("generate.py", *flags_of(checkpoint, workdir, **{"prompts.path": prompts})))
+  assert code == 0, err
+  return by_key(workdir), out
+
+
+def by_key(workdir):
+  """Results by prompt and method, without the times; each stands there once."""
+  found = runs.read_results(str(workdir))
+  results = {(r["id"], r["method"]): {k: v for k, v in r.items() if k != "seconds"} for r in found}
+  assert len(results) == len(found)
+  return results
+
+
+def test_what_cannot_run_says_so_in_one_line(tmp_path):
+  bad = {
+      ("--config=configs/demo.py", "--config.nope=1"): "nope",
+      ("--config=configs/nope.py",): "configs/nope.py",
+      ("--config=configs/demo.py:odd",): "expected quick or full",
+      ("--config=configs/dialogue.py", "stray"): "'stray'",
+      ("--config=configs/dialogue.py", "--config.prompts.path=/nowhere/x.jsonl"): "/nowhere/x.jsonl",
+      ("--config=configs/dialogue.py", "--config.batch_size=many"): "batch_size=many",
+  }
+  cases, workdir = list(bad.items()), tmp_path / "run"
+  for two in zip(cases[::2], cases[1::2]):  # as many at a time as there are cores
+    begun = [start("generate.py", *flags, f"--workdir={workdir}") for (flags, _) in two]
+    for (flags, says), process in zip(two, begun):
+      code, out, err = end(process)
+      assert code not in (0, None), flags
+      assert len(err.strip().splitlines()) == 1, err
+      assert err.startswith("error: ") and says in err and "Traceback" not in err
+      assert out == ""
+  assert not workdir.exists()
+
+
+def test_a_run_shows_a_table_and_an_answer(undisturbed):
+  results, out = undisturbed
+  assert len(results) == len(PROMPTS) * len(METHODS)
+  for method in METHODS:
+    assert sum(line.split()[:1] == [method] for line in out.splitlines()) >= 1
+  assert "rewinds per response" in out and "prompt: the cat number" in out and "results in" in out
+
+
+def test_one_prompt_from_the_command_line(checkpoint, tmp_path):
+  text = 'the {cat}\tsat "on" é\n'
+  code, out, err = end(start("generate.py", *flags_of(checkpoint, tmp_path), "--prompt", text))
+  assert code == 0, err
+  results = by_key(tmp_path)
+  assert sorted(method for _, method in results) == sorted(METHODS)
+  assert all(r["prompt"] == text and r["finish_reason"] != "rejected" for r in results.values())
+  assert "the {cat}" in out and "rain: " in out and "\x1b" not in out
+  assert (tmp_path / runs.SUMMARY).exists()
+
+
+def wait_for(workdir: pathlib.Path, process, method, count):
+  """Waits until `count` whole lines of a method are in the results."""
+  path, begin = workdir / runs.RESULTS, time.monotonic()
+  mark = f'"method": "{method}"'.encode()
+  while time.monotonic() - begin < LIMIT:
+    if path.exists() and path.read_bytes().count(mark) >= count:
+      return
+    assert process.poll() is None, end(process)
+    time.sleep(0.002)
+  process.kill()
+  raise AssertionError(f"no {count} results of {method} in {LIMIT} s")
+
+
+def test_an_interrupted_run_keeps_its_results_and_goes_on_to_the_same(
+    checkpoint, prompts, undisturbed, tmp_path):
+  """Ctrl-C, then a kill that nothing can catch, then to the end."""
+  flags = flags_of(checkpoint, tmp_path, **{"prompts.path": prompts})
+
+  process = start("generate.py", *flags)
+  wait_for(tmp_path, process, "rain", 2)
+  process.send_signal(signal.SIGINT)
+  code, _, err = end(process)
+  assert code == 130, err
+  assert err.strip().splitlines()[-1] == "stopped; the same command goes on from here"
+  assert "Traceback" not in err
+  kept = by_key(tmp_path)
+  assert len(PROMPTS) + 2 <= len(kept) < 2 * len(PROMPTS)
+  assert not (tmp_path / runs.SUMMARY).exists()
+
+  before = (tmp_path / runs.RESULTS).read_bytes()
+  assert before.endswith(b"\n")
+  process = start("generate.py", *flags)
+  wait_for(tmp_path, process, "rain", len(kept) - len(PROMPTS) + 2)
+  process.kill()
+  assert end(process)[0] == -signal.SIGKILL
+  assert (tmp_path / runs.RESULTS).read_bytes().startswith(before)
+  assert len(by_key(tmp_path)) < 2 * len(PROMPTS)
+  with open(tmp_path / runs.RESULTS, "ab") as file:
+    file.write(b'{"id": "3", "meth')  # as if killed while it wrote
+
+  code, out, err = end(start("generate.py", *flags))
+  assert code == 0, err
+  assert by_key(tmp_path) == undisturbed[0]
+  summary = json.loads((tmp_path / runs.SUMMARY).read_text("utf-8"))
+  assert all(summary["methods"][m]["responses"] == len(PROMPTS) for m in METHODS)
+
+
+def test_a_converted_checkpoint_gives_the_same_responses(checkpoint, prompts, undisturbed, tmp_path):
+  target = tmp_path / "converted"
+  code, _, err = end(start(
+      "convert_checkpoint.py", f"--source={checkpoint}", f"--target={target}", "--dtype=float32"))
+  assert code == 0, err
+  workdir = tmp_path / "run"
+  code, _, err = end(
+      start("generate.py", *flags_of(target, workdir, **{"prompts.path": prompts})))
+  assert code == 0, err
+  assert by_key(workdir) == undisturbed[0]
+
+
+def test_a_conversion_that_cannot_run_says_so_in_one_line(tmp_path):
+  process = start("convert_checkpoint.py", "--source=/nowhere/model", f"--target={tmp_path / 'out'}")
+  code, _, err = end(process)
+  assert code not in (0, None) and len(err.strip().splitlines()) == 1 and "/nowhere/model" in err
+  assert not (tmp_path / "out").exists()
