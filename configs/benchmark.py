@@ -1,0 +1,64 @@
+"""What `scripts/benchmark.py` measures.
+
+  python scripts/benchmark.py --config=configs/benchmark.py:demo     under 10 minutes, 2 cores
+  python scripts/benchmark.py --config=configs/benchmark.py:scaling  time against sizes
+  python scripts/benchmark.py --config=configs/benchmark.py:side_by_side  beside PyTorch
+  python scripts/benchmark.py --config=configs/benchmark.py:7b       an accelerator; also 8b, 13b
+"""
+
+import ml_collections
+
+
+def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
+  """`demo`, `scaling`, `side_by_side`, or the shapes `125m`, `7b`, `8b` and `13b`."""
+  config = ml_collections.ConfigDict()
+  config.mode = arg if arg in ("scaling", "side_by_side") else "rows"
+  config.models = ("demo",)  # the trained demo, demo_shape, 125m, 7b, 8b, 13b
+  config.dtype = "float32"  # float32, bfloat16, or int8 weights
+  config.batches = (1, 8)
+  config.methods = ("vanilla", "no_cache", "rain", "leaf_parallel", "best_of_n")
+  config.verdicts = ("good", "bad", "model")  # and mixed: forced for half of the texts
+  config.repeats = 3
+  config.seed = 0
+
+  # Lengths in tokens; the demo has its own prompts and verdict template.
+  config.workload = ml_collections.ConfigDict()
+  config.workload.prompt = 96
+  config.workload.response = 48
+  config.workload.verdict_prefix = 700
+  config.workload.verdict_suffix = 24
+  config.workload.text_end_share = 1 / 12
+
+  # Numbers of rain_jax.types.SearchConfig; leaf_parallel's come on top.
+  config.search = ml_collections.ConfigDict()
+  config.search.max_nodes = 1024
+  config.search.max_visited = 96
+  config.leaf_parallel = ml_collections.ConfigDict()
+  config.leaf_parallel.leaves = 8
+  config.leaf_parallel.early_commit = True
+
+  # The sweep of `scaling`: one size is varied, the others are the first of their lists.
+  config.scaling = ml_collections.ConfigDict()
+  config.scaling.batch = (1, 2, 4, 8, 16)
+  config.scaling.prompt = (96, 192, 384, 768)
+  config.scaling.max_nodes = (1024, 2560, 5120, 10240)
+  config.scaling.steps = 12  # iterations timed
+
+  if arg == "scaling":
+    config.models = ("demo_shape",)
+  elif arg == "side_by_side":
+    config.models = ("demo_shape", "125m")
+    config.batches = (1, 16)
+  elif arg in ("125m", "7b", "8b", "13b"):
+    config.models = (arg,)
+    config.methods = ("vanilla", "rain", "leaf_parallel")
+    config.workload.prompt = 512
+    if arg != "125m":
+      config.dtype = "bfloat16"
+      config.batches = (1, 16, 32)
+      config.verdicts = ("good", "mixed", "bad")
+  elif arg != "demo":
+    raise ValueError(
+        f"configs/benchmark.py:{arg}: expected demo, scaling, side_by_side, 125m, 7b, 8b or 13b."
+    )
+  return config

@@ -1,0 +1,127 @@
+"""Measures what RAIN costs: a table, plots and benchmark.json; see docs/performance.md.
+
+  python scripts/benchmark.py --config=configs/benchmark.py:demo --workdir=runs/benchmark
+"""
+
+import contextlib
+import json
+import pathlib
+
+import cli
+import side_by_side
+from absl import flags
+import jax
+from ml_collections import config_flags
+
+from rain_jax import benchmark, plan, roofline, types
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, see configs/benchmark.py.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Where the results go.")
+_PLAN = flags.DEFINE_bool("plan", False, "Print the memory that is needed, and stop.")
+_TRACE = flags.DEFINE_string("trace", None, "Folder for a profile of the measured calls.")
+flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+  """Measures what the flags describe."""
+  config = _CONFIG.value.to_dict()
+  search = types.SearchConfig(**config["search"])
+  leaf_parallel = types.SearchConfig(**{**config["search"], **config["leaf_parallel"]})
+  if _PLAN.value:
+    _print_plans(config, leaf_parallel)
+    return
+  trace = jax.profiler.trace(_TRACE.value) if _TRACE.value else contextlib.nullcontext()
+  with trace:
+    results = {
+        "rows": _rows, "scaling": _scaling, "side_by_side": _side_by_side
+    }[config["mode"]](config, search, leaf_parallel)
+  _write({**benchmark.hardware(), "dtype": config["dtype"], **results, "config": config})
+
+
+def _print_plans(config, search) -> None:
+  """The largest batch of every model; stops at the first that does not fit."""
+  for name in config["models"]:
+    shape = "demo_shape" if name == "demo" else name
+    workload = benchmark.Workload(**config["workload"])
+    model, lm = benchmark.abstract_subject(shape, config["dtype"], workload, search)
+    needed = plan.plan(model, lm, max(config["batches"]))
+    print(f"{name}, {config['dtype']}, batch {max(config['batches'])}\n{needed.table()}\n")
+    plan.check(needed, plan.bytes_available())
+
+
+def _rows(config, search, leaf_parallel) -> dict:
+  machine = roofline.measure_machine(config["dtype"])
+  print(f"copy {machine.bytes_per_second / 1e9:.1f} GB/s, matrices {machine.flops_per_second / 1e9:.0f} GFLOP/s")
+  rows, phases = [], []
+  for name in config["models"]:
+    subject = benchmark.find_subject(
+        name, config["dtype"], benchmark.Workload(**config["workload"]), search
+    )
+    for batch in config["batches"]:
+      found = benchmark.rows(
+          subject, batch, config["methods"], config["verdicts"], search, leaf_parallel,
+          config["repeats"],
+      )
+      print(benchmark.table(found), flush=True)
+      rows += found
+      phases += roofline.phases(subject, batch, machine)
+    print(roofline.table([p for p in phases if p["model"] == name]), flush=True)
+  return {"rows": rows, "machine": vars(machine), "phases": phases}
+
+
+def _scaling(config, search, _) -> dict:
+  points = benchmark.scaling(
+      config["models"][0],
+      config["dtype"],
+      benchmark.Workload(**config["workload"]),
+      search,
+      {k: v for k, v in config["scaling"].items() if k != "steps"},
+      config["scaling"]["steps"],
+      config["repeats"],
+  )
+  for point in points:
+    print(f"{point['varied']} {point['size']}: {1000 * point['seconds_per_step']:.1f} ms per step")
+  return {"rows": [], "scaling": points}
+
+
+def _side_by_side(config, search, _) -> dict:
+  workload = benchmark.Workload(**config["workload"])
+  rows = []
+  for name in config["models"]:
+    rows += side_by_side.rows(name, config["batches"], workload, search, config["repeats"])
+  print(benchmark.table(rows))
+  return {"rows": rows}
+
+
+def _write(results) -> None:
+  folder = pathlib.Path(_WORKDIR.value)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+  _plot(results, folder)
+  print(f"results in {folder}")
+
+
+def _plot(results, folder: pathlib.Path) -> None:
+  """One picture per sweep, and one of the rows; nothing where matplotlib is not installed."""
+  try:
+    from matplotlib import pyplot
+  except ImportError:
+    print("matplotlib is not installed: no plots")
+    return
+  if results["rows"]:
+    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(results["rows"]) + 1))
+    labels = [f"{r['model']} {r['mode']} {r['verdicts']} b{r['batch']}" for r in results["rows"]]
+    axes.barh(labels, [1000 * r["seconds_per_token"] for r in results["rows"]])
+    axes.set(xlabel="ms per response token", xscale="log")
+    axes.invert_yaxis()
+    figure.savefig(folder / "rows.png", bbox_inches="tight")
+  for varied in sorted({p["varied"] for p in results.get("scaling", ())}):
+    points = [p for p in results["scaling"] if p["varied"] == varied]
+    figure, axes = pyplot.subplots(figsize=(5, 3.5))
+    axes.plot([p["size"] for p in points], [1000 * p["seconds_per_step"] for p in points], "o-")
+    axes.set(xlabel=varied, ylabel="ms per step", ylim=(0, None))
+    figure.savefig(folder / f"scaling_{varied}.png", bbox_inches="tight")
+
+
+if __name__ == "__main__":
+  cli.run(main)
