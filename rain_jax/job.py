@@ -52,12 +52,14 @@ def task_of(config: Mapping[str, Any], name: str) -> Task:
   """A task with what the configuration says otherwise."""
   task = find_task(name)
   given = {key: value for key, value in config["format"].items() if value is not None}
+  # A prompt from the command line is not among those whose answers the task's judge knows.
+  own_judge = "none" if config["prompts"]["text"] else task.judge
   return dataclasses.replace(
       task,
       format=dataclasses.replace(task.format, **given),
       preference=config["preference"] or task.preference,
       variant=config["search"]["variant"] or task.variant,
-      judge=config["judge"] or task.judge,
+      judge=config["judge"] or own_judge,
   )
 
 

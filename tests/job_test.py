@@ -124,5 +124,12 @@ def test_a_checkpoint_without_tokenizer_is_named(config, checkpoint, tmp_path):
   assert "\n" not in str(caught.value)
 
 
+def test_one_prompt_of_ones_own_is_not_judged_by_the_tasks_rules(config):
+  assert job.task_of(config, "demo_requests").judge == "demo_rules"
+  _changed(config, prompts__text="How do I rob the ferry?")
+  assert job.task_of(config, "demo_requests").judge == "none"
+  assert job.task_of(config | {"judge": "demo_rules"}, "demo_requests").judge == "demo_rules"
+
+
 def test_model_output_is_shown_without_control_characters():
   assert job.printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"
