@@ -326,16 +326,38 @@ def no_cache(subject: Subject, batch: int) -> Callable[[int], Work]:
   return call
 
 
+class ForcedVerdicts(LanguageModel):
+  """A language model whose verdicts follow `params["forced_good"]`, after its own work.
+
+  That is `LanguageModel.forced_good` as an array, so that one program serves every share
+  (its compilation is most of a small benchmark's time); below 0 the model's own count.
+  """
+
+  def _judge(self, params, state, request, drawn):
+    value, state = super()._judge(params, state, request, drawn)
+    _, text_hash = self.judged(drawn.text, drawn.rollout_finish)
+    lot = (text_hash[..., 0] % 65536).astype(jnp.float32) / 65536
+    share = params["forced_good"]
+    return jnp.where(share < 0, value, jnp.where(lot < share, 1.0, -1.0)), state
+
+
+def _forced(lm: LanguageModel, search: SearchConfig) -> ForcedVerdicts:
+  given = {field.name: getattr(lm, field.name) for field in dataclasses.fields(lm)}
+  return ForcedVerdicts(**{**given, "search": search})
+
+
 def rain(
     subject: Subject, batch: int, search: SearchConfig, verdicts: str
 ) -> Callable[[int], Work]:
   """RAIN with the given search and verdicts of `VERDICTS`; a function of the seed."""
-  lm = dataclasses.replace(subject.lm, search=search, forced_good=VERDICTS[verdicts])
+  lm = _forced(subject.lm, search)
+  share = VERDICTS[verdicts]
+  params = {**subject.params, "forced_good": jnp.float32(-1.0 if share is None else share)}
   sides = subject.prompts("proposing", batch), subject.prompts("judging", batch)
 
   def call(seed: int) -> Work:
-    state = begin_search(lm, subject.params, *sides, _keys(seed, batch), batch)
-    state = decode.advance(state, lm, subject.params, search, 1_000_000, wait_for_all=True)
+    state = begin_search(lm, params, *sides, _keys(seed, batch), batch)
+    state = decode.advance(state, lm, params, search, 1_000_000, wait_for_all=True)
     usage = jax.tree.map(np.asarray, state.model.usage)
     counters = {k: int(v.sum()) for k, v in vars(state.counters).items()}
     tokens, forwarded = int(state.response_length.sum()), int(usage.tokens.sum())

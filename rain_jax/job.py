@@ -16,7 +16,7 @@ import tqdm
 import transformers
 
 import rain_jax
-from rain_jax import judges, preferences, runs, types
+from rain_jax import judges, plan, preferences, runs, types
 from rain_jax.embed import find_embedder
 from rain_jax.loading import LoadedModel, load
 from rain_jax.session import Response, Session, Setting
@@ -104,6 +104,29 @@ def versions() -> dict[str, str]:
   }
 
 
+def plans(config: Mapping[str, Any]) -> dict[str, plan.Plan]:
+  """The memory that each task's search will need, by the task's name.
+
+  Raises:
+    As `run`.
+  """
+  loaded = load(config["model"]["path"], config["model"]["dtype"])
+  embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
+  found = {}
+  for name in config["tasks"]:
+    task = task_of(config, name)
+    session = Session(loaded, setting_of(config, task, embedder), records_of(config, task))
+    found[name] = plan_of(session)
+  return found
+
+
+def plan_of(session: Session) -> plan.Plan:
+  """The memory that a session's search will need."""
+  prefix = session.params["proposing_prefix"].keys.shape[-2]
+  batch = min(session.setting.batch_size, max(1, len(session.queries)))
+  return plan.plan(session.loaded.model, session.lm, batch, prefix)
+
+
 def run(
     config: Mapping[str, Any], workdir: str, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
@@ -143,7 +166,10 @@ def run(
   try:
     for name, task in tasks.items():
       part = _Part(name, out, judges.find_judge(task.judge), config)
-      part.run(Session(loaded, settings[name], records[name]), methods)
+      session = Session(loaded, settings[name], records[name])
+      if "rain" in methods:
+        plan.check(plan_of(session), plan.bytes_available())
+      part.run(session, methods)
   finally:
     out.close()
   summary = {"methods": {m: summarise(out.results, m) for m in methods}}

@@ -7,6 +7,7 @@ the largest of its phases, each the buffers that are alive together in it (desig
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import jax
@@ -128,9 +129,7 @@ def bytes_available() -> int:
   stats = jax.devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"]
-  with open("/proc/meminfo", encoding="ascii") as file:
-    fields = dict(line.split(":") for line in file)
-  return 1024 * int(fields["MemAvailable"].split()[0])
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def check(needed: Plan, available: int) -> None:

@@ -10,11 +10,12 @@ import cli
 from absl import flags
 from ml_collections import config_flags
 
-from rain_jax import job, runs
+from rain_jax import job, plan, runs
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
 _PROMPT = flags.DEFINE_string("prompt", None, "One prompt, instead of the task's.")
+_PLAN = flags.DEFINE_bool("plan", False, "Print the memory that is needed, and stop.")
 flags.mark_flag_as_required("config")
 
 
@@ -28,6 +29,11 @@ def main() -> None:
   config = _CONFIG.value
   if _PROMPT.value is not None:
     config.prompts.text = _PROMPT.value
+  if _PLAN.value:
+    for task, needed in job.plans(config.to_dict()).items():
+      print(f"{task}, {needed.batch} prompts side by side\n{needed.table()}\n")
+      plan.check(needed, plan.bytes_available())
+    return
   workdir = _WORKDIR.value or _default_workdir()
   job.run(config.to_dict(), workdir)
   _show(workdir, one_prompt=_PROMPT.value is not None)
