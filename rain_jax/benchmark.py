@@ -453,7 +453,7 @@ class Case:
   Attributes:
     row: the columns known beforehand.
     call: does the work for a seed, and waits for it.
-    compile_seconds: the first call's time beyond a later one's.
+    compile_seconds: the first call's time beyond a later one's; None before it.
     compilations: programs compiled in the first call.
     seconds: of each measured call.
     work: of each measured call.
@@ -461,7 +461,7 @@ class Case:
 
   row: dict[str, Any]
   call: Callable[[int], Work]
-  compile_seconds: float = 0.0
+  compile_seconds: float | None = None
   compilations: int = 0
   seconds: list[float] = dataclasses.field(default_factory=list)
   work: list[Work] = dataclasses.field(default_factory=list)
@@ -492,7 +492,8 @@ def measured(cases: Sequence[Case], repeats: int) -> list[dict[str, Any]]:
   The first case is what the others' `ratio_to_vanilla` is paired with, round by round.
   """
   for case in cases:
-    case.warm_up()
+    if case.compile_seconds is None:
+      case.warm_up()
   for seed in range(1, repeats + 1):
     for case in cases:
       case.measure(seed)
@@ -563,7 +564,10 @@ def rows(
     for verdict in verdicts:
       cases.append(case(name, rain(subject, batch, searches[name], verdict), verdict))
   if "best_of_n" in methods:
-    cases.append(case("best_of_n", best_of_n(subject, batch, _equal_samples(subject, batch, search))))
+    for one in cases:
+      one.warm_up()  # before the run below compiles their programs unnoticed
+    samples = _equal_samples(subject, batch, search)
+    cases.append(case("best_of_n", best_of_n(subject, batch, samples)))
   return measured(cases, repeats)
 
 
