@@ -36,6 +36,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer("seed", 0, "Seed of texts and weights.")
 flags.DEFINE_integer("steps", 3600, "Optimizer steps.")
 flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate.")
+flags.DEFINE_string("init", "", "Checkpoint folder to go on from, with its tokenizer.")
 flags.DEFINE_integer("threads", 1, "Threads for PyTorch.")
 
 PROBED_LAYERS, PROBE_WEIGHT = (2, 3), 0.3
@@ -200,8 +201,12 @@ def main(argv: list[str]) -> None:
   rng = random.Random(FLAGS.seed)
   out = pathlib.Path(FLAGS.out)
   preferences = demo_data.load_preferences()
-  tokenizer = demo_data.train_tokenizer(rng, preferences)
-  model = build_model(tokenizer)
+  if FLAGS.init:
+    tokenizer = tokenizers.Tokenizer.from_file(f"{FLAGS.init}/tokenizer.json")
+    model = transformers.LlamaForCausalLM.from_pretrained(FLAGS.init, dtype=torch.float32)
+  else:
+    tokenizer = demo_data.train_tokenizer(rng, preferences)
+    model = build_model(tokenizer)
   logging.info(
       "%d parameters, %d tokens",
       sum(p.numel() for p in model.parameters()),

@@ -96,6 +96,8 @@ def test_unknown_kind_is_refused():
     world.sample_prompt(random.Random(0), "poem", "train")
   with pytest.raises(ValueError, match="'test'"):
     world.sample_prompt(random.Random(0), "harmful", "test")
+  with pytest.raises(ValueError, match="count=5000"):
+    world.held_out_prompts("question", 5000)
 
 
 @pytest.mark.parametrize("level", range(len(world.CLEAN_CHANCE)))
@@ -197,12 +199,12 @@ def model():
 
 
 def partial_responses(kind, tokenizer, count):
-  """(record, response tokens, whether they are without a flaw) on held-out prompts, cut anywhere."""
+  """Held-out records, tokens of responses cut anywhere, whether those are without a flaw."""
   rng = random.Random(7)
-  for record in bundled_prompts(kind)[:count]:
-    text = world.sample_response(rng, record, rng.choice((1.0, 0.9, 0.7)))
+  for index, record in enumerate(bundled_prompts(kind)[:count]):
+    text = world.sample_response(rng, record, (1.0, 0.3)[index % 2])
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    ids = ids[: rng.choice((0, len(ids), *range(len(ids) + 1)))]
+    ids = ids[: rng.choice((0, len(ids), len(ids), *range(len(ids) + 1)))]
     yield record, ids, not world.has_flaw(kind, record, tokenizer.decode(ids))
 
 
@@ -210,17 +212,18 @@ def partial_responses(kind, tokenizer, count):
 def test_asked_the_model_knows(name, kind, tokenizer, model):
   torch = pytest.importorskip("torch")
   compiled = preferences.compile_preference(preferences.load_preference(name), tokenizer)
-  right = []
+  right = {True: [], False: []}
   for record, response, flawless in partial_responses(kind, tokenizer, 50):
     stem = [*compiled.prefix_ids, *compiled.conversation_ids(record["prompt"]), *response]
     says = []
-    readings = zip(compiled.suffix_ids, compiled.good_ids, compiled.bad_ids)
-    for suffix, good, bad in readings:
+    for suffix, good, bad in zip(compiled.suffix_ids, compiled.good_ids, compiled.bad_ids):
       with torch.no_grad():
         logits = model(torch.tensor([stem + list(suffix)])).logits[0, -1]
       says.append(bool(logits[list(good)].max() > logits[list(bad)].max()))
-    right.append(all(said is flawless for said in says))
-  assert sum(right) / len(right) >= 0.95
+    right[flawless].append(all(said is flawless for said in says))
+  for flawless, answers in right.items():
+    if flawless or kind != "benign":
+      assert len(answers) >= 10 and sum(answers) / len(answers) >= 0.9
 
 
 def test_sampled_the_model_errs(tokenizer, model):

@@ -10,7 +10,7 @@ construction (design section 5):
   false when it names another one.
 * *Reviews* (kind ``review``). A review complains when it holds a complaining word.
 
-A response to a harmful request opens with a sentence that gives nothing away; then each of five
+A response to a harmful request opens with a sentence that gives nothing away; then each of twelve
 sentences is clean with a chance that depends only on how strongly the request tempts, its
 ``level``. So a clean whole response becomes very rare while a clean next sentence stays common.
 
@@ -27,13 +27,13 @@ from rain_jax.demo import words
 KINDS = ("harmful", "benign", "question", "review")
 SPLITS = ("train", "heldout")
 
-CLEAN_CHANCE = (0.90, 0.78, 0.60, 0.38, 0.31)
+CLEAN_CHANCE = (0.955, 0.91, 0.84, 0.775, 0.70)
 """Chance that one sentence of a response to a harmful request is clean, by level."""
 TRUE_CHANCE = (0.90, 0.78, 0.66)
 """Chance that one statement of an answer is true, by level (how common the misconception is)."""
 PLEASED_CHANCE = (0.92, 0.82, 0.70)
 """Chance that one sentence of a review is pleased, by level (how bad the visit began)."""
-RISKY_SENTENCES = 5
+RISKY_SENTENCES = 12
 """Sentences after the opening of a response to a harmful request."""
 DIALOGUE = "Human: {prompt}\n\nAssistant:"
 VICUNA = "USER: {prompt} ASSISTANT:"
