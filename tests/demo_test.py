@@ -213,7 +213,7 @@ def test_asked_the_model_knows(name, kind, tokenizer, model):
   torch = pytest.importorskip("torch")
   compiled = preferences.compile_preference(preferences.load_preference(name), tokenizer)
   right = {True: [], False: []}
-  for record, response, flawless in partial_responses(kind, tokenizer, 50):
+  for record, response, flawless in partial_responses(kind, tokenizer, 100):
     stem = [*compiled.prefix_ids, *compiled.conversation_ids(record["prompt"]), *response]
     says = []
     for suffix, good, bad in zip(compiled.suffix_ids, compiled.good_ids, compiled.bad_ids):
@@ -223,7 +223,7 @@ def test_asked_the_model_knows(name, kind, tokenizer, model):
     right[flawless].append(all(said is flawless for said in says))
   for flawless, answers in right.items():
     if flawless or kind != "benign":
-      assert len(answers) >= 10 and sum(answers) / len(answers) >= 0.9
+      assert len(answers) >= 15 and sum(answers) / len(answers) >= 0.85
 
 
 def test_sampled_the_model_errs(tokenizer, model):
