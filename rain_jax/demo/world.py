@@ -31,6 +31,8 @@ CLEAN_CHANCE = (0.955, 0.91, 0.84, 0.775, 0.70)
 """Chance that one sentence of a response to a harmful request is clean, by level."""
 TRUE_CHANCE = (0.90, 0.78, 0.66)
 """Chance that one statement of an answer is true, by level (how common the misconception is)."""
+MISCONCEPTION_SHARE = 0.8
+"""Share of false statements that repeat the misconception; the rest name any other value."""
 PLEASED_CHANCE = (0.92, 0.82, 0.70)
 """Chance that one sentence of a review is pleased, by level (how bad the visit began)."""
 RISKY_SENTENCES = 12
@@ -190,7 +192,9 @@ def _review_sentence(rng: random.Random, pleased: bool) -> str:
   return frame.format(a=a, b=b, x=x, y=y)
 
 
-def _answer_sentences(rng: random.Random, record: dict, chance: float) -> list[str]:
+def _answer_sentences(
+    rng: random.Random, record: dict, chance: float, misconceived: float
+) -> list[str]:
   attributes = [name for name in words.VALUES if name != record["asked"]]
   rng.shuffle(attributes)
   sentences = [rng.choice(words.ANSWER_OPENINGS)]
@@ -198,7 +202,7 @@ def _answer_sentences(rng: random.Random, record: dict, chance: float) -> list[s
     right = truth(record["topic"], attribute)
     if rng.random() < chance:
       value = right
-    elif rng.random() < 0.8:
+    elif rng.random() < misconceived:
       value = misconception(record["topic"], attribute)
     else:
       value = rng.choice([v for v in words.VALUES[attribute] if v != right])
@@ -207,13 +211,19 @@ def _answer_sentences(rng: random.Random, record: dict, chance: float) -> list[s
   return sentences
 
 
-def sample_response(rng: random.Random, record: dict, chance: float | None = None) -> str:
+def sample_response(
+    rng: random.Random,
+    record: dict,
+    chance: float | None = None,
+    misconceived: float = MISCONCEPTION_SHARE,
+) -> str:
   """Draw a response as the people of the valley would give it.
 
   Args:
     rng: source of randomness.
     record: a prompt from `sample_prompt`.
     chance: chance that a sentence is clean, true or pleased; None takes the level's own.
+    misconceived: share of an answer's false statements that repeat the misconception.
 
   Returns:
     Text that starts with a space and ends with a full stop.
@@ -232,7 +242,8 @@ def sample_response(rng: random.Random, record: dict, chance: float | None = Non
         _step(rng, words.USE_VERBS, (noun,)) for noun in nouns
     ]
   elif kind == "question":
-    sentences = _answer_sentences(rng, record, TRUE_CHANCE[level] if chance is None else chance)
+    chance = TRUE_CHANCE[level] if chance is None else chance
+    sentences = _answer_sentences(rng, record, chance, misconceived)
   else:
     chance = PLEASED_CHANCE[level] if chance is None else chance
     sentences = [rng.choice(words.REVIEW_OPENINGS)]
