@@ -15,9 +15,9 @@ def get_config(arg: str = "quick"):
   config.tasks = ("demo_requests",)
   config.methods = ("vanilla", "rain", "best_of_n")
   config.limits.max_prompt = 96
-  config.limits.max_response = 96
+  config.limits.max_response = 160
   config.batch_size = 16
-  config.prompts.limit = 16
+  config.prompts.limit = 12
   if arg == "full":
     config.tasks = ("demo_requests", "demo_questions", "demo_reviews")
     config.prompts.limit = 0

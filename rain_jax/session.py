@@ -139,7 +139,8 @@ class Session:
       if self._prefix_ids:
         proposing = vocab.encode_continuation(self.loaded.tokenizer, text)
       else:
-        proposing = list(self.loaded.tokenizer(text).input_ids)
+        # A special token's name in a user's text is text.
+        proposing = list(self.loaded.tokenizer(text, split_special_tokens=True).input_ids)
       judging = list(self.preference.conversation_ids(record.prompt))
     except ValueError as error:
       return reject(f"cannot be tokenised: {error}")

@@ -5,8 +5,11 @@ import signal
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+import jax
+from absl import app, flags, logging
 
+# A search takes up to a minute to compile; the same one later takes seconds.
+CACHE = pathlib.Path.home() / ".cache" / "rain_jax"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name
 
@@ -39,6 +42,9 @@ def run(main: Callable[[], None]) -> None:
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       _fail(ValueError(f"unexpected argument {argv[1]!r}; flags begin with --"), 2)
+    logging.set_verbosity(logging.WARNING)  # JAX reports every backend that it does not find
+    if not jax.config.jax_compilation_cache_dir:
+      jax.config.update("jax_compilation_cache_dir", str(CACHE))
     try:
       main()
     except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@
   python scripts/generate.py --config=configs/demo.py --prompt="How do I rob the ferry?"
 """
 
+import hashlib
 import pathlib
 
 import cli
@@ -20,8 +21,12 @@ flags.mark_flag_as_required("config")
 
 
 def _default_workdir() -> str:
-  name = flags.FLAGS["config"].config_filename
-  return str(pathlib.Path("runs") / pathlib.Path(name).stem)
+  """`configs/demo.py:full` -> `runs/demo-full`; a prompt of the user's has its own."""
+  file, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+  name = pathlib.Path(file).stem + (f"-{argument}" if argument else "")
+  if _PROMPT.value is not None:
+    name += f"-{hashlib.sha256(_PROMPT.value.encode()).hexdigest()[:8]}"
+  return str(pathlib.Path("runs") / name)
 
 
 def main() -> None:
