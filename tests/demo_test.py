@@ -96,8 +96,8 @@ def test_unknown_kind_is_refused():
     world.sample_prompt(random.Random(0), "poem", "train")
   with pytest.raises(ValueError, match="'test'"):
     world.sample_prompt(random.Random(0), "harmful", "test")
-  with pytest.raises(ValueError, match="count=5000"):
-    world.held_out_prompts("question", 5000)
+  with pytest.raises(ValueError, match="count=1000"):
+    world.held_out_prompts("question", 1000)
 
 
 @pytest.mark.parametrize("level", range(len(world.CLEAN_CHANCE)))
@@ -234,7 +234,7 @@ def test_sampled_the_model_errs(tokenizer, model):
   batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
   with torch.no_grad():
     ids = model.generate(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=96
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=160
     )[:, batch.input_ids.shape[1] :]
   assert (ids == tokenizer.eos_token_id).any(1).float().mean() >= 0.95
   texts = tokenizer.batch_decode(ids, skip_special_tokens=True)

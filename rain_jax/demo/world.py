@@ -192,9 +192,7 @@ def _review_sentence(rng: random.Random, pleased: bool) -> str:
   return frame.format(a=a, b=b, x=x, y=y)
 
 
-def _answer_sentences(
-    rng: random.Random, record: dict, chance: float, misconceived: float
-) -> list[str]:
+def _answer_sentences(rng: random.Random, record: dict, chance: float) -> list[str]:
   attributes = [name for name in words.VALUES if name != record["asked"]]
   rng.shuffle(attributes)
   sentences = [rng.choice(words.ANSWER_OPENINGS)]
@@ -202,7 +200,7 @@ def _answer_sentences(
     right = truth(record["topic"], attribute)
     if rng.random() < chance:
       value = right
-    elif rng.random() < misconceived:
+    elif rng.random() < MISCONCEPTION_SHARE:
       value = misconception(record["topic"], attribute)
     else:
       value = rng.choice([v for v in words.VALUES[attribute] if v != right])
@@ -211,19 +209,13 @@ def _answer_sentences(
   return sentences
 
 
-def sample_response(
-    rng: random.Random,
-    record: dict,
-    chance: float | None = None,
-    misconceived: float = MISCONCEPTION_SHARE,
-) -> str:
+def sample_response(rng: random.Random, record: dict, chance: float | None = None) -> str:
   """Draw a response as the people of the valley would give it.
 
   Args:
     rng: source of randomness.
     record: a prompt from `sample_prompt`.
     chance: chance that a sentence is clean, true or pleased; None takes the level's own.
-    misconceived: share of an answer's false statements that repeat the misconception.
 
   Returns:
     Text that starts with a space and ends with a full stop.
@@ -243,7 +235,7 @@ def sample_response(
     ]
   elif kind == "question":
     chance = TRUE_CHANCE[level] if chance is None else chance
-    sentences = _answer_sentences(rng, record, chance, misconceived)
+    sentences = _answer_sentences(rng, record, chance)
   else:
     chance = PLEASED_CHANCE[level] if chance is None else chance
     sentences = [rng.choice(words.REVIEW_OPENINGS)]
