@@ -100,7 +100,7 @@ def main() -> None:
   similar = theirs >= 0.95
   print(f"{len(ours)} pairs of {len(groups)} prompts; {similar.sum()} similar by MiniLM (0.95 or more)")
   print(f"correlation {np.corrcoef(ours, theirs)[0, 1]:.3f}, AUC for 'similar' {_auc(ours, similar):.3f}")
-  for threshold in (0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995):
+  for threshold in (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999):
     found = ours >= threshold
     both = (found & similar).sum()
     print(
