@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax import sampling, types, vocab
-from rain_jax.models import NO_POSITION, Segment, forward, unembed
+from rain_jax.models import NO_POSITION, forward, unembed
 from rain_jax.policy import LanguageModel, Prompt, common, verdict
 from rain_jax.types import NO_TOKEN, Array
 

@@ -10,7 +10,6 @@ similarity means belong to the embedder.
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 

@@ -18,9 +18,9 @@ import transformers
 import rain_jax
 from rain_jax import judges, plan, preferences, runs, types
 from rain_jax.embed import find_embedder
-from rain_jax.loading import LoadedModel, load
+from rain_jax.loading import load
 from rain_jax.session import Response, Session, Setting
-from rain_jax.tasks import DataError, Format, Record, Task, find_task, load_prompts
+from rain_jax.tasks import DataError, Record, Task, find_task, load_prompts
 
 METHODS = ("vanilla", "rain", "best_of_n")
 VARIANTS = {

@@ -14,7 +14,7 @@ import oracle
 import pytest
 import scripted
 
-from rain_jax import decode, search, types
+from rain_jax import decode, types
 from rain_jax import tree as trees
 
 BATCH = 32

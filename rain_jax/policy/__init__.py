@@ -23,7 +23,7 @@ from rain_jax.models import NO_POSITION, ModelConfig, Segment, forward, unembed
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
 from rain_jax.policy import common, rollout, verdict
-from rain_jax.policy.usage import CONTEXT, ROLES, Usage, no_usage
+from rain_jax.policy.usage import CONTEXT, Usage, no_usage
 from rain_jax.preferences import CompiledPreference
 from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig
 from rain_jax.vocab import TextState, TextTables
@@ -313,8 +313,7 @@ class LanguageModel:
     draft = rollout.start_draft(self, params, request, text, logits, keys)
     draft, scratch, usage = rollout.decode_together(self, params, state, request, draft, keys)
     draft, usage = rollout.decode_rollouts(self, params, state, request, draft, scratch, usage, keys)
-    if self.search.set_lengths[0] == 1:
-      draft = rollout.first_tokens(self, params, request, text, logits, draft)
+    draft = rollout.first_tokens(self, params, request, text, logits, draft)
     return draft, state.replace(usage=usage)
 
   def _judge(self, params, state, request, drawn):

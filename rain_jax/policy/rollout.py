@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax import sampling, search, types, vocab
-from rain_jax.models import KV, NO_POSITION, forward, unembed
+from rain_jax.models import NO_POSITION, forward, unembed
 from rain_jax.models import cache as caches
 from rain_jax.policy import common
 from rain_jax.policy.usage import CANDIDATES, ROLLOUT
