@@ -34,8 +34,11 @@ def start(script, *flags):
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
   }
   command = [sys.executable, str(conftest.ROOT / "scripts" / script), *flags]
+  # A suite that was started in the background ignores Ctrl-C, and so would its children.
+  heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
   return subprocess.Popen(
-      command, cwd=conftest.ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+      command, cwd=conftest.ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      preexec_fn=heed)
 
 
 def end(process):
