@@ -35,10 +35,12 @@ def start(script, *flags):
   }
   command = [sys.executable, str(conftest.ROOT / "scripts" / script), *flags]
   # A suite that was started in the background ignores Ctrl-C, and so would its children.
-  heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-  return subprocess.Popen(
-      command, cwd=conftest.ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      preexec_fn=heed)
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    return subprocess.Popen(
+        command, cwd=conftest.ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def end(process):
