@@ -51,14 +51,6 @@ BENCHMARK = {
 }
 SIXTEEN_LEAVES = {"search.max_nodes": 192, "search.max_visited": 36}
 JUDGES = {"judge": "truth=models/judge,info=models/judge"}
-# Only under the mark `slow`: much to compile, and the same script runs with a like configuration.
-LONG = {
-    "--table=advbench", "--table=advbench:demo",  # attacks, one after the other
-    "--table=hh:demo", "--table=truthfulqa:demo", "--table=imdb:demo",  # --table=hh runs
-    "--config=configs/benchmark.py:scaling", "--config=configs/benchmark.py:memory",
-    "--trace=runs/trace",
-    "--coordinator=host:1234",  # hosts_test.py joins more than one process
-}
 # Nobody answers there: the responses stay unjudged.
 ENDPOINT = {"endpoint.url": "http://127.0.0.1:9/v1", "endpoint.retries": 0}
 SHAPE = {"models": ("demo_shape",)}
@@ -237,7 +229,7 @@ def prepared(words, whole=False):
 
 CASES = [
     pytest.param(whole, words, id=f"{page.stem}: {' '.join(words)}" + " (whole)" * whole,
-                 marks=[pytest.mark.slow] * (whole or not LONG.isdisjoint(words)))
+                 marks=[pytest.mark.slow] * whole)
     for whole in (False, True) for page, words in docs_test.ALL]
 
 

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -12,12 +14,40 @@ from rain_jax.models import hf
 from rain_jax.models import testing as models
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+MOST_MAPS = 30_000
 
 # Compilations are most of the suite's time, and many programs are compiled twice.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # Most programs run once or twice on tiny shapes: compiling them well would take twice as long.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+  """Drops compiled programs before they are too many for a process.
+
+  Each takes dozens of memory maps, of which Linux admits 65,530 (`vm.max_map_count`): at the limit
+  the compiler aborts.
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+    jax.clear_caches()
+
+
+def on_eight_devices(script, *arguments, limit=900):
+  """Runs a script of this folder on virtual devices, at most `limit` seconds: its checks pass."""
+  # What is compiled runs for seconds: optimising it would take longer.
+  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  tests = ROOT / "tests"
+  env = os.environ | {
+      "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{tests}"}
+  done = subprocess.run(
+      [sys.executable, str(tests / script), *arguments], env=env, capture_output=True, text=True,
+      timeout=limit)
+  assert done.returncode == 0 and "all checks passed" in done.stdout, done.stdout + done.stderr
+  print(done.stdout)
 
 
 @pytest.fixture(scope="session")

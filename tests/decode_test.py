@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 
+import conftest
 import invariants
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 import scripted
 
 from rain_jax import decode, types
+from rain_jax.methods import searched
 from rain_jax.types import NO_TOKEN
 
 BATCH, LONGEST = 4, 20
@@ -45,8 +47,8 @@ def key_of(index):
   return jax.random.fold_in(jax.random.key(0), index)
 
 
-def fresh():
-  return decode.init(BATCH, MODEL.init(BATCH), CONFIG, MODEL.embedding_size, LONGEST)
+def fresh(batch=BATCH):
+  return decode.init(batch, MODEL.init(batch), CONFIG, MODEL.embedding_size, LONGEST)
 
 
 def started(state, prompts):
@@ -277,15 +279,21 @@ def test_moves_for_want_of_room_are_counted_as_such(params):
   assert all(r.counters["early_commits"] == 0 for r, _ in found)  # with room, none
 
 
-def test_slots_are_busy_though_lengths_differ_tenfold(params):
-  """A batch that waits for its longest member does nothing in about half of its slots."""
-  prompts = scripted.make_prompts(100, seed=5, shortest=2, longest=LONGEST)
-  before, spent = np.zeros(BATCH, int), [0, 0]
+def shares_of_useful_slots(params, state, count, max_steps, spread=None):
+  """Lengths that differ tenfold: shares of slot-iterations with work in them.
+
+  Returns:
+    That of `decode.serve`, and that of batches in which all wait for the longest response.
+  """
+  batch = state.active.shape[0]
+  prompts = scripted.make_prompts(count, seed=5, shortest=2, longest=LONGEST)
+  before, spent = np.zeros(batch, int), [0, 0]
   fresh_slots = []
 
   def start(state, new):
     fresh_slots.extend(new)
-    return state.replace(model=MODEL.start(state.model, new))
+    state = state.replace(model=MODEL.start(state.model, new))
+    return state if spread is None else jax.device_put(state, spread.shardings)
 
   def watch(state):
     before[fresh_slots] = 0
@@ -293,17 +301,30 @@ def test_slots_are_busy_though_lengths_differ_tenfold(params):
     steps = np.array(state.counters.steps)
     done = steps - before
     spent[0] += done.sum()
-    spent[1] += BATCH * done.max()  # whoever was busy all the time made every step
+    spent[1] += batch * done.max()  # whoever was busy all the time made every step
     before[:] = steps
 
   queue = ((i, key_of(i), prompts[i]) for i in range(len(prompts)))
   served = decode.serve(
-      fresh(), MODEL, params, CONFIG, queue, start, max_steps=16, on_progress=watch)
+      state, MODEL, params, CONFIG, queue, start, max_steps=max_steps, on_progress=watch,
+      spread=spread)
   results = sorted((result for result, _ in served), key=lambda r: r.index)
   lengths = [len(result.tokens) for result in results]
   assert max(lengths) >= 10 * min(lengths)
   steps = np.array([result.counters["steps"] for result in results])
   assert spent[0] == steps.sum()
-  useful = spent[0] / spent[1]
-  waiting = steps.sum() / (BATCH * steps.reshape(-1, BATCH).max(-1).sum())
+  rounds = [steps[i : i + batch] for i in range(0, count, batch)]
+  useful, waiting = spent[0] / spent[1], steps.sum() / (batch * sum(map(max, rounds)))
+  print(f"{batch} slots, {steps.min()} to {steps.max()} steps per response: {useful:.1%} of"
+        f" slot-iterations useful, {waiting:.1%} if all waited")
+  return useful, waiting
+
+
+def test_slots_are_busy_though_lengths_differ_tenfold(params):
+  """A batch that waits for its longest member does nothing in about half of its slots."""
+  useful, waiting = shares_of_useful_slots(params, fresh(), 100, searched.STEPS)
   assert useful >= 0.85 and waiting < 0.7, (useful, waiting)
+
+
+def test_slots_on_eight_devices_are_busy_though_lengths_differ_tenfold():
+  conftest.on_eight_devices("decode_sharded.py")

@@ -26,12 +26,15 @@ SMALL = dict(max_nodes=128, max_visited=16, max_path=4, max_iterations=4, extra_
 
 
 def session_of(folder, records, mesh):
-  """A session on a mesh of (data, tensor), or on one device."""
+  """A session on a mesh of (data, tensor), or on one device.
+
+  Devices that share two cores meet slowly: many prompts go many at a time, by fewer meetings.
+  """
   setting = Setting(
       format=tasks.find_task("dialogue").format,
       preference=preferences.load_preference("harmless"),
       search=configured.search_config("harmless", SMALL, HiddenStates()),
-      max_prompt=64, max_response=12, batch_size=8)
+      max_prompt=64, max_response=12, batch_size=8 if len(records) < 32 else 32)
   mesh_of = lambda config: mesh and make_mesh(mesh[1], mesh[0], config.num_kv_heads)
   return Session(load(str(folder), mesh_of=mesh_of), setting, records)
 
@@ -57,12 +60,25 @@ def answers_of(session, methods):
 
 
 def groups_of(line):
-  """The devices that take part in a collective of a compiled program, as lists."""
-  if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", line):
-    return [list(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", found[1])]
-  shape, order, transpose = re.search(
-      r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line).groups()
+  """The devices that take part in a collective of a compiled program, as lists.
+
+  XLA writes them out, as a transposed range, or by names of a mesh's axes; none are all devices.
+  """
+  groups = re.search(r"replica_groups=(.*?)(, [a-z]\w*=|$)", line)[1]
   numbers = lambda text: [int(n) for n in text.split(",")]
+  if groups == "{}":
+    return [list(range(jax.device_count()))]
+  if found := re.fullmatch(r"\{(\{[\d,{}]*\})\}", groups):
+    return [numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1])]
+  if found := re.fullmatch(r"mesh\[([\w',=]+)\] \{([\w',]+)\}", groups):
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+    named = re.findall(r"'(\w+)'", found[2])
+    devices = np.arange(np.prod(list(sizes.values()))).reshape(*sizes.values())
+    within = [list(sizes).index(name) for name in named]
+    count = np.prod([sizes[name] for name in named])
+    return np.moveaxis(devices, within, range(-len(within), 0)).reshape(-1, count).tolist()
+  shape, order, transpose = re.fullmatch(
+      r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups).groups()
   devices = np.arange(np.prod(numbers(order))).reshape(numbers(order))
   if transpose:
     devices = devices.transpose(numbers(transpose))

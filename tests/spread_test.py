@@ -2,10 +2,7 @@
 
 import dataclasses
 import math
-import os
 import re
-import subprocess
-import sys
 
 import conftest
 import jax
@@ -22,27 +19,15 @@ from rain_jax.policy import LanguageModel, verdict
 from rain_jax.preferences import CompiledPreference
 from rain_jax.spread import Spread
 
-LIMIT = 900  # seconds for one process; a slow one has four times as long
-
-
-def on_eight_devices(*arguments, limit=LIMIT):
-  # What is compiled runs for seconds: optimising it would take longer.
-  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu",
-                      "PYTHONPATH": f"{conftest.ROOT}:{conftest.ROOT / 'tests'}"}
-  command = [sys.executable, str(conftest.ROOT / "tests" / "spread_sharded.py"), *arguments]
-  done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit)
-  assert done.returncode == 0 and "all checks passed" in done.stdout, done.stdout + done.stderr
-
 
 def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
-  on_eight_devices(str(checkpoint), "12", "rain", "4x2")
+  conftest.on_eight_devices("spread_sharded.py", str(checkpoint), "12", "rain", "4x2")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4", "1x8"])
 def test_every_mesh_gives_the_responses_of_one_device_by_every_method(mesh):
-  on_eight_devices("demo", "100", "rain,vanilla,best", mesh, limit=4 * LIMIT)
+  conftest.on_eight_devices("spread_sharded.py", "demo", "100", "rain,vanilla,best", mesh, limit=3600)
 
 
 LLAMA_70B = {

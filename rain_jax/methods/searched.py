@@ -15,6 +15,9 @@ from rain_jax.methods.verdicts import responded, work_of
 from rain_jax.session import Query, Response, Session
 from rain_jax.spread import ROWS, WHOLE, fetch
 
+STEPS = 16  # at most, between two looks at the slots
+STEPS_SPREAD = 4  # where shards know nothing of each other, and a slot that has ended waits so long
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -88,7 +91,8 @@ def _lane(
   """One batch of searches: every few steps what ended in them, and a look at the others."""
   rounds = decode.rounds(
       _empty_slots(session, slots), session.lm, session.params, session.setting.search, items,
-      functools.partial(_begin, session), max_steps=16, spread=session.spread,
+      functools.partial(_begin, session), spread=session.spread,
+      max_steps=STEPS if session.shards == 1 else STEPS_SPREAD,
   )
   for ended, state in rounds:
     with ending:  # or two lanes might compile the same program
