@@ -30,6 +30,7 @@ def plans(config: Mapping[str, Any]) -> dict[str, plan.Plan]:
   Raises:
     As `run`.
   """
+  _check(config, Hosts(), followed=False)
   tasks = {name: configured.task_of(config, name) for name in config["tasks"]}
   loaded = configured.load_spread(config, Hosts())
   settings = _settings(config, tasks, loaded)
@@ -126,6 +127,13 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
     if name not in ALL_METHODS:
       known = ", ".join(ALL_METHODS)
       raise DataError(f"methods: unknown method {name!r}; expected some of {known}.")
+    if names.count(name) > 1:
+      raise DataError(f"methods: {name} is there twice; flags that are repeated add up.")
+  for name, value in (
+      ("record", config["record"]), ("prompts.limit", config["prompts"]["limit"]),
+      ("best_of_n.samples", config["best_of_n"]["samples"])):
+    if value < 0:
+      raise DataError(f"{name}={value}: expected 0 or more.")
   defences.methods_of(config, names)
   if hosts.count > 1 and (config["record"] or followed):
     raise DataError("Searches are recorded or followed by one process: record=0, and no --live.")

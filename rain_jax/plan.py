@@ -8,6 +8,7 @@ the largest of its phases, each the buffers that are alive together in it (desig
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,12 @@ from rain_jax.policy import LanguageModel
 from rain_jax.spread import DATA, Spread
 
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
+# Keys by which a run is made smaller, and a benchmark.
+RUN = {
+    "batch": "batch_size", "lengths": "limits.max_prompt, limits.max_response",
+    "dtype": "model.dtype"}
+BENCHMARK = {
+    "batch": "batches", "lengths": "workload.prompt, workload.response", "dtype": "dtype"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +204,13 @@ def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> 
     )
 
 
-def check(needed: Plan, available: int) -> None:
+def check(needed: Plan, available: int, names: Mapping[str, str] = RUN) -> None:
   """Stops a run that cannot fit.
+
+  Args:
+    needed: its plan.
+    available: bytes of a device's memory.
+    names: of the keys that the configuration has for batch, lengths and dtype.
 
   Raises:
     ValueError: one line that says how much is missing, and what to lower.
@@ -206,13 +218,13 @@ def check(needed: Plan, available: int) -> None:
   if needed.total <= available:
     return
   if needed.parts["weights"] > available:
-    lower = "model.dtype (bfloat16, int8)"
+    lower = f"{names['dtype']} (bfloat16, int8)"
   else:
     fixed = sum(needed.parts[name] for name in ("weights", "prefixes", "vocabulary tables"))
     fits = (available - fixed) * needed.batch // max(1, needed.total - fixed)
-    lower = f"batch_size to {fits}" if fits else "search.max_visited"
-    lower += ", or limits.max_prompt, limits.max_response, search.max_visited or model.dtype"
+    lower = f"{names['batch']} to {fits}" if fits else "search.max_visited"
+    lower += f", or {names['lengths']}, search.max_visited or {names['dtype']}"
   raise ValueError(
-      f"{needed.total / 2**30:.1f} GiB needed for batch_size={needed.batch},"
+      f"{needed.total / 2**30:.1f} GiB needed for {needed.batch} prompts side by side,"
       f" {available / 2**30:.1f} GiB available: lower {lower}."
   )

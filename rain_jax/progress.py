@@ -92,7 +92,7 @@ class Progress:
     self.answered = done
     self._ended = {"response_tokens": 0, "tokens_forwarded": 0, "rewinds": 0}
     self._begun = self._beat = self._last = clock()
-    self._before = {"response_tokens": 0, "tokens_forwarded": 0}
+    self._before = self._told = {"response_tokens": 0, "tokens_forwarded": 0}
     self._lanes: dict[int, Glance] = {}
 
   def count(self, response: Response) -> None:
@@ -115,8 +115,6 @@ class Progress:
     lanes = self._lanes.values()
     total = {name: n + sum(getattr(one, name) for one in lanes) for name, n in self._ended.items()}
     now = self._clock()
-    passed = max(now - self._last, 1e-6)
-    rate = lambda name: round((total[name] - self._before[name]) / passed, 3)
     line = {
         "time": round(time.time(), 3),
         **self._name,
@@ -124,8 +122,7 @@ class Progress:
         "of": self._total,
         "seconds": round(now - self._begun, 3),
         "tokens": total["response_tokens"],
-        "tokens_per_second": rate("response_tokens"),
-        "forwarded_per_second": rate("tokens_forwarded"),
+        **_rates(total, self._before, now - self._last),
         "rewinds": total["rewinds"],
     }
     if lanes:
@@ -133,9 +130,18 @@ class Progress:
     self._write(line)
     self._last, self._before = now, total
     if now - self._beat >= HEARTBEAT:
-      self._beat = now
-      _LOG.info("%s", heartbeat(line))
+      _LOG.info("%s", heartbeat(line | _rates(total, self._told, now - self._beat)))
+      self._beat, self._told = now, total
     return line
+
+
+def _rates(total: dict[str, int], before: dict[str, int], seconds: float) -> dict[str, float]:
+  """Tokens per second since there were as many as before."""
+  rate = lambda name: round((total[name] - before[name]) / max(seconds, 1e-6), 3)
+  return {
+      "tokens_per_second": rate("response_tokens"),
+      "forwarded_per_second": rate("tokens_forwarded"),
+  }
 
 
 def heartbeat(line: dict[str, Any]) -> str:

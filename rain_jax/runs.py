@@ -79,7 +79,8 @@ class Run:
     Args:
       workdir: the directory; made if it is not there.
       manifest: JSON values; config, model, templates, formats and prompts, as far as it
-        has them, must be what they were when the directory was begun, the mesh aside.
+        has them, must be what they were when the directory got its first result, the mesh
+        aside.
       process: which process of the run this is.
       processes: how many there are; more than one write `results-<process>.jsonl` each.
 
@@ -90,6 +91,8 @@ class Run:
     path = pathlib.Path(workdir)
     try:
       path.mkdir(parents=True, exist_ok=True)
+      if not _begun(path):  # what an error ended before its first result does not bind the next
+        (path / MANIFEST).unlink(missing_ok=True)
       _check_manifest(path / MANIFEST, manifest)
       return cls(path, process, processes)
     except OSError as error:
@@ -180,6 +183,24 @@ def _files(path: pathlib.Path) -> list[str]:
   numbered = [n for n in names if re.fullmatch(r"results-\d+\.jsonl", n)]
   number = lambda name: int(name.removeprefix("results-").removesuffix(".jsonl"))
   return [RESULTS] * (RESULTS in names) + sorted(numbered, key=number)
+
+
+def _begun(path: pathlib.Path) -> bool:
+  """Whether a directory holds anything of a run's work, or a process that is at it."""
+  results = _files(path)
+  for file in path.iterdir():
+    if file.name == MANIFEST or file.match("metrics*.jsonl"):
+      continue
+    if file.name not in results:
+      return True
+    with open(file, "ab") as one:
+      try:
+        fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        return True
+      if one.tell():
+        return True
+  return False
 
 
 def _read_all(path: pathlib.Path) -> list[dict]:

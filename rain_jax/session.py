@@ -43,6 +43,9 @@ class Setting:
     embedder: makes path embeddings; see `rain_jax.embed`.
     verdict_noise: share of the search's verdicts that flip their sign (ablation).
     soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
+
+  Raises:
+    DataError: a length or a batch of less than 1.
   """
 
   format: Format
@@ -55,6 +58,11 @@ class Setting:
   embedder: Any = HiddenStates()
   verdict_noise: float = 0.0
   soft_verdicts: bool = False
+
+  def __post_init__(self):
+    for name in ("max_prompt", "max_response", "batch_size"):
+      if getattr(self, name) < 1:
+        raise DataError(f"{name}={getattr(self, name)}: expected 1 or more.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,6 +39,7 @@ def table(summary: Mapping[str, Any]) -> str:
   """The summary as a table in plain text, one row per method."""
   methods = summary["methods"]
   columns = sorted({k for m in methods.values() for k in m if k.endswith("_rate")})
+  columns = columns or ["self_verdict"]  # nobody else said anything
   columns += ["responses", "rejected"]
   columns += ["failed"] * any(m.get("failed") for m in methods.values())
   columns += ["model_calls_per_token", "tokens_forwarded_per_token"]
@@ -56,4 +57,6 @@ def _cell(column: str, value: Any) -> str:
     return "-"
   if column.endswith("_rate"):
     return f"{100 * value:.1f}%"
+  if column == "self_verdict":
+    return f"{value:+.2f}"
   return str(value) if isinstance(value, int) else f"{value:.1f}"

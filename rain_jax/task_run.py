@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from rain_jax.methods import Step
 from rain_jax.session import Response, Session
 from rain_jax.tasks import DataError
 from rain_jax.tasks.readers import LABELS
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -54,6 +57,8 @@ class TaskRun:
       written = {r["id"] for r in self._results(method)}
       there = self.hosts.any([id in written for id in ids])
       done = frozenset(id for id, one in zip(ids, there) if one)
+      if done:
+        _LOG.info("%s %s: %d of %d are answered already", self.task, method, len(done), len(ids))
       for response in session.rejected:
         if response.record.id not in done:
           self._write(method, response, 0.0)

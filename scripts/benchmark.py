@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from rain_jax import benchmark, lanes, plan, types
 from rain_jax.benchmark import roofline
+from rain_jax.tasks import DataError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, see configs/benchmark.py.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Where the results go.")
@@ -26,6 +27,9 @@ flags.mark_flag_as_required("config")
 def main() -> None:
   """Measures what the flags describe."""
   config = _CONFIG.value.to_dict()
+  for name, least in (("batches", min(config["batches"])), ("repeats", config["repeats"])):
+    if least < 1:
+      raise DataError(f"{name}={config[name]}: expected 1 or more.")
   search = types.SearchConfig(**config["search"])
   leaf_parallel = types.SearchConfig(**{**config["search"], **config["leaf_parallel"]})
   if _PLAN.value:
@@ -46,7 +50,7 @@ def _print_plans(config, search) -> None:
   for name in config["models"]:
     needed = _planned(name, max(config["batches"]), config, search)
     print(f"{name}, {config['dtype']}, batch {max(config['batches'])}\n{needed.table()}\n")
-    plan.check(needed, plan.bytes_available())
+    plan.check(needed, plan.bytes_available(), plan.BENCHMARK)
 
 
 def _rows(config, search, leaf_parallel) -> dict:
@@ -78,7 +82,8 @@ def _fitting(name, batch, config, search, leaf_parallel) -> list[str]:
   for method in config["methods"]:
     try:
       if method in needs:
-        plan.check(_planned(name, batch, config, needs[method]), plan.bytes_available())
+        needed = _planned(name, batch, config, needs[method])
+        plan.check(needed, plan.bytes_available(), plan.BENCHMARK)
       methods.append(method)
     except ValueError as error:
       print(f"{name}, batch {batch}: {method} is left out: {error}", flush=True)

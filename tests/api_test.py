@@ -54,6 +54,14 @@ def test_one_result_per_prompt_in_their_order(model, method):
     assert other[0].tokens != other[1].tokens  # each place has its own random numbers
 
 
+def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
+  monkeypatch.setattr(methods.sampled, "_ROUND", 1)
+  session = model.session(PROMPTS[:1], "harmless", CONFIG)
+  heard = []
+  (answer,) = methods.best_of_n(session, 3, 3, on_progress=heard.append)
+  assert len(heard) == 3 and answer.counters["samples"] == 3
+
+
 def test_a_recorded_search_gives_the_same_responses_and_its_events_spell_them(model):
   plain = model.generate(PROMPTS, config=CONFIG, seed=3)
   recorded = model.generate(PROMPTS, config=CONFIG, seed=3, trees=True)
@@ -104,6 +112,8 @@ def test_a_preference_brings_the_format_and_the_variant_of_its_task():
     (dict(prompts=PROMPTS, preference="nowhere.yaml"), "nowhere.yaml"),
     (dict(prompts=PROMPTS, config=api.Config(variant="odd")), "odd"),
     (dict(prompts=PROMPTS, config=api.Config(search={"visits": 1})), "visits"),
+    (dict(prompts=PROMPTS, config=api.Config(batch_size=0)), "batch_size=0: expected 1 or more"),
+    (dict(prompts=PROMPTS, method="best_of_n", config=api.Config(samples=0)), "samples=0"),
 ])
 def test_what_cannot_be_is_one_line(model, arguments, says):
   with pytest.raises(ValueError, match=says) as caught:

@@ -126,6 +126,13 @@ def _changed(config, **changes):
     (dict(search__num_candidates=1), ValueError, "num_candidates"),
     (dict(search__max_nodes=4), ValueError, "max_nodes"),
     (dict(methods=("best_of_n",)), DataError, "best_of_n.samples"),
+    (dict(methods=("rain", "vanilla", "rain")), DataError, "rain is there twice"),
+    (dict(batch_size=0), DataError, "batch_size=0: expected 1 or more"),
+    (dict(limits__max_prompt=0), DataError, "max_prompt=0"),
+    (dict(limits__max_response=-1), DataError, "max_response=-1"),
+    (dict(record=-1), DataError, "record=-1: expected 0 or more"),
+    (dict(prompts__limit=-1), DataError, "prompts.limit=-1"),
+    (dict(best_of_n__samples=-1), DataError, "best_of_n.samples=-1"),
 ])
 def test_bad_configuration_is_one_line_that_says_what_to_do(config, tmp_path, changes, error, says):
   with pytest.raises(error, match=says) as caught:
@@ -195,7 +202,9 @@ def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
   template.write_text(text, "utf-8")
   config["preference"] = str(template)
   again = lambda: job.run(config, str(tmp_path / "run"), hosts=Hosts(0, 2))
+  unanswered(lambda out: out.append({"id": "short", "task": "dialogue", "method": "vanilla"}))
   again()
+  unanswered(lambda out: None)
   again()
   template.write_text(text.replace("description:", "description: My", 1), "utf-8")
   with pytest.raises(runs.RunError, match="other preference templates .dialogue.description"):

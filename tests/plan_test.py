@@ -74,8 +74,10 @@ def test_every_part_grows_with_what_it_is_for():
 def test_a_run_that_cannot_fit_says_what_to_lower():
   needed = planned("demo_shape", 8)[2]
   plan.check(needed, needed.total)
-  with pytest.raises(ValueError, match="batch_size to 7"):
+  with pytest.raises(ValueError, match="batch_size to 7, or limits.max_prompt"):
     plan.check(needed, needed.total - 1)
+  with pytest.raises(ValueError, match="batches to 7, or workload.prompt"):
+    plan.check(needed, needed.total - 1, plan.BENCHMARK)
   with pytest.raises(ValueError, match="model.dtype"):
     plan.check(needed, needed.parts["weights"] - 1)
   assert plan.bytes_available() > 2**28

@@ -38,6 +38,7 @@ def test_a_step_counts_what_ended_and_what_goes_on(caplog):
   assert second["tokens_per_second"] == pytest.approx(8 / progress.HEARTBEAT, abs=1e-3)
   line, = (record.getMessage() for record in caplog.records)
   assert line.startswith("dialogue rain: 2 of 5 answered") and "2 of 3 slots busy, 5 rewinds" in line
+  assert "1.1 tokens/s, 8 forwarded/s" in line  # 18 and 140 of 17 seconds, not of the last step
 
 
 def test_lanes_count_together():

@@ -26,8 +26,30 @@ def test_results_survive_and_a_half_line_is_repaired(tmp_path):
   assert [json.loads(line)["id"] for line in path.read_text("utf-8").splitlines()] == ["a", "b", "c"]
 
 
+def begin(path, manifest):
+  """A directory with a result."""
+  run = runs.Run.open(str(path), manifest)
+  run.append({"id": "a"})
+  run.close()
+
+
+def test_a_run_without_a_result_binds_nobody(tmp_path):
+  """It ended in an error, and the next start has another configuration for it."""
+  other = MANIFEST | {"config": {"seed": 0, "search": {"leaves": 4}}}
+  run = runs.Run.open(str(tmp_path), MANIFEST)
+  with pytest.raises(runs.RunError, match="search.leaves: 1 -> 4"):
+    runs.Run.open(str(tmp_path), other)  # it has just begun
+  run.close()
+  (tmp_path / "metrics.jsonl").write_text("{}\n", "utf-8")
+  runs.Run.open(str(tmp_path), other).close()
+  assert runs.read_manifest(str(tmp_path))["config"]["search"] == {"leaves": 4}
+  (tmp_path / "attack.json.part").touch()  # what an attack has found so far
+  with pytest.raises(runs.RunError, match="search.leaves: 4 -> 1"):
+    runs.Run.open(str(tmp_path), MANIFEST)
+
+
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
-  runs.Run.open(str(tmp_path), MANIFEST).close()
+  begin(tmp_path, MANIFEST)
   other = MANIFEST | {"config": {"seed": 0, "search": {"leaves": 4}}}
   with pytest.raises(runs.RunError, match=r"search.leaves: 1 -> 4.*--workdir"):
     runs.Run.open(str(tmp_path), other)
@@ -42,14 +64,14 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
 def test_what_lies_in_edited_files_is_refused_with_the_difference(tmp_path, part, says):
   text = "word " * 400
   before = MANIFEST | {part: {"dialogue": {"text": text + "one" + text}}}
-  runs.Run.open(str(tmp_path), before).close()
+  begin(tmp_path, before)
   runs.Run.open(str(tmp_path), before).close()
   other = MANIFEST | {part: {"dialogue": {"text": text + "two" + text}}}
   with pytest.raises(runs.RunError, match=f"{says} .dialogue.text: .*word one.* -> .*word two") as error:
     runs.Run.open(str(tmp_path), other)
   assert "\n" not in str(error.value) and len(str(error.value)) < 400
   older = tmp_path / "older"
-  runs.Run.open(str(older), MANIFEST).close()
+  begin(older, MANIFEST)
   with pytest.raises(runs.RunError, match=f"older version, .* its {part}; choose another --workdir"):
     runs.Run.open(str(older), before)
 

@@ -11,6 +11,7 @@ from rain_jax import baselines, types
 from rain_jax.methods.verdicts import responded, self_evaluate, work_of
 from rain_jax.session import Query, Response, Session
 from rain_jax.spread import fetch
+from rain_jax.tasks import DataError
 
 _ROUND = 16  # samples of a prompt that are drawn side by side
 # Verdict and margin, tokens, why it ended.
@@ -45,8 +46,13 @@ def best_of_n(
   """Samples N responses per prompt and returns the one the model judges best.
 
   Ties in the verdict go to the larger margin between the labels' probabilities.
-  `on_progress` is called behind each batch, with None.
+  `on_progress` is called behind every 16 samples of a batch's prompts, with None.
+
+  Raises:
+    DataError: fewer than 1 sample.
   """
+  if samples < 1:
+    raise DataError(f"samples={samples}: expected 1 or more.")
   for queries in session.batches(skip):
     best: list[_Best] = [((-math.inf, -math.inf), [], types.FAILED)] * len(queries)
     calls, tokens = np.zeros((2, len(queries)), int)
@@ -61,6 +67,8 @@ def best_of_n(
           max([best[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
           for row in range(len(queries))
       ]
+      if on_progress and first + size < samples:
+        on_progress(None)
     _, chosen, finish = zip(*best)
     work = [{**work_of([c], [t]), "samples": samples} for c, t in zip(calls, tokens)]
     yield from responded(session, queries, chosen, finish, work)
