@@ -39,9 +39,12 @@ def _config_json(config) -> dict[str, Any]:
 def _stacked(params) -> dict[str, Any]:
   """Parameters as `models.init_model` makes them, whether or not they were taken apart."""
   layers = params["layers"]
-  if isinstance(layers, tuple):
-    layers = jax.tree.map(lambda *one: np.stack(one), *layers)
-  return {name: params[name] for name in params if name != "unembedding"} | {"layers": layers}
+  if not isinstance(layers, tuple):
+    return params
+  whole = {name: value for name, value in params.items() if name != "unembedding"}
+  if "head" in whole:
+    whole["head"] = {**whole["head"], "weight": params["unembedding"].T}
+  return whole | {"layers": jax.tree.map(lambda *one: np.stack(one), *layers)}
 
 
 def rows(

@@ -93,7 +93,8 @@ class Phase:
   def bytes_moved(self, config: ModelConfig, params: Any, kv_size: int) -> float:
     """Weights once, what segments hold once (rows share it), new keys and values, logits."""
     weights = nbytes(params["layers"])
-    table = params["embedding"] if config.tie_embeddings else params["head"]
+    table = params.get(
+        "unembedding", params["embedding"] if config.tie_embeddings else params["head"])
     token = 2 * config.num_layers * config.num_kv_heads * config.head_size * kv_size
     read = sum(filled * math.prod(axes) for axes, _, filled in self.segments)
     written = self.total * self.tokens

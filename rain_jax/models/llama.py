@@ -332,7 +332,10 @@ def _merged(graphdef, params) -> tuple[Llama, tuple[Params, ...] | None, jax.Arr
   if not isinstance(layers, tuple):
     return nnx.merge(graphdef, params), None, None
   own = {name: value for name, value in params.items() if name != "unembedding"}
-  return nnx.merge(graphdef, {**own, "layers": layers[0]}), layers, params["unembedding"]
+  unembedding = params["unembedding"]
+  if "head" in own:  # its logits are those of the table below; nothing reads this one
+    own["head"] = {**own["head"], "weight": unembedding.T}
+  return nnx.merge(graphdef, {**own, "layers": layers[0]}), layers, unembedding
 
 
 def unstack(params: Params, consume: bool = False) -> Params:
@@ -340,8 +343,9 @@ def unstack(params: Params, consume: bool = False) -> Params:
 
   A tuple of one tree per layer takes the place of stacked layers. `forward` then has no loop over
   them: it takes longer to compile, but on a CPU a loop copies every weight that it takes out of a
-  stack, and reading weights is most of its time. Beside them stands the transposed table of the
-  logits, [embed, vocab], which a CPU would otherwise transpose in every call.
+  stack, and reading weights is most of its time. The table of the logits is transposed, [embed,
+  vocab], which a CPU would otherwise do in every call: `unembedding` takes the place of the head's,
+  or stands beside the embedding that it is made from.
 
   Args:
     params: parameters of a model.
@@ -358,8 +362,15 @@ def unstack(params: Params, consume: bool = False) -> Params:
       jax.block_until_ready(parts[-1])
       stack.delete()
   each = tuple(structure.unflatten(one) for one in zip(*parts, strict=True))
-  table = params.get("head", params["embedding"])["weight"]
-  return {**params, "layers": each, "unembedding": jnp.transpose(table)}
+  if "head" not in params:
+    return {**params, "layers": each, "unembedding": params["embedding"]["weight"].T}
+  head = dict(params["head"])
+  table = head.pop("weight")
+  unembedding = table.T
+  if consume:
+    jax.block_until_ready(unembedding)
+    table.delete()
+  return {**params, "layers": each, "head": head, "unembedding": unembedding}
 
 
 @dataclasses.dataclass(frozen=True)
