@@ -108,8 +108,9 @@ def plan(
   pools = size(lambda s: (s.model.proposing.pool, s.model.judging.pool))
   trees = size(lambda s: s.tree)
   prefixes = token * (proposing_prefix + len(lm.preference.prefix_ids))
-  passing = temporaries(lm, batch, token, proposing_prefix, parts)
-  if isinstance(model.params["layers"], tuple):
+  apart = isinstance(model.params["layers"], tuple)
+  passing = temporaries(lm, batch, token, proposing_prefix, parts, apart)
+  if apart:
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
     passing += prefixes + contexts
   sizes = {
@@ -145,11 +146,16 @@ def _computes_in_bfloat16(model: Model) -> bool:
 
 
 def temporaries(
-    lm: LanguageModel, batch: int, token: int, proposing_prefix: int, parts: Parts = Parts()
+    lm: LanguageModel,
+    batch: int,
+    token: int,
+    proposing_prefix: int,
+    parts: Parts = Parts(),
+    apart: bool = False,
 ) -> int:
   """Bytes of the largest phase of one step; `token` is the bytes of a token's keys and values.
 
-  A phase holds the gathered path of each leaf (as read, and in the order in which attention
+  Where layers are taken `apart`, scratch is there as a stack and once more by layers. A phase holds the gathered path of each leaf (as read, and in the order in which attention
   reads it), the scratch of its rows, the keys and values of its new tokens, and the largest
   of what one layer's attention or one unembedding needs.
   """
@@ -169,9 +175,10 @@ def temporaries(
     layer = tokens * (scores + widths)
     return 4 * leaves * max(layer, _LOGIT_COPIES * logits * config.vocab_size)
 
-  together = token * leaves * rows * L
+  copies = 2 if apart else 1
+  together = copies * token * leaves * rows * L
   decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
-  rolling = together + token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
+  rolling = together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
   seen = len(lm.preference.prefix_ids) + context + R + asked
   judging = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
   return gathered + max(decoding, rolling, judging)
