@@ -119,8 +119,16 @@ def test_twelve_runs_killed_in_the_middle_end_with_one_table(tmp_path):
   assert lines[0].split(",") == ["run", "rate", "seed", "method", "harmless_rate", "responses"]
   assert len(lines) == 1 + 2 * 12 and lines[1] == "0,0.1,0,rain,0.1,4"
   table = printed[printed.index("run  rate"):].splitlines()
-  assert table[0].split() == ["run", "rate", "seed", "method", "harmless", "rate"]  # no responses
-  assert table[-2].split() == ["11", "0.4", "2", "rain", "40.0%"]
+  assert table[0].split() == ["run", "rate", "seed", "method", "harmless", "rate", "responses"]
+  assert table[-2].split() == ["11", "0.4", "2", "rain", "40.0%", "4"]
+
+
+def test_the_table_shows_rates_that_are_the_same_and_nothing_else_that_is():
+  same = {"method": "rain", "helpful_rate": 0.5, "responses": 4, "rewinds": 3}
+  rows = [{"run": n, **same} for n in range(2)]
+  lines = [line.split() for line in sweeps.table(rows).splitlines()]
+  assert lines == [["run", "method", "helpful", "rate", "responses"],
+                   ["0", "rain", "50.0%", "4"], ["1", "rain", "50.0%", "4"]]
 
 
 def test_runs_that_outlive_a_killed_sweep_are_waited_for(tmp_path):
