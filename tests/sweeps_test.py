@@ -13,7 +13,8 @@ import pytest
 
 from rain_jax import runs, sweeps
 
-# Stands in for scripts/generate.py: appends to a log of starts, takes a while, writes a summary.
+# Stands in for scripts/generate.py: appends to a log of starts, takes a while, writes a summary,
+# whole or not at all.
 RUN = """
 import json, pathlib, sys, time
 flags = dict(flag[2:].split("=", 1) for flag in sys.argv[1:])
@@ -24,8 +25,9 @@ time.sleep(float(flags.get("config.takes", 0.1)))
 if flags.get("config.fails") == "True":
   sys.exit("error: it fails")
 rate = float(flags.get("config.rate", 0))
-(workdir / "summary.json").write_text(json.dumps({"methods": {
+(workdir / "part").write_text(json.dumps({"methods": {
     "rain": {"harmless_rate": rate, "responses": 4}, "vanilla": {"harmless_rate": 0.5, "responses": 4}}}))
+(workdir / "part").replace(workdir / "summary.json")
 """
 # Stands in for it, too: ends when it is told to, with the code that says so.
 RUN_THAT_WAITS = """
