@@ -13,18 +13,20 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_API = ("Config", "Rain", "load")
+_NAMES = {"Config": "api", "Rain": "api", "SearchConfig": "types", "load": "api"}
 _MODULES = ("api", "decode", "preferences", "search", "session", "tasks", "tree", "types")
+
+__all__ = [*_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
   # On demand: what needs only the search should not wait for transformers.
-  if name in _API:
-    return getattr(importlib.import_module("rain_jax.api"), name)
+  if name in _NAMES:
+    return getattr(importlib.import_module(f"rain_jax.{_NAMES[name]}"), name)
   if name in _MODULES:
     return importlib.import_module(f"rain_jax.{name}")
   raise AttributeError(f"module 'rain_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-  return sorted([*globals(), *_API, *_MODULES])
+  return sorted([*__all__, "__version__"])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import itertools
 import shutil
+import sys
 import textwrap
 from typing import TextIO
 
@@ -88,6 +89,17 @@ class Conversation:
     return session
 
 
+def heard(prompt: str) -> str:
+  """Shows a prompt and returns a line of standard input; EOFError at its end.
+
+  A terminal shows what is typed, and ends its line; what comes from elsewhere is printed.
+  """
+  line = input(prompt)
+  if not sys.stdin.isatty():
+    print(printable(line), flush=True)
+  return line
+
+
 def talk(conversation: Conversation, mode: str, ask: Callable[[str], str], out: TextIO) -> None:
   """Talks until the input ends or the user says /quit.
 
@@ -99,6 +111,7 @@ def talk(conversation: Conversation, mode: str, ask: Callable[[str], str], out: 
   """
   say = lambda text="": print(text, file=out, flush=True)
   say(HELP)
+  show = live.view(out)
   while True:
     try:
       line = ask("\nyou: ").strip()
@@ -116,14 +129,13 @@ def talk(conversation: Conversation, mode: str, ask: Callable[[str], str], out: 
     elif line.startswith("/"):
       say(HELP)
     elif line:
-      _turn(conversation, mode, line, out, say)
+      _turn(conversation, mode, line, show, out, say)
 
 
-def _turn(conversation, mode, line, out, say) -> None:
+def _turn(conversation, mode, line, show, out, say) -> None:
   methods, before = MODES[mode], conversation.forgotten
-  show = live.view(out) if mode == "rain" else lambda event: None
   try:
-    answers = conversation.ask(line, methods, show)
+    answers = conversation.ask(line, methods, show if mode == "rain" else lambda event: None)
   except DataError as error:
     say(f"({error})")
     return

@@ -43,16 +43,23 @@ class Follower:
 
 
 class LineView:
-  """One line per event: tried (+), taken back (-), committed (=)."""
+  """One line per event, below one that says what the signs mean."""
+
+  LEGEND = "+ tried   - taken back   = committed   (end): the response ends there"
 
   def __init__(self, out: TextIO):
-    self._out = out
+    self._out, self._explained = out, False
 
   def __call__(self, event: stream.Event) -> None:
     sign = {stream.TRY: "+", stream.REWIND: "-", stream.COMMIT: "="}.get(event.kind)
     if sign is None:
       return
-    text = printable(event.text).replace("\n", "\\n")
+    if not self._explained:
+      print(self.LEGEND, file=self._out)
+      self._explained = True
+    # Nothing is new where an end mark alone is tried, or the same text once more.
+    nothing = "(end)" if event.ends else "(no new text)"
+    text = printable(event.text).replace("\n", "\\n") or nothing
     verdict = "" if event.verdict is None else f"   verdict {event.verdict:+g}"
     print(f"{sign} {text}{verdict}", file=self._out, flush=True)
 
@@ -63,12 +70,11 @@ class TerminalView:
   Args:
     out: a terminal that knows ANSI sequences.
     pause: seconds for which text that is taken back stays visible.
-    width: columns; the terminal's own by default.
+    width: columns; those that the terminal has by then by default.
   """
 
   def __init__(self, out: TextIO, pause: float = 0.2, width: int | None = None):
-    self._out, self._pause = out, pause
-    self._width = width or shutil.get_terminal_size().columns
+    self._out, self._pause, self._width = out, pause, width
     self._final = self._trial = ""
     self._rows = 0  # rows below the first one that is drawn anew
 
@@ -89,6 +95,7 @@ class TerminalView:
 
   def _draw(self, struck: str = "") -> None:
     """Goes back to the first row that may change, and draws from there."""
+    width = self._width or shutil.get_terminal_size().columns
     self._write(f"\x1b[{self._rows}A" if self._rows else "")
     self._write("\r\x1b[J")
     parts = [(_BOLD, self._final), (_FAINT, self._trial), (_STRUCK, struck)]
@@ -99,7 +106,7 @@ class TerminalView:
         kept = row
       for character in text:
         size = _columns(character)
-        if character == "\n" or column + size > self._width:
+        if character == "\n" or column + size > width:
           self._write("\r\n")
           row, column = row + 1, 0
         if character != "\n":
@@ -107,7 +114,7 @@ class TerminalView:
           column += size
       self._write(_PLAIN)
     # Rows above the one in which the final text ends never change again.
-    self._final = _rest_of_last_row(self._final, self._width)
+    self._final = _rest_of_last_row(self._final, width)
     self._rows = row - (kept or 0)
     self._out.flush()
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 
-from rain_jax import trace
+from rain_jax import trace, types
 from rain_jax.methods import Step
 from rain_jax.session import Response
 
 TRY, REWIND, COMMIT, END = "try", "rewind", "commit", "end"
+_RUNNING = types.FINISH_REASONS[types.RUNNING]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Event:
     text: see `kind`; the whole response at the END.
     verdict: after the last TRY of an iteration, the verdict on all text up to here.
     response: at the END.
+    ends: of TRY and COMMIT, whether the response ends behind `text`, which may be empty then.
   """
 
   kind: str
   text: str
   verdict: float | None = None
   response: Response | None = None
+  ends: bool = False
 
 
 def events(progress: Iterable[Step]) -> Iterator[Event]:
@@ -62,20 +65,22 @@ def _of_frame(
     visit = frame.visits[-1]
     path = trace.path(nodes, visit.node)
     text = "".join(nodes[node].text for node in path[path.index(root) + 1 :]) + visit.rollout
-    yield from _replaced(trial, text, visit.verdict)
+    yield from _replaced(trial, text, visit.verdict, visit.finish != _RUNNING)
   elif frame.kind == trace.COMMIT:
-    text = nodes[frame.node].text
-    if not trial.startswith(text):
-      yield from _replaced(trial, text, None)
-    yield Event(COMMIT, text)
+    node = nodes[frame.node]
+    if not trial.startswith(node.text):
+      yield from _replaced(trial, node.text)
+    yield Event(COMMIT, node.text, ends=node.finish != _RUNNING)
 
 
-def _replaced(old: str, new: str, verdict: float | None) -> Iterator[Event]:
+def _replaced(
+    old: str, new: str, verdict: float | None = None, ends: bool = False
+) -> Iterator[Event]:
   """Takes back what `old` and `new` do not begin with, and puts the rest of `new` there."""
   same = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
   if old[same:]:
     yield Event(REWIND, old[same:])
-  yield Event(TRY, new[same:], verdict)
+  yield Event(TRY, new[same:], verdict, ends=ends)
 
 
 def _after(event: Event, trial: str) -> str:

@@ -273,10 +273,10 @@ def _end(processes: Sequence[subprocess.Popen], how: int) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """The rows as plain text; columns that say the same of every row are left out."""
+  """The rows as plain text: rates, numbers of responses, and what is not the same in all rows."""
   columns = list(dict.fromkeys(column for row in rows for column in row))
-  fixed = ("run", "method")
-  shown = [c for c in columns if c in fixed or len({str(row.get(c)) for row in rows}) > 1]
+  fixed = lambda column: column in ("run", "method", "responses") or column.endswith("_rate")
+  shown = [c for c in columns if fixed(c) or len({str(row.get(c)) for row in rows}) > 1]
   lines = [[c.replace("_", " ") for c in shown]]
   lines += [[_cell(column, row.get(column)) for column in shown] for row in rows]
   widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]

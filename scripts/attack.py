@@ -6,11 +6,10 @@
 
 import cli
 from absl import flags
-from ml_collections import config_flags
 
 from rain_jax.attacks import job
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, see configs/attack.py.")
+_CONFIG = cli.define_config("Configuration, see configs/attack.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the attack goes.")
 flags.mark_flags_as_required(["config", "workdir"])
 

@@ -11,13 +11,10 @@ import sys
 
 import cli
 from absl import flags
-from ml_collections import config_flags
 
 from rain_jax import chat, configured, embed, loading
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(cli.REPOSITORY / "configs" / "demo.py"), "Configuration, see configs/."
-)
+_CONFIG = cli.define_config("Configuration, see configs/.", "demo")
 _MODE = flags.DEFINE_enum("mode", "rain", list(chat.MODES), "Who answers at first.")
 
 
@@ -29,7 +26,7 @@ def main() -> None:
   setting = configured.setting_of(config, configured.task_of(config, config["tasks"][0]), embedder)
   conversation = chat.Conversation(loaded, setting, config["seed"])
   try:
-    chat.talk(conversation, _MODE.value, input, sys.stdout)
+    chat.talk(conversation, _MODE.value, chat.heard, sys.stdout)
   except KeyboardInterrupt:
     print()
 

@@ -12,15 +12,12 @@ import pathlib
 
 import cli
 from absl import flags
-from ml_collections import config_flags
 
 from rain_jax import configured, embed, loading, runs, versions
 from rain_jax.preferences import check
 from rain_jax.report import check_page
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(cli.REPOSITORY / "configs" / "demo.py"), "Configuration, see configs/."
-)
+_CONFIG = cli.define_config("Configuration, see configs/.", "demo")
 _EXAMPLES = flags.DEFINE_string("examples", None, "Labelled examples, .jsonl, .json or .csv.")
 _DEMO = flags.DEFINE_integer(
     "demo", 0, "Draw so many from the demo world instead.", lower_bound=0

@@ -1,12 +1,15 @@
 """What all scripts share: flags, and errors in one line."""
 
+import difflib
 import logging as standard_logging
 import os
 import pathlib
+import re
+import runpy
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 
 def _quiet_interrupt(kind, error, trace) -> None:
@@ -23,6 +26,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from rain_jax import runs
 
@@ -34,15 +38,113 @@ sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by nam
 _GO_ON = "the same command goes on from here"
 _BEGIN_ANEW = "the same command begins anew"
 
+# What the flags raise; all but the first from a config file, or from a value for one of its keys.
+_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+
+flags.disclaim_key_flags()  # flags that are defined here are the script's own
+
+
+def define_config(about: str, default: str | None = None) -> flags.FlagHolder:
+  """The flag --config: a file whose keys are flags in turn.
+
+  Args:
+    about: what it is for, a sentence.
+    default: name of a file of `configs/`, without ending.
+  """
+  said = f"{about} docs/options.md lists its keys, which are flags: --config.KEY=VALUE."
+  path = None if default is None else str(REPOSITORY / "configs" / f"{default}.py")
+  try:  # a default is read here, with what the command changes in it
+    return config_flags.DEFINE_config_file("config", path, said)
+  except _ERRORS as error:
+    _fail(_explained(error, sys.argv, path), 2)
+
 
 def _parse(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    _fail(error, 2)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    # From a config file, or from a value given for one of its keys.
-    _fail(error, 2)
+    _check_config_file(_config_path(argv))
+    rest = flags.FLAGS(argv)
+    _check_workdir()
+    return rest
+  except _ERRORS as error:
+    default = flags.FLAGS["config"].default if "config" in flags.FLAGS else None
+    _fail(_explained(error, argv, default), 2)
+
+
+def _config_path(argv: list[str]) -> str | None:
+  """What --config is in a command, whose flags cannot be parsed before its file is read."""
+  found = None
+  for word, following in zip(argv, [*argv[1:], ""]):
+    flag, equals, value = word.partition("=")
+    if flag in ("-config", "--config"):
+      found = value if equals else following
+  return found
+
+
+def _check_config_file(path: str | None) -> None:
+  if path is None:
+    return
+  file = path.partition(":")[0]
+  if not pathlib.Path(file).is_file():
+    what = "a folder" if file and pathlib.Path(file).is_dir() else "no such file"
+    name = file or "--config="
+    raise ValueError(f"{name}: {what}; give the path of a config, {_as_in('config')}")
+
+
+def _check_workdir() -> None:
+  workdir = flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else None
+  if workdir and pathlib.Path(workdir).is_file():
+    raise ValueError(f"--workdir={workdir} is a file; give a folder, {_as_in('workdir')}")
+
+
+def _explained(error: Exception, argv: list[str], default: str | None) -> Exception:
+  """An error of the flags: what to do, for those whose own words do not say it."""
+  path = _config_path(argv) or default
+  keys = [m[1] for word in argv if (m := re.match(r"--?(?:no)?config\.([\w.]+)", word))]
+  missing = re.findall(r"Flag --(\w+) must have a value", str(error))
+  if keys and path is None and "config" in flags.FLAGS:
+    missing = ["config"]  # or each of its keys would be an unknown flag
+  if missing:
+    names = " and ".join(f"--{name}" for name in missing)
+    return ValueError(f"give {names}, {_as_in(*missing)}; --help shows more")
+  known = _keys_of(path) if keys and isinstance(path, str) else []
+  for key in keys if known else ():
+    if key not in known:
+      near = _near(key, known)
+      return ValueError(f"--config.{key}: no such key; {near}docs/options.md lists all")
+  return error
+
+
+def _as_in(*names: str) -> str:
+  """How the script's own description gives these flags."""
+  shown = sys.modules["__main__"].__doc__ or ""
+  found = [re.search(rf"--{name}=\S+", shown) for name in names]
+  return "as in " + " ".join(m[0] if m else f"--{name}=..." for name, m in zip(names, found))
+
+
+def _keys_of(path: str) -> list[str]:
+  """Keys and groups of keys of a config file; none if it cannot be read."""
+  file, _, argument = path.partition(":")
+  try:
+    arguments = [argument] if argument else []
+    return list(_dotted(runpy.run_path(file)["get_config"](*arguments).to_dict()))
+  except Exception:  # pylint: disable=broad-except
+    return []  # what is wrong with it is the error that there is already
+
+
+def _dotted(values: Mapping, before: str = "") -> Iterator[str]:
+  for name, value in values.items():
+    yield before + name
+    if isinstance(value, Mapping):
+      yield from _dotted(value, f"{before}{name}.")
+
+
+def _near(key: str, known: list[str]) -> str:
+  """Keys that may have been meant, the last part of their names alone, too."""
+  names = dict.fromkeys(name for one in known for name in (one, one.rpartition(".")[2]))
+  for name in difflib.get_close_matches(key, names, 1):
+    meant = [one for one in known if one == name or one.endswith(f".{name}")]
+    return f"did you mean {' or '.join(meant)}? "
+  return ""
 
 
 def _fail(error: BaseException, code: int) -> None:
@@ -51,7 +153,7 @@ def _fail(error: BaseException, code: int) -> None:
     while error.__cause__ or error.__context__:
       error = error.__cause__ or error.__context__
   if isinstance(error, KeyError):
-    error = ValueError(f"unknown configuration key {error}; configs/common.py lists them all")
+    error = ValueError(f"the config has no {error}")
   line = " ".join(str(error).split()) or type(error).__name__
   print(f"error: {line}", file=sys.stderr)
   sys.exit(code)

@@ -11,14 +11,13 @@ import pathlib
 
 import cli
 from absl import flags
-from ml_collections import config_flags
 
 from rain_jax import hosts, job, live, plan, runs
 from rain_jax.report import run_page
 from rain_jax.tasks import DataError
 from rain_jax.terminal import printable
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, see configs/.")
+_CONFIG = cli.define_config("Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
 _PROMPT = flags.DEFINE_string("prompt", None, "One prompt, instead of the task's.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Trace a few steps, into profile/ of the workdir.")

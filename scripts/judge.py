@@ -9,14 +9,12 @@ Verdicts that are there from the same judge are kept; what it left unjudged is t
 
 import cli
 from absl import flags
-from ml_collections import config_flags
 
 from rain_jax import job, runs
 from rain_jax.report import run_page
 from rain_jax.summary import table
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", str(cli.REPOSITORY / "configs" / "judge.py"), "Judges, see configs/judge.py.")
+_CONFIG = cli.define_config("Judges, see configs/judge.py.", "judge")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
 flags.mark_flag_as_required("workdir")
 

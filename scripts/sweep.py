@@ -20,8 +20,7 @@ from ml_collections import config_flags
 
 from rain_jax import sweeps
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration that all runs start from.")
+_CONFIG = cli.define_config("Configuration that all runs start from.")
 _SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, see rain_jax/sweeps.py.")
 _DIR = flags.DEFINE_string("dir", None, "Where runs go; runs/sweep-<name> by default.")
 _SET = flags.DEFINE_multi_string("set", [], "key=value of the configuration, for every run.")

@@ -128,6 +128,8 @@ def test_nothing_asked_nothing_answered(model):
 def test_the_package_offers_its_modules_and_the_search_loads_alone():
   for name in rain_jax.__dir__():
     assert getattr(rain_jax, name) is not None
+  assert set(dir(rain_jax)) == {*rain_jax.__all__, "__version__"} and "Any" not in dir(rain_jax)
+  assert rain_jax.SearchConfig is types.SearchConfig
   assert rain_jax.search is importlib.import_module("rain_jax.search")
   assert rain_jax.types is types
   with pytest.raises(AttributeError, match="magic"):

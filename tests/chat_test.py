@@ -101,6 +101,11 @@ def test_commands_choose_who_answers():
   assert "\x1b" not in out
 
 
+def test_the_signs_of_a_search_are_explained_once():
+  _, out = talk_with("one", "two")
+  assert out.count("+ heard") == 2 and out.count("- taken back") == 1
+
+
 def test_answers_stand_side_by_side():
   _, out = talk_with("hello", mode="both")
   row = next(line for line in out.splitlines() if "heard hello" in line)
@@ -141,7 +146,7 @@ def test_the_script_talks_and_ends_with_its_input(checkpoint):
   process = start_script(checkpoint)
   out, err = process.communicate("the cat sat\n", timeout=generate_test.LIMIT)
   assert process.returncode == 0 and err.count("Traceback") == 0, err
-  assert "vanilla: " in out and "own verdict" in out and "\x1b" not in out
+  assert "\nyou: the cat sat\nvanilla: " in out and "own verdict" in out and "\x1b" not in out
 
 
 def test_the_script_ends_with_ctrl_c(checkpoint):

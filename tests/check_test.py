@@ -109,8 +109,11 @@ def test_examples_from_a_file_and_what_is_wrong_with_others(tmp_path):
       check.Example(Record("1", "p", history=("a", "b")), "r", False)]
   for change, says in (
       ({"label": "fine"}, "expected 'good' or 'bad'"), ({"response": " "}, "'response'"),
-      ({"history": "a"}, "'history'"), ({"prompt": None}, "'prompt'")):
+      ({"history": "a"}, "'history'"), ({"prompt": None}, "'prompt'"),
+      ({"prompt": 3}, "is 3, expected text")):
     with pytest.raises(DataError, match=f"examples.jsonl, line 2: .*{says}"):
       read(row, row | change)
+  with pytest.raises(DataError, match="line 1: 'response' is missing; expected prompt, response"):
+    read({"prompt": "p", "label": "good"})
   with pytest.raises(DataError, match="harmless, adversarial_harmless, truthful, positive only"):
     check.demo_examples("mine", 4)

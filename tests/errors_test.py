@@ -2,6 +2,8 @@
 
 import copy
 import json
+import logging
+import runpy
 import signal
 import sys
 import time
@@ -13,6 +15,7 @@ import job_test
 import pytest
 import sentencepiece
 import yaml
+from absl import app, flags
 from generate_test import end, start
 from huggingface_hub import errors
 
@@ -25,7 +28,8 @@ from rain_jax.tasks.files import read_rows
 
 @pytest.mark.parametrize("kind,says", [
     (errors.GatedRepoError, "gated; accept its terms .* HF_TOKEN"),
-    (errors.RepositoryNotFoundError, "no such model on the hub, or a private one"),
+    (errors.RepositoryNotFoundError, "no such model on the hub, or a private one: check the path"),
+    (errors.HfHubHTTPError, "the hub does not give it .401 Client Error. Long story..: .* check"),
 ])
 def test_a_hub_model_that_is_not_for_everybody(monkeypatch, kind, says):
   def refuse(*args, **kwargs):
@@ -36,6 +40,27 @@ def test_a_hub_model_that_is_not_for_everybody(monkeypatch, kind, says):
   with pytest.raises(CheckpointError, match=f"^some/model: .*{says}") as error:
     loading.load("some/model")
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cause,says", [
+    (ConnectionError("[Errno -2] Name or service not known"),
+     "the hub cannot be reached: give the path of a folder, or check the network"),
+    (errors.OfflineModeIsEnabled("Cannot reach it."), "HF_HUB_OFFLINE .* or unset that"),
+    (errors.HfHubHTTPError("503 Service Unavailable", response=types.SimpleNamespace(
+        headers={}, request=None)), "the hub does not give it .503 Service Unavailable.: "),
+])
+def test_a_mistyped_path_that_looks_like_a_name_on_the_hub(monkeypatch, caplog, cause, says):
+  def fail(*args, **kwargs):
+    raise errors.LocalEntryNotFoundError(
+        f"Got: {cause}\nAn error happened while trying to locate the files on the Hub.") from cause
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+  caplog.set_level(logging.INFO, "rain_jax")
+  name = "models/llama-7b"
+  with pytest.raises(CheckpointError, match=f"^{name}: no such folder, and {says}") as error:
+    loading.load(name)
+  assert "\n" not in str(error.value) and "An error happened" not in str(error.value)
+  assert caplog.messages == [f"{name}: no such folder; asking the hub for it"]
 
 
 @pytest.mark.parametrize("kind,says", [
@@ -143,3 +168,67 @@ def test_who_stops_a_script_learns_what_the_same_command_does(monkeypatch, capsy
     cli.run(stopped, resumes)
   assert ended.value.code == 130
   assert capsys.readouterr().err == f"stopped; the same command {says}\n"
+
+
+@pytest.fixture
+def say(monkeypatch, capsys):
+  """What a script prints whose flags cannot be, beside its exit code; run in this process."""
+  monkeypatch.chdir(conftest.ROOT)
+  scripts, configs = str(conftest.ROOT / "scripts"), str(conftest.ROOT / "configs")
+  monkeypatch.setattr(sys, "path", [scripts, *sys.path, configs])
+  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+  app.define_help_flags()
+  before = set(flags.FLAGS)
+
+  def run(script, *words):
+    monkeypatch.setattr(sys, "argv", [f"scripts/{script}", *words])
+    try:
+      with pytest.raises(SystemExit) as ended:
+        runpy.run_path(f"scripts/{script}", run_name="__main__")
+    finally:
+      for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+      flags.FLAGS.unparse_flags()
+    said = capsys.readouterr()
+    return ended.value.code, said.out + said.err
+
+  return run
+
+
+DEMO, BENCHMARK = "--config=configs/demo.py", "--config=configs/benchmark.py:demo"
+LISTED = "docs/options.md lists all"
+
+
+@pytest.mark.parametrize("script,words,line", [
+    ("generate.py", [], f"give --config, as in {DEMO}; --help shows more"),
+    ("generate.py", ["--config.seed=1"], f"give --config, as in {DEMO}; --help shows more"),
+    ("benchmark.py", [], f"give --config, as in {BENCHMARK}; --help shows more"),
+    ("report.py", [], "give --workdir, as in --workdir=runs/demo; --help shows more"),
+    ("attack.py", [], "give --config and --workdir, as in --config=configs/attack.py"
+     " --workdir=runs/gcg; --help shows more"),
+    ("generate.py", ["--config=configs/nodemo.py", "--config.seed=1"],
+     f"configs/nodemo.py: no such file; give the path of a config, as in {DEMO}"),
+    ("generate.py", ["--config", "configs"],
+     f"configs: a folder; give the path of a config, as in {DEMO}"),
+    ("generate.py", [DEMO, "--workdir=README.md"],
+     "--workdir=README.md is a file; give a folder, as in --workdir=runs/demo"),
+    ("generate.py", [DEMO, "--config.min_visit=3"],
+     f"--config.min_visit: no such key; did you mean search.min_visits? {LISTED}"),
+    ("generate.py", [DEMO + ":full", "--config.serach.leaves=4"],
+     f"--config.serach.leaves: no such key; did you mean search.leaves? {LISTED}"),
+    ("generate.py", [DEMO, "--config.seed=1", "--config.seed.x=1"],
+     f"--config.seed.x: no such key; did you mean seed? {LISTED}"),
+    ("generate.py", [DEMO, "--config.zzz=1"], f"--config.zzz: no such key; {LISTED}"),
+    ("chat.py", ["--noconfig.soft_verdict"],
+     f"--config.soft_verdict: no such key; did you mean soft_verdicts? {LISTED}"),
+    ("benchmark.py", [BENCHMARK, "--config.workload.promt=1"],
+     f"--config.workload.promt: no such key; did you mean workload.prompt? {LISTED}"),
+])
+def test_flags_that_cannot_be_say_what_to_give(say, script, words, line):
+  code, said = say(script, *words)
+  assert code == 2 and said == f"error: {line}\n"
+
+
+def test_help_says_where_the_keys_of_a_config_are_listed(say):
+  _, said = say("generate.py", "--help")
+  assert "docs/options.md" in said and "--workdir" in said

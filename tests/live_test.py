@@ -110,7 +110,19 @@ def test_elsewhere_every_event_is_a_line_without_control_characters():
   for event in (stream.Event(stream.TRY, "Go\x1b[2J\naway", -1.0), stream.Event(stream.REWIND, "away"),
                 stream.Event(stream.COMMIT, "Go"), stream.Event(stream.END, "Go")):
     show(event)
-  assert out.getvalue() == "+ Go\\x1b[2J\\naway   verdict -1\n- away\n= Go\n"
+  signs = "+ tried   - taken back   = committed   (end): the response ends there\n"
+  assert out.getvalue() == signs + "+ Go\\x1b[2J\\naway   verdict -1\n- away\n= Go\n"
+
+
+def test_a_line_without_text_says_why():
+  out = io.StringIO()
+  show = live.LineView(out)
+  show(stream.Event(stream.TRY, "Go.", 1.0))
+  show(stream.Event(stream.TRY, "", 1.0))
+  show(stream.Event(stream.TRY, "", 1.0, ends=True))
+  show(stream.Event(stream.COMMIT, "", ends=True))
+  lines = ["+ Go.   verdict +1", "+ (no new text)   verdict +1", "+ (end)   verdict +1", "= (end)"]
+  assert out.getvalue().splitlines()[1:] == lines
 
 
 def test_one_prompt_after_the_other_is_followed():
@@ -123,4 +135,5 @@ def test_one_prompt_after_the_other_is_followed():
   for _ in range(2):
     follow(Step(query, nodes, [frame]))
     follow(Step(query, nodes, [], response))
-  assert out.getvalue() == "\nprompt: a\\x1bb\n+ Go   verdict +1\n- Go\n" * 2
+  each = "\nprompt: a\\x1bb\n+ Go   verdict +1\n- Go\n"
+  assert out.getvalue().replace(live.LineView.LEGEND + "\n", "", 1) == each * 2

@@ -8,12 +8,12 @@ from rain_jax import stream, trace
 from rain_jax.methods import Step
 
 
-def node(parent, text, **more):
-  return trace.Node(parent, 0, [], text, "running", 0, **more)
+def node(parent, text, finish="running"):
+  return trace.Node(parent, 0, [], text, finish, 0)
 
 
-def visit(leaf, rollout, verdict=-1.0):
-  return trace.Frame(0, trace.SEARCH, visits=[trace.Visit(leaf, verdict, rollout, "running")])
+def visit(leaf, rollout, verdict=-1.0, finish="running"):
+  return trace.Frame(0, trace.SEARCH, visits=[trace.Visit(leaf, verdict, rollout, finish)])
 
 
 def follow(events):
@@ -67,3 +67,13 @@ def test_commits_add_up_to_the_response_and_rewinds_take_back_what_was_tried(sea
       ("rewind", ".", "Good <b>day</b>", ""),
       ("end", "Good <b>day</b>", "Good <b>day</b>", ""),
   ]
+
+
+def test_an_event_says_that_the_response_ends_behind_it():
+  nodes = [node(-1, ""), node(0, "Go."), node(1, "", "eos")]
+  frames = [visit(1, ""), visit(1, ""), visit(2, "", 1.0, "eos"),
+            trace.Frame(0, trace.COMMIT, node=1), trace.Frame(0, trace.COMMIT, node=2)]
+  told = [(e.kind, e.text, e.verdict, e.ends) for e in stream.events([Step(None, nodes, frames)])]
+  assert told == [
+      ("try", "Go.", -1.0, False), ("try", "", -1.0, False), ("try", "", 1.0, True),
+      ("commit", "Go.", None, False), ("commit", "", None, True)]

@@ -13,7 +13,8 @@ import pytest
 
 from rain_jax import runs, sweeps
 
-# Stands in for scripts/generate.py: appends to a log of starts, takes a while, writes a summary.
+# Stands in for scripts/generate.py: appends to a log of starts, takes a while, writes a summary,
+# whole or not at all.
 RUN = """
 import json, pathlib, sys, time
 flags = dict(flag[2:].split("=", 1) for flag in sys.argv[1:])
@@ -24,8 +25,9 @@ time.sleep(float(flags.get("config.takes", 0.1)))
 if flags.get("config.fails") == "True":
   sys.exit("error: it fails")
 rate = float(flags.get("config.rate", 0))
-(workdir / "summary.json").write_text(json.dumps({"methods": {
+(workdir / "part").write_text(json.dumps({"methods": {
     "rain": {"harmless_rate": rate, "responses": 4}, "vanilla": {"harmless_rate": 0.5, "responses": 4}}}))
+(workdir / "part").replace(workdir / "summary.json")
 """
 # Stands in for it, too: ends when it is told to, with the code that says so.
 RUN_THAT_WAITS = """
@@ -119,8 +121,16 @@ def test_twelve_runs_killed_in_the_middle_end_with_one_table(tmp_path):
   assert lines[0].split(",") == ["run", "rate", "seed", "method", "harmless_rate", "responses"]
   assert len(lines) == 1 + 2 * 12 and lines[1] == "0,0.1,0,rain,0.1,4"
   table = printed[printed.index("run  rate"):].splitlines()
-  assert table[0].split() == ["run", "rate", "seed", "method", "harmless", "rate"]  # no responses
-  assert table[-2].split() == ["11", "0.4", "2", "rain", "40.0%"]
+  assert table[0].split() == ["run", "rate", "seed", "method", "harmless", "rate", "responses"]
+  assert table[-2].split() == ["11", "0.4", "2", "rain", "40.0%", "4"]
+
+
+def test_the_table_shows_rates_that_are_the_same_and_nothing_else_that_is():
+  same = {"method": "rain", "helpful_rate": 0.5, "responses": 4, "rewinds": 3}
+  rows = [{"run": n, **same} for n in range(2)]
+  lines = [line.split() for line in sweeps.table(rows).splitlines()]
+  assert lines == [["run", "method", "helpful", "rate", "responses"],
+                   ["0", "rain", "50.0%", "4"], ["1", "rain", "50.0%", "4"]]
 
 
 def test_runs_that_outlive_a_killed_sweep_are_waited_for(tmp_path):

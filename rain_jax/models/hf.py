@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import contextlib
 import functools
 import json
+import logging
 import math
 import pathlib
 import re
+import textwrap
 from typing import Any
 
 import huggingface_hub
@@ -24,6 +26,8 @@ import safetensors.numpy
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import Model, Params, abstract_model
 from rain_jax.models.sharding import flatten, logical_axes, Rules, shardings, unflatten
+
+_LOG = logging.getLogger(__name__)
 
 _LAYER = "model.layers.{layer}."
 
@@ -82,8 +86,11 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
   if folder.is_dir():
     return folder
   if folder.exists() or not _HUB_NAME.fullmatch(str(source)):
-    raise CheckpointError(f"{source}: expected a checkpoint folder, and there is none by this name")
+    raise CheckpointError(
+        f"{source}: expected a checkpoint folder, and there is none by this name; mend the path"
+        " (of a run: --config.model.path)")
   patterns = ["model*.safetensors", "*.json", *TOKENIZER_FILES]
+  _LOG.info("%s: no such folder; asking the hub for it", source)
   try:
     return pathlib.Path(
         huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=patterns))
@@ -93,13 +100,26 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
         "HF_TOKEN to a token of yours") from error
   except huggingface_hub.errors.RepositoryNotFoundError as error:
     raise CheckpointError(
-        f"{source}: no such folder, and no such model on the hub, or a private one: check the name, "
-        "or `hf auth login`") from error
+        f"{source}: no such folder, and no such model on the hub, or a private one: check the path"
+        " or the name, or `hf auth login`") from error
   except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError,
           OSError) as error:
-    reason = " ".join(str(error).split())[:200]
-    raise CheckpointError(
-        f"{source}: no such folder, and not to be had from the hub either ({reason})") from error
+    raise CheckpointError(f"{source}: no such folder, and {_not_from_the_hub(error)}") from error
+
+
+def _not_from_the_hub(error: Exception) -> str:
+  """Why the hub did not give a model, and what to do.
+
+  Whatever fails on the way there, the hub's library reports that nothing is on the disk either.
+  """
+  errors, way = huggingface_hub.errors, "give the path of a folder, or"
+  cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+  if isinstance(cause, errors.OfflineModeIsEnabled):
+    return f"HF_HUB_OFFLINE keeps it from being asked of the hub: {way} unset that."
+  if cause is error or isinstance(cause, errors.HfHubHTTPError):
+    reason = textwrap.shorten(str(cause), 200, placeholder=" ...")
+    return f"the hub does not give it ({reason}): {way} check the name."
+  return f"the hub cannot be reached: {way} check the network."
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def load_examples(path: str) -> list[Example]:
 def _example(place: int, row: Row) -> Example:
   found = {name: row.values.get(name) for name in ("prompt", "response", "label")}
   for name, value in found.items():
+    if value is None:
+      raise DataError(f"{row.where}: {name!r} is missing; expected {', '.join(found)}.")
     if not isinstance(value, str) or not value.strip():
       raise DataError(f"{row.where}: {name!r} is {value!r:.60}, expected text.")
   if found["label"] not in (GOOD, BAD):
