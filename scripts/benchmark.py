@@ -11,13 +11,12 @@ import cli
 import side_by_side
 from absl import flags
 import jax
-from ml_collections import config_flags
 
 from rain_jax import benchmark, lanes, plan, types
 from rain_jax.benchmark import roofline
 from rain_jax.tasks import DataError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, see configs/benchmark.py.")
+_CONFIG = cli.define_config("What is measured, see configs/benchmark.py.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Where the results go.")
 _PLAN = flags.DEFINE_bool("plan", False, "Print the memory that is needed, and stop.")
 _TRACE = flags.DEFINE_string("trace", None, "Folder for a profile of the whole measurement.")

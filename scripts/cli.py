@@ -12,15 +12,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 
 
-def _quiet_interrupt(kind, error, trace) -> None:
-  if issubclass(kind, KeyboardInterrupt):
-    print("stopped before it began", file=sys.stderr)
-  else:
-    sys.__excepthook__(kind, error, trace)
+def _interrupted_early(*_) -> None:
+  os.write(2, b"stopped before it began\n")
+  os._exit(128 + signal.SIGINT)
 
 
-# The imports below take seconds, in which people change their minds.
-sys.excepthook = _quiet_interrupt
+# The imports below take seconds, in which people change their minds. An exception would show
+# where, or be lost in a callback.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  signal.signal(signal.SIGINT, _interrupted_early)
 # It advises to install PyTorch, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
@@ -173,6 +173,11 @@ def on_sigterm() -> Callable[[], bool]:
   return terminated.is_set
 
 
+def _heed_interrupts() -> None:
+  if signal.getsignal(signal.SIGINT) is _interrupted_early:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run(main: Callable[[], None], resumes: bool = False) -> None:
   """Runs `main`; known errors become one line and exit code 1, Ctrl-C exit code 130.
 
@@ -182,6 +187,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
   """
 
   def guarded(argv: list[str]) -> None:
+    _heed_interrupts()
     if len(argv) > 1:
       _fail(ValueError(f"unexpected argument {argv[1]!r}; flags begin with --"), 2)
     # Of the libraries' news nobody needs: JAX reports every backend that it does not find.
@@ -215,4 +221,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
       print("stopped; " + (_GO_ON if resumes else _BEGIN_ANEW), file=sys.stderr)
       sys.exit(128 + signal.SIGINT)
 
-  app.run(guarded, flags_parser=_parse)
+  try:
+    app.run(guarded, flags_parser=_parse)
+  finally:
+    _heed_interrupts()

@@ -173,7 +173,6 @@ def start(folder, monkeypatch):
   """Runs a script in this process as `python` would; what it printed, and how it ended."""
   monkeypatch.chdir(folder)
   monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path, str(ROOT / "configs")])
-  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
   verbosity, root = logging.get_verbosity(), standard_logging.getLogger()
   handlers, level = root.handlers[:], root.level
   app.define_help_flags()
