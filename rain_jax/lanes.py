@@ -11,12 +11,9 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-import jax
-
 from rain_jax import plan
 
 T = TypeVar("T")
-_CACHED = 32 << 20  # bytes of weights that a processor's caches hold, about
 
 
 def layout(weights: Any, slots: int) -> tuple[int, int]:
@@ -29,7 +26,7 @@ def layout(weights: Any, slots: int) -> tuple[int, int]:
     weights: of the model, arrays or their shapes.
     slots: prompts to answer at a time.
   """
-  if jax.default_backend() != "cpu" or plan.nbytes(weights) > _CACHED:
+  if not plan.in_caches(weights):
     return 1, slots
   return min(slots, os.cpu_count() or 1), 1
 

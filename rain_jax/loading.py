@@ -16,7 +16,7 @@ from rain_jax.models.hf import CheckpointError, resolve
 from rain_jax.models.llama import abstract_model
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
-_APART_BELOW = 2 << 30  # bytes of weights, see `arranged`
+_APART_BELOW = 2 << 30  # bytes of weights on a CPU, see `arranged`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +68,20 @@ def load(
 
 
 def arranged(model: Model) -> Model:
-  """The model as one device reads it best: on a CPU its layers are taken apart, `models.unstack`.
+  """The model as one device reads it best: its layers taken apart, `models.unstack`, or not.
 
-  The stacked weights are gone then. Larger models stay as they are: every layer would be
-  compiled by itself, at every place where a search calls the model. Works on abstract models, too.
+  The stacked weights are gone then. On a GPU they are always taken apart, on a CPU below 2 GiB:
+  every layer is compiled by itself, at every place where a search calls the model. Works on
+  abstract models, too.
   """
-  if jax.default_backend() != "cpu" or plan.nbytes(model.params) >= _APART_BELOW:
+  backend = jax.default_backend()
+  if backend != "gpu" and (backend != "cpu" or plan.nbytes(model.params) >= _APART_BELOW):
     return model
+  large = not plan.in_caches(model.params)
   if isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct):
-    return dataclasses.replace(model, params=jax.eval_shape(unstack, model.params))
-  return dataclasses.replace(model, params=unstack(model.params, consume=True))
+    shapes = jax.eval_shape(lambda params: unstack(params, outputs_first=large), model.params)
+    return dataclasses.replace(model, params=shapes)
+  return dataclasses.replace(model, params=unstack(model.params, True, outputs_first=large))
 
 
 def load_tokenizer(folder: Any) -> Any:

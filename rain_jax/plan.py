@@ -21,6 +21,7 @@ from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
 from rain_jax.policy import LanguageModel
 from rain_jax.spread import DATA, Spread
 
+_CACHED = 32 << 20  # bytes of weights that a processor's caches hold, about
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
 # Keys by which a run is made smaller, and a benchmark.
 RUN = {
@@ -108,7 +109,8 @@ def plan(
   pools = size(lambda s: (s.model.proposing.pool, s.model.judging.pool))
   trees = size(lambda s: s.tree)
   prefixes = token * (proposing_prefix + len(lm.preference.prefix_ids))
-  apart = isinstance(model.params["layers"], tuple)
+  # Only there XLA copies what layers that are taken apart read out of stacks.
+  apart = isinstance(model.params["layers"], tuple) and jax.default_backend() == "cpu"
   passing = temporaries(lm, batch, token, proposing_prefix, parts, apart)
   if apart:
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
@@ -155,13 +157,14 @@ def temporaries(
 ) -> int:
   """Bytes of the largest phase of one step; `token` is the bytes of a token's keys and values.
 
-  Where layers are taken `apart`, scratch is there as a stack and once more by layers. A phase holds the gathered path of each leaf (as read, and in the order in which attention
-  reads it), the scratch of its rows, the keys and values of its new tokens, and the largest
-  of what one layer's attention or one unembedding needs.
+  Where layers are taken `apart`, scratch is there as a stack and once more by layers. A phase
+  holds the gathered path of each leaf (as read, and in the order in which attention reads it,
+  which a GPU does at once), the scratch of its rows, the keys and values of its new tokens, and
+  the largest of what one layer's attention or one unembedding needs.
   """
   search, R, L = lm.search, lm.max_response, lm.search.set_size
   leaves, path = batch // parts.trees * search.leaves, search.max_path * L
-  gathered = 2 * token * leaves * path
+  gathered = (1 if jax.default_backend() == "gpu" else 2) * token * leaves * path
   context = lm.max_prompt + R + L + path
   rows = 2 + search.sampled_draws
   asked = lm.read_chunk + sum(map(len, lm.preference.suffix_ids))
@@ -182,6 +185,11 @@ def temporaries(
   seen = len(lm.preference.prefix_ids) + context + R + asked
   judging = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
   return gathered + max(decoding, rolling, judging)
+
+
+def in_caches(weights: Any) -> bool:
+  """Whether they are read from a processor's caches: a small model's, on a CPU."""
+  return jax.default_backend() == "cpu" and nbytes(weights) <= _CACHED
 
 
 def bytes_available() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rain_jax import benchmark, types
+from rain_jax import benchmark, models, types
 from rain_jax.models import hf
 
 
@@ -36,17 +36,6 @@ def _config_json(config) -> dict[str, Any]:
   }
 
 
-def _stacked(params) -> dict[str, Any]:
-  """Parameters as `models.init_model` makes them, whether or not they were taken apart."""
-  layers = params["layers"]
-  if not isinstance(layers, tuple):
-    return params
-  whole = {name: value for name, value in params.items() if name != "unembedding"}
-  if "head" in whole:
-    whole["head"] = {**whole["head"], "weight": params["unembedding"].T}
-  return whole | {"layers": jax.tree.map(lambda *one: np.stack(one), *layers)}
-
-
 def rows(
     name: str,
     batches: Sequence[int],
@@ -66,7 +55,9 @@ def rows(
     raise ValueError("side_by_side needs PyTorch: pip install torch, or choose another mode.") from None
   subject = benchmark.find_subject(name, "float32", workload, search)
   with tempfile.TemporaryDirectory() as folder:
-    hf.save(folder, _config_json(subject.lm.config), _stacked(subject.params["model"]))
+    # The subject's own, as they were before they were arranged for its device.
+    weights = models.init_model(subject.lm.config, jax.random.key(0)).params
+    hf.save(folder, _config_json(subject.lm.config), weights)
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
   found = []
   for batch in batches:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from rain_jax.benchmark.subjects import Subject
 from rain_jax.tasks import DataError
 from rain_jax.types import SearchConfig
 from rain_jax.versions import versions
+
+_LOG = logging.getLogger(__name__)
 
 METHODS = {
     "vanilla": ("vanilla", "cached"),
@@ -97,16 +100,30 @@ def _timed(call: Callable[[int], Work], seed: int) -> tuple[float, Work]:
 def measured(cases: Sequence[Case], repeats: int) -> list[dict[str, Any]]:
   """Warms the cases up, measures them in turn, and returns their rows.
 
-  The first case is what the others' `ratio_to_vanilla` is paired with, round by round.
+  The first case is what the others' `ratio_to_vanilla` is paired with, round by round. One of
+  these that the device cannot run is left out, with a warning.
   """
-  for case in cases:
-    if case.compile_seconds is None:
-      case.warm_up()
+  cases = _warmed_up(cases)
   for seed in range(1, repeats + 1):
     for case in cases:
       case.measure(seed)
   paces = [np.array(c.seconds) / [w.tokens for w in c.work] for c in cases]
   return [_row(case, pace, pace / paces[0]) for case, pace in zip(cases, paces)]
+
+
+def _warmed_up(cases: Sequence[Case]) -> list[Case]:
+  found = []
+  for case in cases:
+    try:
+      if case.compile_seconds is None:
+        case.warm_up()
+      found.append(case)
+    except jax.errors.JaxRuntimeError as error:
+      if not found:
+        raise
+      (why, *_) = str(error).splitlines()
+      _LOG.warning("%s is left out: %s", " ".join(map(str, case.row.values())), why)
+  return found
 
 
 def _row(case: Case, pace: np.ndarray, ratio: np.ndarray) -> dict[str, Any]:
@@ -176,8 +193,7 @@ def rows(
     for verdict in verdicts:
       cases.append(case(name, rain(subject, batch, searches[name], verdict, mixed_share), verdict))
   if "best_of_n" in methods:
-    for one in cases:
-      one.warm_up()  # before the run below compiles their programs unnoticed
+    cases = _warmed_up(cases)  # before the run below compiles their programs unnoticed
     samples = _equal_samples(subject, batch, search)
     cases.append(case("best_of_n", best_of_n(subject, batch, samples)))
   return measured(cases, repeats)

@@ -56,8 +56,23 @@ def _small_dtype(param_dtype: Any) -> Any:
   return param_dtype if jnp.issubdtype(param_dtype, jnp.floating) else jnp.float32
 
 
+def _product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+  """rows [..., inputs] times matrix [outputs, inputs] -> float32 [..., outputs].
+
+  With two axes each, XLA reads the matrix as it lies; and, on a CPU, faster for a vector than for
+  a matrix of one row.
+  """
+  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+  if math.prod(rows.shape[:-1]) == 1:
+    return product(matrix, rows.reshape(-1)).reshape(*rows.shape[:-1], -1)
+  return product(rows, matrix.T)
+
+
 class Linear(nnx.Module):
-  """Product of the trailing `inputs` axes of x with a weight [layers, *inputs, *outputs]."""
+  """Product of the trailing `inputs` axes of x with a weight [layers, *inputs, *outputs].
+
+  A layer that `unstack` made may have it as [*outputs, *inputs], which the call has to say.
+  """
 
   def __init__(
       self,
@@ -77,10 +92,16 @@ class Linear(nnx.Module):
         _declare({**stack, **outputs}, nnx.initializers.zeros, rngs, _small_dtype(param_dtype))
         if bias else None)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, outputs_first: bool) -> jax.Array:
     """x [..., *inputs] -> float32 [..., *outputs], for the parameters of one layer."""
     weight = self.weight[...].astype(x.dtype)
-    y = jnp.tensordot(x, weight, self.num_inputs, preferred_element_type=jnp.float32)
+    if outputs_first:
+      inputs = math.prod(weight.shape[-self.num_inputs:])
+      rows = x.reshape(*x.shape[: x.ndim - self.num_inputs], inputs)
+      y = _product(rows, weight.reshape(-1, inputs))
+      y = y.reshape(*rows.shape[:-1], *weight.shape[: -self.num_inputs])
+    else:
+      y = jnp.tensordot(x, weight, self.num_inputs, preferred_element_type=jnp.float32)
     if self.channel_scale is not None:
       y = y * self.channel_scale[...]
     return y if self.bias is None else y + self.bias[...]
@@ -110,8 +131,11 @@ class Table(nnx.Module):
 
   def logits(self, hidden: jax.Array, unembedding: jax.Array | None = None) -> jax.Array:
     """[..., embed] -> float32 [..., vocab]; `unembedding` [embed, vocab] is the table transposed."""
-    weight = self.weight[...].T if unembedding is None else unembedding
-    y = jnp.matmul(hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if unembedding is None:
+      y = _product(hidden, self.weight[...].astype(hidden.dtype))
+    else:
+      table = unembedding.astype(hidden.dtype)
+      y = jnp.matmul(hidden, table, preferred_element_type=jnp.float32)
     return y if self.channel_scale is None else y * self.channel_scale[...]
 
 
@@ -164,6 +188,7 @@ class Layers(nnx.Module):
       context: Sequence[tuple[jax.Array, jax.Array]],
       masks: Sequence[jax.Array],
       used: Sequence[jax.Array | None],
+      outputs_first: bool = False,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One layer, for parameters without the leading axis.
 
@@ -173,12 +198,13 @@ class Layers(nnx.Module):
       context: keys and values of each segment, [*prefix, H, S, D].
       masks: bool [*batch, T, S] for each segment, and last [*batch, T, T] for the new tokens.
       used: int32 [] slots of each segment that may be filled, or None; last None.
+      outputs_first: how the matrices lie, see `unstack`.
 
     Returns:
       x after the layer, and the new tokens' keys and values [*batch, H, T, D].
     """
     y = self.attention_norm(x)
-    query, keys, values = self.q(y), self.k(y), self.v(y)
+    query, keys, values = (part(y, outputs_first) for part in (self.q, self.k, self.v))
     if self.q_norm is not None:
       query, keys = self.q_norm(query), self.k_norm(keys)
     query = attention.rotate(query, *angles) * query.shape[-1] ** -0.5
@@ -187,10 +213,11 @@ class Layers(nnx.Module):
         jnp.swapaxes(a.astype(x.dtype), -3, -2) for a in (query, keys, values)
     )
     mixed = attention.attend(query, [*context, (keys, values)], masks, used)
-    x = x + self.o(jnp.swapaxes(mixed, -3, -2)).astype(x.dtype)
+    x = x + self.o(jnp.swapaxes(mixed, -3, -2), outputs_first).astype(x.dtype)
     y = self.mlp_norm(x)
-    y = (jax.nn.silu(self.gate(y)) * self.up(y)).astype(x.dtype)
-    return x + self.down(y).astype(x.dtype), keys, values
+    gate, up = self.gate(y, outputs_first), self.up(y, outputs_first)
+    y = (jax.nn.silu(gate) * up).astype(x.dtype)
+    return x + self.down(y, outputs_first).astype(x.dtype), keys, values
 
 
 def _supported(what: str, dtype: Any, names: Sequence[str]) -> jnp.dtype:
@@ -229,6 +256,7 @@ class Llama(nnx.Module):
       segments: Sequence[Segment] = (),
       mask: jax.Array | None = None,
       unstacked: Sequence[Any] | None = None,
+      outputs_first: bool = False,
   ) -> tuple[jax.Array, KV]:
     """See `forward`; `unstacked` are the parameters of each layer, in place of its own."""
     config = self.config
@@ -253,7 +281,8 @@ class Llama(nnx.Module):
       if window is not None:
         seen = [m & attention.within(positions, keys, window)
                 for m, keys in zip(masks, key_positions, strict=True)]
-      x, keys, values = nnx.merge(graphdef, params)(x, angles, context, seen, used)
+      x, keys, values = nnx.merge(graphdef, params)(
+          x, angles, context, seen, used, outputs_first)
       return x, KV(keys, values)
 
     if unstacked is None:
@@ -316,8 +345,9 @@ def forward(
     hidden: [*batch, T, hidden] after the final norm, in the compute dtype.
     new: keys and values of the new tokens, each [num_layers, *batch, H, T, D].
   """
-  module, layers, _ = _merged(graphdef, params)
-  return module(tokens, positions, segments, mask, layers)
+  module, layers, unembedding = _merged(graphdef, params)
+  outputs_first = layers is not None and unembedding is None
+  return module(tokens, positions, segments, mask, layers, outputs_first)
 
 
 def unembed(graphdef: nnx.GraphDef, params: Params, hidden: jax.Array) -> jax.Array:
@@ -332,45 +362,59 @@ def _merged(graphdef, params) -> tuple[Llama, tuple[Params, ...] | None, jax.Arr
   if not isinstance(layers, tuple):
     return nnx.merge(graphdef, params), None, None
   own = {name: value for name, value in params.items() if name != "unembedding"}
-  unembedding = params["unembedding"]
-  if "head" in own:  # its logits are those of the table below; nothing reads this one
-    own["head"] = {**own["head"], "weight": unembedding.T}
+  unembedding = params.get("unembedding")
+  if unembedding is not None and "head" in own:
+    own["head"] = {**own["head"], "weight": unembedding.T}  # which nothing reads
   return nnx.merge(graphdef, {**own, "layers": layers[0]}), layers, unembedding
 
 
-def unstack(params: Params, consume: bool = False) -> Params:
-  """The parameters as a CPU reads them fastest; those that are so already are left alone.
+def _turned(name: str, part: Params) -> Params:
+  """Parameters of one module of a layer with its matrix as outputs x inputs."""
+  if "weight" not in part:
+    return part
+  count = 2 if name == "o" else 1  # axes of its inputs
+  return {**part, "weight": jnp.moveaxis(part["weight"], range(count), range(-count, 0))}
 
-  A tuple of one tree per layer takes the place of stacked layers. `forward` then has no loop over
-  them: it takes longer to compile, but on a CPU a loop copies every weight that it takes out of a
-  stack, and reading weights is most of its time. The table of the logits is transposed, [embed,
-  vocab], which a CPU would otherwise do in every call: `unembedding` takes the place of the head's,
-  or stands beside the embedding that it is made from.
+
+def unstack(params: Params, consume: bool = False, outputs_first: bool = False) -> Params:
+  """The parameters with a tuple of one tree per layer in place of stacked layers.
+
+  `forward` then has no loop over layers: it takes longer to compile, but a loop copies every weight
+  that it takes out of a stack, on CPUs and GPUs at least, and reading weights is most of its time.
+  Parameters that are so already are left alone.
+
+  All matrices lie the same way. As inputs x outputs, a CPU reads small ones fastest; the table of the
+  logits is transposed for it, and as `unembedding` takes the place of the head's, or stands beside
+  the embedding that it is made from. Large ones it reads faster as outputs x inputs.
 
   Args:
     params: parameters of a model.
-    consume: delete each stack once it is taken apart, so that the weights are never there twice.
+    consume: delete what is taken apart, so that the weights are never there twice.
+    outputs_first: how matrices shall lie.
   """
   layers = params["layers"]
   if isinstance(layers, tuple):
     return params
-  stacks, structure = jax.tree.flatten(layers)
-  parts = []
-  for stack in stacks:
-    parts.append([stack[number] for number in range(stack.shape[0])])
+  names, parts = list(layers), []
+  for name in names:
+    depth = jax.tree.leaves(layers[name])[0].shape[0]
+    each = [jax.tree.map(lambda stack: stack[number], layers[name]) for number in range(depth)]
+    parts.append([_turned(name, one) for one in each] if outputs_first else each)
     if consume:
       jax.block_until_ready(parts[-1])
-      stack.delete()
-  each = tuple(structure.unflatten(one) for one in zip(*parts, strict=True))
+      jax.tree.map(lambda stack: stack.delete(), layers[name])
+  apart = {**params, "layers": tuple(dict(zip(names, one)) for one in zip(*parts))}
+  if outputs_first:
+    return apart
   if "head" not in params:
-    return {**params, "layers": each, "unembedding": params["embedding"]["weight"].T}
-  head = dict(params["head"])
-  table = head.pop("weight")
-  unembedding = table.T
+    return {**apart, "unembedding": params["embedding"]["weight"].T}
+  apart["head"] = dict(params["head"])
+  table = apart["head"].pop("weight")
+  apart["unembedding"] = table.T
   if consume:
-    jax.block_until_ready(unembedding)
+    jax.block_until_ready(apart["unembedding"])
     table.delete()
-  return {**params, "layers": each, "head": head, "unembedding": unembedding}
+  return apart
 
 
 @dataclasses.dataclass(frozen=True)

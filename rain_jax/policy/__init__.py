@@ -181,7 +181,8 @@ class LanguageModel:
     S = cache.tokens.shape[-1]
     tokens = jnp.zeros(S, jnp.int32).at[: prompt.tokens.shape[0]].set(prompt.tokens)
     prefix, offset = common.prefix(params, side)
-    chunk = min(64, S)
+    # Accelerators read hundreds of tokens in the time of one; a CPU would compute padding.
+    chunk = min(64 if jax.default_backend() == "cpu" else 512, S)
     # What is masked is multiplied by zero, and zero times a NaN that a failed prompt left is NaN.
     wipe = lambda kv: jax.tree.map(lambda a: a.at[:, slot].set(0), kv)
     cache = cache.replace(context=wipe(cache.context), pool=wipe(cache.pool))
