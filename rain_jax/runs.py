@@ -91,9 +91,10 @@ class Run:
     path = pathlib.Path(workdir)
     try:
       path.mkdir(parents=True, exist_ok=True)
-      if not _begun(path):  # what an error ended before its first result does not bind the next
-        (path / MANIFEST).unlink(missing_ok=True)
-      _check_manifest(path / MANIFEST, manifest)
+      if _begun(path):
+        _check_manifest(path / MANIFEST, manifest)
+      else:  # what an error ended before its first result does not bind the next
+        _replace(path / MANIFEST, manifest)
       return cls(path, process, processes)
     except OSError as error:
       raise RunError(f"{workdir}: {error.strerror}; choose another --workdir.") from None
@@ -189,7 +190,8 @@ def _begun(path: pathlib.Path) -> bool:
   """Whether a directory holds anything of a run's work, or a process that is at it."""
   results = _files(path)
   for file in path.iterdir():
-    if file.name == MANIFEST or file.match("metrics*.jsonl"):
+    # A part is a manifest that another process of the run is about to put there.
+    if file.name == MANIFEST or file.match("metrics*.jsonl") or file.match("manifest.*.part"):
       continue
     if file.name not in results:
       return True

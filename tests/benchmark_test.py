@@ -90,7 +90,8 @@ def test_a_row_is_the_same_however_its_prompts_lie_side_by_side(subject, monkeyp
 def test_searches_of_the_demo_stay_within_their_counts():
   """Model calls and forwarded tokens per response token, forced verdicts, batch 1."""
   exact = SearchConfig(max_nodes=1024, max_visited=96)
-  parallel = dataclasses.replace(exact, leaves=16, early_commit=True)
+  # Room for sixteen more: a tree that is full would cut its search short, and its counts with it.
+  parallel = dataclasses.replace(exact, leaves=16, early_commit=True, max_visited=128)
   demo = benchmark.find_subject("demo", "float32", benchmark.Workload(), exact)
   found = benchmark.rows(demo, 1, ("rain", "leaf_parallel"), ("good", "bad"), exact, parallel, 3)
   _, good, bad, good_parallel, bad_parallel = found
@@ -98,8 +99,7 @@ def test_searches_of_the_demo_stay_within_their_counts():
       (good, 8, 150), (bad, 65, 1000), (good_parallel, 2.5, None), (bad_parallel, 10, 1000)):
     assert row["executed_calls_per_token"] <= calls, row
     assert tokens is None or row["tokens_forwarded_per_token"] <= tokens, row
-    # Trees that are full cut a search short, and 16 leaves with bad verdicts fill some.
-    assert row["early_commits_per_response"] == 0 or row is bad_parallel, row
+    assert row["early_commits_per_response"] == 0, row
 
 
 def test_best_of_n_reads_as_many_tokens_as_asked_for(subject):

@@ -266,7 +266,8 @@ def test_context_is_read_in_place():
   assert compiled.memory_analysis().temp_size_in_bytes < read / 4
 
 
-@pytest.mark.parametrize("family,outputs_first", [("llama3", False), ("mistral", False), ("mistral", True), ("qwen2", True)])
+@pytest.mark.parametrize("family,outputs_first", [
+    ("llama3", False), ("mistral", False), ("mistral", True), ("qwen2", True)])
 def test_layers_taken_apart_read_the_same(family, outputs_first):
   model = testing.random_model(family)
   apart = dataclasses.replace(model, params=llama.unstack(model.params, outputs_first=outputs_first))

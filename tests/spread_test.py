@@ -27,7 +27,8 @@ def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4", "1x8"])
 def test_every_mesh_gives_the_responses_of_one_device_by_every_method(mesh):
-  conftest.on_eight_devices("spread_sharded.py", "demo", "100", "rain,vanilla,best", mesh, limit=3600)
+  conftest.on_eight_devices(
+      "spread_sharded.py", "demo", "100", "rain,vanilla,best", mesh, limit=3600)
 
 
 LLAMA_70B = {
