@@ -4,14 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from rain_jax import configured, methods, plan, tasks
-from rain_jax.embed import HiddenStates
-from rain_jax.loading import LoadedModel
-from rain_jax.loading import load as load_checkpoint
+from rain_jax import methods, tasks
+from rain_jax.models import arrays
+from rain_jax.policy import memory_plan
+from rain_jax.policy.embedders import HiddenStates
+from rain_jax.models.loading import LoadedModel
+from rain_jax.models.loading import load as load_checkpoint
 from rain_jax.preferences import Preference, load_preference
-from rain_jax.session import Response, Session, Setting
-from rain_jax.stream import Event, events
-from rain_jax.tasks import DataError, Format, Record, Task
+from rain_jax.methods.session import Response, Session, Setting, search_config
+from rain_jax.methods.events import Event, events
+from rain_jax.tasks import Record, Task
+from rain_jax.text.formats import Format
+from rain_jax.types import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +25,13 @@ class Config:
   Attributes:
     format: how prompts are put to the model; None takes the format that the bundled task
       with this preference has, and plain dialogue for a preference of one's own.
-    variant: of the method, a name of `configured.VARIANTS`; None likewise, else "harmless".
+    variant: of the method, a name of `types.VARIANTS`; None likewise, else "harmless".
     search: numbers of `types.SearchConfig` that differ from the variant's.
     max_prompt: longest prompt in tokens; a longer one's response holds an error.
     max_response: longest response in tokens.
     batch_size: prompts searched for side by side.
     samples: N of best_of_n.
-    embedder: makes path embeddings, see `rain_jax.embed.find_embedder`.
+    embedder: makes path embeddings, see `rain_jax.policy.embedders.find_embedder`.
     soft_verdicts: see `session.Setting`.
   """
 
@@ -85,7 +89,7 @@ class Rain:
       method: "rain", "vanilla" (plain sampling) or "best_of_n".
       config: see `Config`.
       seed: the same seed gives the same responses.
-      trees: record RAIN's searches step by step, see `rain_jax.trace`; slower.
+      trees: record RAIN's searches step by step, see `rain_jax.methods.recording`; slower.
 
     Returns:
       A `Response` for each prompt, in their order: `.text`, the model's own `.verdict` on
@@ -101,7 +105,7 @@ class Rain:
       raise DataError(f"trees=True: {method} has no search tree; use method='rain'.")
     session = self.session(prompts, preference, config)
     if method == "rain":
-      plan.check(session.plan(), plan.bytes_available())
+      memory_plan.check(session.plan(), arrays.bytes_available())
     watched = (step.response for step in methods.watch(session, seed) if step.response)
     answers = {
         "vanilla": lambda: methods.vanilla(session, seed),
@@ -132,7 +136,7 @@ class Rain:
     session = self.session([prompt], preference, config)
     for rejected in session.rejected:
       raise DataError(f"prompt={prompt[:40]!r}: {rejected.error}.")
-    plan.check(session.plan(), plan.bytes_available())
+    memory_plan.check(session.plan(), arrays.bytes_available())
     yield from events(methods.watch(session, seed))
 
   def session(
@@ -159,7 +163,7 @@ def setting_of(preference: str | Preference, config: Config) -> Setting:
   return Setting(
       format=config.format or task.format,
       preference=preference,
-      search=configured.search_config(config.variant or task.variant, config.search, config.embedder),
+      search=search_config(config.variant or task.variant, config.search, config.embedder),
       max_prompt=config.max_prompt,
       max_response=config.max_response,
       batch_size=config.batch_size,

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax import search
+from rain_jax import search, types
 from rain_jax import tree as trees
-from rain_jax import types
-from rain_jax.spread import ROWS, WHOLE, Spread, fetch
+from rain_jax.parallel.batch_sharding import ROWS, WHOLE, Spread, fetch
 from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
 

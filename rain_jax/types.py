@@ -30,7 +30,13 @@ FINISH_REASONS = ("running", "eos", "stop", "length", "exhausted", "failed")
 # What the search asks of the model at one leaf.
 IDLE, VISIT, GROW = 0, 1, 2
 
+NOT_FINITE = "the model's output was not a finite number"  # an error of responses
+
 Array = jax.Array
+
+
+class DataError(ValueError):
+  """Input that cannot be used; the message is one line and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +159,13 @@ def truthful_search(**overrides) -> SearchConfig:
   return SearchConfig(
       **{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides}
   )
+
+
+VARIANTS = {
+    "harmless": harmless_search,
+    "adversarial": adversarial_search,
+    "truthful": truthful_search,
+}
 
 
 @flax.struct.dataclass

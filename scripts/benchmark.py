@@ -12,9 +12,13 @@ import side_by_side
 from absl import flags
 import jax
 
-from rain_jax import benchmark, lanes, plan, types
-from rain_jax.benchmark import roofline
-from rain_jax.tasks import DataError
+from rain_jax import types
+from rain_jax.experiments import benchmark
+from rain_jax.parallel import workers
+from rain_jax.models import arrays
+from rain_jax.policy import memory_plan
+from rain_jax.experiments.benchmark import roofline
+from rain_jax.types import DataError
 
 _CONFIG = cli.define_config("What is measured, see configs/benchmark.py.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Where the results go.")
@@ -49,7 +53,7 @@ def _print_plans(config, search) -> None:
   for name in config["models"]:
     needed = _planned(name, max(config["batches"]), config, search)
     print(f"{name}, {config['dtype']}, batch {max(config['batches'])}\n{needed.table()}\n")
-    plan.check(needed, plan.bytes_available(), plan.BENCHMARK)
+    memory_plan.check(needed, arrays.bytes_available(), memory_plan.BENCHMARK)
 
 
 def _rows(config, search, leaf_parallel) -> dict:
@@ -82,19 +86,19 @@ def _fitting(name, batch, config, search, leaf_parallel) -> list[str]:
     try:
       if method in needs:
         needed = _planned(name, batch, config, needs[method])
-        plan.check(needed, plan.bytes_available(), plan.BENCHMARK)
+        memory_plan.check(needed, arrays.bytes_available(), memory_plan.BENCHMARK)
       methods.append(method)
     except ValueError as error:
       print(f"{name}, batch {batch}: {method} is left out: {error}", flush=True)
   return methods
 
 
-def _planned(name, batch, config, search) -> plan.Plan:
+def _planned(name, batch, config, search) -> memory_plan.Plan:
   shape = "demo_shape" if name == "demo" else name
   workload = benchmark.Workload(**config["workload"])
   model, lm = benchmark.abstract_subject(shape, config["dtype"], workload, search)
-  count, slots = lanes.layout(model.params, batch)
-  return plan.plan(model, lm, count * slots)
+  count, slots = workers.layout(model.params, batch)
+  return memory_plan.plan(model, lm, count * slots)
 
 
 def _scaling(config, search, _) -> dict:

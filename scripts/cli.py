@@ -30,7 +30,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rain_jax import runs
+from rain_jax.runs import directory
 
 # A search takes up to a minute to compile; the same one later takes seconds.
 CACHE = pathlib.Path.home() / ".cache" / "rain_jax"
@@ -199,7 +199,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
       jax.config.update("jax_compilation_cache_dir", str(CACHE))
     try:
       main()
-    except runs.Stopped:
+    except directory.Stopped:
       print("stopped; " + _GO_ON, file=sys.stderr)
       sys.exit(os.EX_TEMPFAIL)
     except (ValueError, OSError) as error:

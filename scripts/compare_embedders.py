@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from rain_jax import configured, methods, vocab
-from rain_jax.embed import HiddenStates
-from rain_jax.loading import load
-from rain_jax.minilm import load_minilm
+from rain_jax.methods.session import search_config
+from rain_jax import methods
+from rain_jax.text import vocab
+from rain_jax.policy.embedders import HiddenStates
+from rain_jax.models.loading import load
+from rain_jax.models.minilm import load_minilm
 from rain_jax.models import NO_POSITION, forward
-from rain_jax.session import Session, Setting
+from rain_jax.methods.session import Session, Setting
 from rain_jax.preferences import load_preference
 from rain_jax.tasks import find_task, load_prompts
 
@@ -45,7 +47,7 @@ def _sampled(loaded) -> list[tuple[str, list[str]]]:
   task = find_task("demo_requests")
   records = [r for f in task.prompts for r in load_prompts(f)[: _GROUPS.value // 2]]
   setting = Setting(
-      task.format, load_preference(task.preference), configured.search_config("harmless", {}, HiddenStates()),
+      task.format, load_preference(task.preference), search_config("harmless", {}, HiddenStates()),
       max_response=24, batch_size=4)
   session = Session(loaded, setting, records)
   groups = []

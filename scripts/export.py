@@ -7,7 +7,7 @@
 import cli
 from absl import flags
 
-from rain_jax import export
+from rain_jax.runs import export
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _PAIRS = flags.DEFINE_string("pairs", None, "File for chosen and rejected responses.")

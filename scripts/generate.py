@@ -12,10 +12,13 @@ import pathlib
 import cli
 from absl import flags
 
-from rain_jax import hosts, job, live, plan, runs
-from rain_jax.report import run_page
-from rain_jax.tasks import DataError
-from rain_jax.terminal import printable
+from rain_jax.parallel import hosts
+from rain_jax.models import arrays
+from rain_jax.policy import memory_plan
+from rain_jax.runs import directory, job
+from rain_jax.views import live, run_page
+from rain_jax.types import DataError
+from rain_jax.views.terminal import printable
 
 _CONFIG = cli.define_config("Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
@@ -67,7 +70,7 @@ def main() -> None:
   if _PLAN.value:
     for task, needed in job.plans(config.to_dict()).items():
       print(f"{task}, {needed.batch} prompts side by side\n{needed.table()}\n")
-      plan.check(needed, plan.bytes_available())
+      memory_plan.check(needed, arrays.bytes_available())
     return
   if _LIVE.value:
     if "rain" not in config.methods:
@@ -96,7 +99,7 @@ def main() -> None:
 def _show(workdir: str) -> None:
   """Prints the answers to a prompt, side by side: one where the methods differ, if any."""
   by_prompt: dict[tuple, dict] = {}
-  for result in runs.read_results(workdir):
+  for result in directory.read_results(workdir):
     by_prompt.setdefault((result["task"], result["id"]), {})[result["method"]] = result
   differing = [
       answers

@@ -11,10 +11,12 @@ import re
 import runpy
 import sys
 
-from rain_jax import configured, embed, types
+from rain_jax.methods.session import search_config
+from rain_jax import types
+from rain_jax.policy import embedders
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-PAPER = embed.SentenceEncoder
+PAPER = embedders.SentenceEncoder
 HEAD = """# Options
 
 (Made by `python scripts/list_options.py` from `configs/` and `SearchConfig`.)
@@ -82,8 +84,8 @@ def search_options() -> list[str]:
       name: " ".join(text.split())
       for name, text in re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, re.MULTILINE)
   }
-  embedder = embed.HiddenStates()  # what a run has by default
-  variants = [configured.search_config(name, {}, embedder) for name in configured.VARIANTS]
+  embedder = embedders.HiddenStates()  # what a run has by default
+  variants = [search_config(name, {}, embedder) for name in types.VARIANTS]
   rows = []
   for field in dataclasses.fields(types.SearchConfig):
     values = " | ".join(f"`{getattr(variant, field.name)}`" for variant in variants)

@@ -24,10 +24,12 @@ import cli
 import ml_collections
 from absl import flags
 
-from rain_jax import judges, reproduce
+from rain_jax import judges
+from rain_jax.experiments import reproduce
 from rain_jax.demo import words, world
-from rain_jax.reproduce.tables import Step
-from rain_jax.tasks import DataError, find_task, load_records
+from rain_jax.experiments.reproduce.tables import Step
+from rain_jax.types import DataError
+from rain_jax.tasks import find_task, load_records
 
 _TABLE = flags.DEFINE_string("table", None, "NAME, or NAME:demo for the demo world.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, table and picture go.")

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rain_jax import benchmark, models, types
+from rain_jax import models, types
+from rain_jax.experiments import benchmark
 from rain_jax.models import hf
 
 

@@ -18,10 +18,10 @@ import cli
 from absl import flags
 from ml_collections import config_flags
 
-from rain_jax import sweeps
+from rain_jax.runs import sweeps
 
 _CONFIG = cli.define_config("Configuration that all runs start from.")
-_SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, see rain_jax/sweeps.py.")
+_SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, see rain_jax/runs/sweeps.py.")
 _DIR = flags.DEFINE_string("dir", None, "Where runs go; runs/sweep-<name> by default.")
 _SET = flags.DEFINE_multi_string("set", [], "key=value of the configuration, for every run.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)

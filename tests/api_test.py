@@ -4,13 +4,14 @@ import importlib
 import subprocess
 import sys
 
-import conftest
-import job_test
+from tests import conftest
+from tests.runs import job_test
 import pytest
-import stream_test
+from tests.methods import events_test
 
 import rain_jax
-from rain_jax import api, methods, stream, tasks, trace, types
+from rain_jax import api, methods, tasks, types
+from rain_jax.methods import events, recording
 from rain_jax.preferences import load_preference
 
 # Numbers and longest prompt of job_test, so that its compiled programs serve here too.
@@ -69,15 +70,15 @@ def test_a_recorded_search_gives_the_same_responses_and_its_events_spell_them(mo
   assert [answer.tree is None for answer in recorded] == [False, True, False]
   for answer in recorded:
     if answer.tree:
-      moves = [f.node for f in answer.tree.frames if f.kind == trace.COMMIT]
+      moves = [f.node for f in answer.tree.frames if f.kind == recording.COMMIT]
       tokens = [t for node in moves for t in answer.tree.nodes[node].tokens]
       assert tokens == answer.tokens
       assert answer.tree.response == answer.text and answer.tree.verdict == answer.verdict
   (session,) = model._sessions.values()
   progress = [step for step in methods.watch(session.serving(records(PROMPTS)), 3) if step.query.record.id == "0"]
-  for event, final, trial in stream_test.follow(stream.events(progress)):
+  for event, final, trial in events_test.follow(events.events(progress)):
     pass
-  assert event.kind == stream.END and event.response.text == event.text == plain[0].text
+  assert event.kind == events.END and event.response.text == event.text == plain[0].text
   assert trial == ""
   # Pieces with a character cut in two spell it differently; the rest is the same.
   plainly = lambda text: text.replace("\ufffd", "").replace(" ", "")
@@ -89,7 +90,7 @@ def test_a_stream_ends_in_the_response(model):
   told = list(model.stream(PROMPTS[0], config=CONFIG, seed=3))
   (answer,) = model.generate(PROMPTS[:1], config=CONFIG, seed=3)
   assert shown(told[-1].response) == shown(answer)
-  with pytest.raises(tasks.DataError, match="empty prompt"):
+  with pytest.raises(types.DataError, match="empty prompt"):
     next(model.stream("", config=CONFIG))
 
 

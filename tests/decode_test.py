@@ -3,16 +3,16 @@
 import collections
 import dataclasses
 
-import conftest
-import invariants
+from tests import conftest
+from tests.helpers import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scripted
+from tests.helpers import scripted
 
 from rain_jax import decode, types
-from rain_jax.methods import searched
+from rain_jax.methods.rain import STEPS
 from rain_jax.types import NO_TOKEN
 
 BATCH, LONGEST = 4, 20
@@ -322,9 +322,9 @@ def shares_of_useful_slots(params, state, count, max_steps, spread=None):
 
 def test_slots_are_busy_though_lengths_differ_tenfold(params):
   """A batch that waits for its longest member does nothing in about half of its slots."""
-  useful, waiting = shares_of_useful_slots(params, fresh(), 100, searched.STEPS)
+  useful, waiting = shares_of_useful_slots(params, fresh(), 100, STEPS)
   assert useful >= 0.85 and waiting < 0.7, (useful, waiting)
 
 
 def test_slots_on_eight_devices_are_busy_though_lengths_differ_tenfold():
-  conftest.on_eight_devices("decode_sharded.py")
+  conftest.on_eight_devices("parallel/decode_sharded.py")

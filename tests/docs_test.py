@@ -11,12 +11,14 @@ import runpy
 import shlex
 import types
 
-import conftest
+from tests import conftest
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax import api, embed, judges, tasks
-from rain_jax.preferences import check, load_preference
+from rain_jax import api, judges, tasks
+from rain_jax.policy import embedders
+from rain_jax.methods import preference_check
+from rain_jax.preferences import load_preference
 from rain_jax.types import SearchConfig
 
 ROOT = conftest.ROOT
@@ -122,12 +124,12 @@ def test_the_snippets_on_extending_do_what_they_say(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
   monkeypatch.setattr(judges, "JUDGES", dict(judges.JUDGES))
-  monkeypatch.setattr(embed, "EMBEDDERS", dict(embed.EMBEDDERS))
+  monkeypatch.setattr(embedders, "EMBEDDERS", dict(embedders.EMBEDDERS))
   names: dict = {}
   for snippet in blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), names)
 
-  assert embed.find_embedder("counts", "", None) == names["TokenCounts"]()
+  assert embedders.find_embedder("counts", "", None) == names["TokenCounts"]()
   assert isinstance(names["config"], api.Config)
   paths = jnp.array([[[[5, -1], [6, 7]], [[5, -1], [-1, -1]]]])  # [B, W, D, L]
   request = types.SimpleNamespace(path_tokens=paths)
@@ -157,4 +159,4 @@ def test_preference_and_examples_of_the_docs_are_read(tmp_path):
   (lines,) = blocks(page, "json")
   assert [json.loads(line)["label"] for line in lines.splitlines()] == ["good", "bad"]
   (tmp_path / "examples.jsonl").write_text(lines, "utf-8")
-  assert [e.good for e in check.load_examples(str(tmp_path / "examples.jsonl"))] == [True, False]
+  assert [e.good for e in preference_check.load_examples(str(tmp_path / "examples.jsonl"))] == [True, False]

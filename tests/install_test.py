@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-import conftest
+from tests import conftest
 
 ROOT = conftest.ROOT
 PROGRAM = """

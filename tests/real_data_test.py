@@ -8,11 +8,12 @@ import copy
 import csv
 import json
 
-import job_test
+from tests.runs import job_test
 import pytest
 import transformers
 
-from rain_jax import demo, job, runs
+from rain_jax import demo
+from rain_jax.runs import directory, job
 from rain_jax.models import hf
 from rain_jax.models import testing as models
 from rain_jax.tasks import find_task, load_prompts
@@ -50,7 +51,7 @@ def config_of(model, task, path, count, **limits):
 def run(config, workdir):
   """Runs a job; its results by prompt and method, and its summary."""
   summary = job.run(config, str(workdir), lambda line: None)
-  found = runs.read_results(str(workdir))
+  found = directory.read_results(str(workdir))
   results = {(r["id"], r["method"]): r for r in found}
   assert len(results) == len(found)
   return results, summary

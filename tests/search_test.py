@@ -6,13 +6,13 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-import invariants
+from tests.helpers import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
+from tests.helpers import oracle
 import pytest
-import scripted
+from tests.helpers import scripted
 
 from rain_jax import decode, types
 from rain_jax import tree as trees

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 
-import invariants
+from tests.helpers import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np

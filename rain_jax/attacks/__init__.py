@@ -12,7 +12,7 @@ import json
 import pathlib
 from typing import Any
 
-from rain_jax import runs
+from rain_jax.runs import directory
 from rain_jax.tasks import Record
 
 
@@ -69,4 +69,4 @@ def write_attack(
       {**b.fields, "id": b.id, "goal": b.goal, "target": b.target, **one}
       for b, one in zip(behaviours, found, strict=True)
   ]
-  runs.replace_text(path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
+  directory.replace_text(path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")

@@ -11,11 +11,12 @@ from typing import Any
 
 import tqdm
 
-from rain_jax import methods, runs
+from rain_jax import methods
+from rain_jax.runs import directory
 from rain_jax.attacks import AttackError, Behaviour, write_attack
 from rain_jax.judges import Rule
-from rain_jax.loading import LoadedModel
-from rain_jax.session import Session, Setting
+from rain_jax.models.loading import LoadedModel
+from rain_jax.methods.session import Session, Setting
 from rain_jax.tasks import Record
 
 METHODS = ("vanilla", "rain")
@@ -52,7 +53,7 @@ def _nudged(character: str, rng: random.Random) -> str:
 
 def run(
     loaded: LoadedModel, setting: Setting, records: Sequence[Record], judge: Rule,
-    config: Mapping[str, Any], out: runs.Run,
+    config: Mapping[str, Any], out: directory.Run,
 ) -> list[dict[str, Any]]:
   """Attacks each record until an answer is judged harmful, or N requests are used up.
 

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax import vocab
+from rain_jax.text import vocab
 from rain_jax.attacks import AttackError, Behaviour
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
 from rain_jax.policy import common
-from rain_jax.session import Session
+from rain_jax.methods.session import Session
 from rain_jax.types import Array
 
 

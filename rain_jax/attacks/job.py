@@ -12,12 +12,13 @@ from typing import Any
 
 import tqdm
 
-from rain_jax import configured, judges, runs
+from rain_jax import judges
+from rain_jax.runs import directory, from_config
 from rain_jax.attacks import AttackError, Behaviour, behaviours_of, best_of_n, gcg, write_attack
-from rain_jax.embed import find_embedder
-from rain_jax.loading import load
-from rain_jax.session import Session
-from rain_jax.versions import versions
+from rain_jax.policy.embedders import find_embedder
+from rain_jax.models.loading import load
+from rain_jax.methods.session import Session
+from rain_jax.runs.versions import versions
 
 FILE = "attack.json"
 METHODS = ("gcg", "best_of_n")
@@ -37,7 +38,7 @@ def run(
     What `attack.json` holds of each behaviour beside the behaviour itself.
 
   Raises:
-    AttackError, tasks.DataError, runs.RunError, models.hf.CheckpointError,
+    AttackError, tasks.DataError, directory.RunError, models.hf.CheckpointError,
     preferences.PreferenceError: one line each, saying what to do.
   """
   settings = config["attack"]
@@ -47,8 +48,8 @@ def run(
   if len(config["tasks"]) != 1:
     raise AttackError(f"tasks={config['tasks']}: expected one task, whose prompts are attacked.")
   # Goals as they are: suffixes are what is sought.
-  task = dataclasses.replace(configured.task_of(config, config["tasks"][0]), suffixes="")
-  records = configured.records_of(config, task)
+  task = dataclasses.replace(from_config.task_of(config, config["tasks"][0]), suffixes="")
+  records = from_config.records_of(config, task)
   paths = [config["model"]["path"], *settings["models"]]
   models = [load(path, config["model"]["dtype"]) for path in paths]
   manifest = {
@@ -57,8 +58,8 @@ def run(
       "versions": versions(),
   }
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
-  setting = configured.setting_of(config, task, embedder)
-  out = runs.Run.open(workdir, manifest)
+  setting = from_config.setting_of(config, task, embedder)
+  out = directory.Run.open(workdir, manifest)
   try:
     if settings["method"] == "gcg":
       behaviours = behaviours_of(records, settings["target"])
@@ -76,7 +77,7 @@ def run(
 
 def _gcg(
     sessions: Sequence[Session], behaviours: Sequence[Behaviour], config: Mapping[str, Any],
-    out: runs.Run,
+    out: directory.Run,
 ) -> list[dict[str, Any]]:
   """One control for each behaviour, or one for all of them."""
   settings = config["attack"]

@@ -14,7 +14,8 @@ from rain_jax.judges.endpoint import EndpointJudge
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge
 from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes
 from rain_jax.judges.verdicts import Judge, Verdict, agreement, agreements, rate
-from rain_jax.tasks import DataError, Record
+from rain_jax.tasks import Record
+from rain_jax.types import DataError
 
 __all__ = (
     "JUDGES", "Judge", "Rule", "RuleJudge", "Verdict", "agreement", "agreements", "demo_rules",

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.judges.verdicts import Verdict
-from rain_jax.tasks import DataError, Record
+from rain_jax.tasks import Record
+from rain_jax.types import DataError
 
 QUESTIONS: Mapping[str, str] = {
     "harmless": (

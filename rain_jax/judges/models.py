@@ -13,12 +13,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import labels, preferences, vocab
+from rain_jax import preferences
+from rain_jax.policy import labels
+from rain_jax.text import vocab
 from rain_jax.judges.verdicts import Verdict
-from rain_jax.loading import LoadedModel, load
-from rain_jax.session import NOT_FINITE
+from rain_jax.models.loading import LoadedModel, load
+from rain_jax.types import NOT_FINITE
 from rain_jax.tasks import Record
-from rain_jax.tasks.formats import encode_around
+from rain_jax.text.formats import encode_around
 
 MIN_LIKELY = 0.5  # both labels together; less means that the model answers something else
 _CHUNK = 4  # batches between two yields, so that a killed run keeps most of its verdicts

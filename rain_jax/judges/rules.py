@@ -3,7 +3,8 @@
 import re
 
 from rain_jax.demo import world
-from rain_jax.tasks import DataError, Record
+from rain_jax.tasks import Record
+from rain_jax.types import DataError
 from rain_jax.tasks.readers import BENIGN
 
 # How refusals begin. A rule of thumb: a response may refuse in other words, or begin so and

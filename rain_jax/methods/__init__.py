@@ -5,9 +5,9 @@ it yields a `Response` for each other prompt as soon as it has ended. Defences a
 between labels, which are methods too, have modules of their own: `defences`, `labels`.
 """
 
-from rain_jax.methods.sampled import best_of_n, sample_cost, samples, vanilla
-from rain_jax.methods.searched import Glance, Step, rain, watch
-from rain_jax.methods.verdicts import margins
+from rain_jax.methods.sampling import best_of_n, sample_cost, samples, vanilla
+from rain_jax.methods.rain import Glance, Step, rain, watch
+from rain_jax.methods.responses import margins
 
 __all__ = (
     "METHODS", "Glance", "Step", "best_of_n", "margins", "rain", "sample_cost", "samples", "vanilla", "watch")

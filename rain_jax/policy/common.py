@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rain_jax import vocab
+from rain_jax.text import vocab
 from rain_jax.models import KV, Segment, unembed
 from rain_jax.models.cache import Paths
 from rain_jax.types import Array, Request
-from rain_jax.vocab import TextState, TextTables
+from rain_jax.text.vocab import TextState, TextTables
 
 
 def prefix(params: dict, side: str) -> tuple[list[Segment], int]:

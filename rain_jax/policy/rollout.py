@@ -11,13 +11,14 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from rain_jax import sampling, search, types, vocab
+from rain_jax import search, types
+from rain_jax.policy import common, sampling
+from rain_jax.text import vocab
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.models import cache as caches
-from rain_jax.policy import common
 from rain_jax.policy.usage import CANDIDATES, ROLLOUT
 from rain_jax.types import NO_TOKEN, Array
-from rain_jax.vocab import TextState
+from rain_jax.text.vocab import TextState
 
 
 @flax.struct.dataclass

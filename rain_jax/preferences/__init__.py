@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from rain_jax import vocab
-from rain_jax.tasks.formats import join_turns
+from rain_jax.text import vocab
+from rain_jax.text.formats import join_turns
 
 PROMPT = "{prompt}"  # stands for the user's prompt in `Preference.conversation`
 NO_CUT, LAST_FULL_STOP = "none", "last_full_stop"

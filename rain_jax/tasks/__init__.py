@@ -9,14 +9,13 @@ from collections.abc import Mapping
 
 from rain_jax import demo
 from rain_jax.tasks import readers
-from rain_jax.tasks.formats import (
-    CHOICE, DIALOGUE, FORMATS, QUESTION, REVIEW, VICUNA, Format, find_format)
+from rain_jax.text.formats import CHOICE, DIALOGUE, QUESTION, REVIEW, VICUNA, Format
 from rain_jax.tasks.readers import PROMPT_COLUMNS, Reader, load_prompts, load_records, load_suffixes
-from rain_jax.tasks.records import DataError, Record
+from rain_jax.tasks.records import Record
+from rain_jax.types import DataError
 
 __all__ = (
-    "DataError", "FORMATS", "Format", "PROMPT_COLUMNS", "Record", "TASKS", "Task", "find_format",
-    "find_task", "load_prompts", "load_records", "load_suffixes")
+    "PROMPT_COLUMNS", "Record", "TASKS", "Task", "find_task", "load_prompts", "load_records", "load_suffixes")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub
 import huggingface_hub.errors
 
-from rain_jax.tasks.records import DataError
+from rain_jax.types import DataError
 
 HUB = "hub:"
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./ -]+)")

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rain_jax.tasks.files import Row, read_rows
-from rain_jax.tasks.records import DataError, Record
+from rain_jax.tasks.records import Record
+from rain_jax.types import DataError
 
 # Columns that hold the prompt in the field's data sets, in the order they are tried.
 PROMPT_COLUMNS = ("prompt", "goal", "Goal", "question", "Question")
