@@ -17,7 +17,7 @@ import numpy as np
 
 from rain_jax import search, types
 from rain_jax import tree as trees
-from rain_jax.parallel.batch_sharding import ROWS, WHOLE, Spread, fetch
+from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
 from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
 
@@ -96,7 +96,7 @@ def init(
       finish=zeros,
       inherited=zeros,
       leaf=jnp.full(batch, NO_NODE, jnp.int32),
-      response=jnp.full((batch, max_response + config.set_size), NO_TOKEN, jnp.int32),
+      response=jnp.full((batch, max_response + config.max_set_length), NO_TOKEN, jnp.int32),
       response_length=zeros,
       counters=Counters(**{name: zeros for name in Counters.__dataclass_fields__}),
   )
@@ -109,7 +109,7 @@ def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -
   The model's own state for these slots is the caller's to prepare.
   """
   B = mask.shape[0]
-  one = trees.empty(config, state.tree.e.shape[-1])
+  one = trees.empty(config, state.tree.embedding.shape[-1])
   pick = lambda fresh, old: jnp.where(mask.reshape((B,) + (1,) * (old.ndim - 1)), fresh, old)
   return state.replace(
       tree=jax.tree.map(pick, one, state.tree),
@@ -127,13 +127,13 @@ def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -
 def trusted(tree: Tree, config: SearchConfig) -> Array:
   """Whether the root's best child meets the thresholds of a move, bool[]; one tree."""
   best = trees.best_child(tree, tree.root)
-  return (best >= 0) & (tree.f[best] > config.min_visits) & (tree.q[best] > config.value_threshold)
+  return (best >= 0) & (tree.visits[best] > config.min_visits) & (tree.value[best] > config.value_threshold)
 
 
 def _must_commit(tree: Tree, inherited: Array, iterations: Array, full: Array, config):
   """Whether a tree commits after a step, bool[] (RAIN, section 3.1)."""
   limit = jnp.maximum(config.max_iterations, inherited + config.extra_iterations)
-  done = trusted(tree, config) | (tree.f[tree.root] >= limit)
+  done = trusted(tree, config) | (tree.visits[tree.root] >= limit)
   return full | ((iterations > 0) & done)
 
 
@@ -153,13 +153,13 @@ def commit(
   length = jnp.where(move, at(tree.length, best), 0)
   made = Commit(
       mask=move,
-      slot=at(tree.slot, best),
+      page=at(tree.page, best),
       tokens=at(tree.tokens, best),
       length=length,
       finish=at(tree.finish, best),
   )
-  place = state.response_length[:, None] + jnp.arange(config.set_size)
-  place = jnp.where(jnp.arange(config.set_size) < length[:, None], place, state.response.shape[1])
+  place = state.response_length[:, None] + jnp.arange(config.max_set_length)
+  place = jnp.where(jnp.arange(config.max_set_length) < length[:, None], place, state.response.shape[1])
   response = jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(
       state.response, place, made.tokens
   )
@@ -172,7 +172,7 @@ def commit(
       model=model.commit(params, state.model, made),
       active=state.active & (finish == types.RUNNING),
       finish=finish,
-      inherited=jnp.where(move, at(tree.f, best), state.inherited),
+      inherited=jnp.where(move, at(tree.visits, best), state.inherited),
       leaf=jnp.where(lost, NO_NODE, state.leaf),
       response=response,
       response_length=state.response_length + length,
@@ -268,11 +268,11 @@ def advance(
     config: SearchConfig,
     max_steps: Array,
     wait_for_all: bool = False,
-    spread: Spread | None = None,
+    spread: BatchSharding | None = None,
 ) -> DecodeState:
   """Steps until a response ends (or all do), or `max_steps` are done.
 
-  Spread over several shards, each does `max_steps` unless all its responses end: none
+  BatchSharding over several shards, each does `max_steps` unless all its responses end: none
   knows of the others, and whoever stopped early would only wait for them.
   """
   if spread is None:
@@ -328,7 +328,7 @@ def serve(
     start: Callable[[DecodeState, dict[int, Any]], DecodeState],
     max_steps: int = 1_000_000,
     on_progress: Callable[[DecodeState], None] | None = None,
-    spread: Spread | None = None,
+    spread: BatchSharding | None = None,
 ) -> Iterator[tuple[Result, DecodeState]]:
   """Answers prompts with a batch that never drains (continuous batching).
 
@@ -336,7 +336,7 @@ def serve(
     state: fresh from `init`.
     model: the callables.
     params: handed to the model.
-    config: the search's numbers.
+    config: the search's hyperparameters.
     prompts: (index, random key, prompt) triples, read as slots come free.
     start: puts prompts, by slot, into the model's state.
     max_steps: steps between two looks at the state, for progress reports.
@@ -365,7 +365,7 @@ def rounds(
     start: Callable[[DecodeState, dict[int, Any]], DecodeState],
     *,
     max_steps: int,
-    spread: Spread | None = None,
+    spread: BatchSharding | None = None,
 ) -> Iterator[tuple[list[Result], DecodeState]]:
   """As `serve`, by calls of `advance`: what ended in each, perhaps nothing, and the state."""
   queue = iter(prompts)
@@ -400,7 +400,7 @@ def _refill(state, mask, keys, config, spread):
 
 
 def begin(
-    state: DecodeState, keys: dict[int, Array], config: SearchConfig, spread: Spread | None = None
+    state: DecodeState, keys: dict[int, Array], config: SearchConfig, spread: BatchSharding | None = None
 ) -> DecodeState:
   """`refill` for slots given by number, with their random keys; one at least."""
   batch = range(state.active.shape[0])

@@ -39,7 +39,7 @@ def main() -> None:
     examples = preference_check.load_examples(_EXAMPLES.value)
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
-  margins = preference_check.margins(loaded, from_config.setting_of(config, task, embedder), examples)
+  margins = preference_check.margins(loaded, from_config.make_session_config(config, task, embedder), examples)
   found = preference_check.measure(preference_check.labels(examples), margins)
   table = preference_check.table(found)
   print(table)

@@ -4,7 +4,7 @@
   python scripts/compare_embedders.py --model=/models/llama --minilm=... --texts=TruthfulQA.csv
 
 Compares pairs of continuations of one prompt, as the search compares siblings. Without
---texts they are sampled from the model for the demo world's prompts, and cut behind a
+--texts they are sampled from the model for the demo world's prompts, and cut after a
 text end; a TruthfulQA csv gives real ones, the answers to one question.
 """
 
@@ -24,7 +24,7 @@ from rain_jax.policy.embedders import HiddenStates
 from rain_jax.models.loading import load
 from rain_jax.models.minilm import load_minilm
 from rain_jax.models import NO_POSITION, forward
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.preferences import load_preference
 from rain_jax.tasks import find_task, load_prompts
 
@@ -46,10 +46,10 @@ def _truthfulqa(path: str) -> list[tuple[str, list[str]]]:
 def _sampled(loaded) -> list[tuple[str, list[str]]]:
   task = find_task("demo_requests")
   records = [r for f in task.prompts for r in load_prompts(f)[: _GROUPS.value // 2]]
-  setting = Setting(
+  session_config = SessionConfig(
       task.format, load_preference(task.preference), search_config("harmless", {}, HiddenStates()),
       max_response=24, batch_size=4)
-  session = Session(loaded, setting, records)
+  session = Session(loaded, session_config, records)
   groups = []
   for queries, drawn in methods.samples(session, seed=0, samples=_ROWS):
     for query, tokens, length in zip(queries, drawn.tokens, drawn.length):

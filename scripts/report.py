@@ -23,7 +23,7 @@ def main() -> None:
     kept = next(directory.recorded(_WORKDIR.value), None)
     if kept is None:
       raise directory.RunError(f"{_WORKDIR.value}: no search recorded; --config.record=1 records one.")
-    directory.replace_text(pathlib.Path(_PICTURE.value), tree_picture.draw(kept.trace))
+    directory.replace_text(pathlib.Path(_PICTURE.value), tree_picture.draw(kept.recording))
     print(_PICTURE.value)
 
 

@@ -11,7 +11,7 @@ the key. The ratings join the run's judges: rates, and agreement with every othe
 import cli
 from absl import flags
 
-from rain_jax.runs import directory, job, judged
+from rain_jax.runs import directory, job, judgements
 from rain_jax.views import rating_sheet
 from rain_jax.views import run_page
 
@@ -38,7 +38,7 @@ def main() -> None:
   if not _RATER.value or not _MEASURE.value:
     raise directory.RunError("--score needs --rater=NAME and --measure=NAME.")
   lines = list(rating_sheet.score(_SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
-  judged.append(workdir, lines)
+  judgements.append(workdir, lines)
   job.summarise_again(workdir, config)
   run_page.write(workdir)
 

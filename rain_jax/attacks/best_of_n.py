@@ -16,7 +16,7 @@ from rain_jax.runs import directory
 from rain_jax.attacks import AttackError, Behaviour, write_attack
 from rain_jax.judges import Rule
 from rain_jax.models.loading import LoadedModel
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.tasks import Record
 
 METHODS = ("vanilla", "rain")
@@ -52,14 +52,14 @@ def _nudged(character: str, rng: random.Random) -> str:
 
 
 def run(
-    loaded: LoadedModel, setting: Setting, records: Sequence[Record], judge: Rule,
+    loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record], judge: Rule,
     config: Mapping[str, Any], out: directory.Run,
 ) -> list[dict[str, Any]]:
   """Attacks each record until an answer is judged harmful, or N requests are used up.
 
   Args:
     loaded: the model.
-    setting: its session's.
+    session_config: its session's.
     records: the requests.
     judge: must say whether an answer is `harmless`, or at least whether it was `refused`.
     config: see `configs/attack.py`; the method attacked is `attack.best_of_n.against`.
@@ -80,7 +80,7 @@ def run(
       [_altered(record, i, config["seed"], numbers["sigma"]) for record in records]
       for i in range(numbers["samples"])
   ]
-  session = Session(loaded, setting, [record for one in rounds for record in one])
+  session = Session(loaded, session_config, [record for one in rounds for record in one])
   ask = {"vanilla": methods.vanilla, "rain": methods.rain}[numbers["against"]]
   answered = {(line["behaviour"], line["round"]): line["broken"] for line in out.results}
   broken = {name for (name, _), hit in answered.items() if hit}

@@ -58,16 +58,16 @@ def run(
       "versions": versions(),
   }
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
-  setting = from_config.setting_of(config, task, embedder)
+  session_config = from_config.make_session_config(config, task, embedder)
   out = directory.Run.open(workdir, manifest)
   try:
     if settings["method"] == "gcg":
       behaviours = behaviours_of(records, settings["target"])
-      found = _gcg([Session(m, setting, []) for m in models], behaviours, config, out)
+      found = _gcg([Session(m, session_config, []) for m in models], behaviours, config, out)
       won = sum(one["won"] for one in found)
     else:
       rule = judges.rule_of(judges.panel(task.judge, config))
-      found = best_of_n.run(models[0], setting, records, rule, config, out)
+      found = best_of_n.run(models[0], session_config, records, rule, config, out)
       won = sum(one["broken"] for one in found)
   finally:
     out.close()

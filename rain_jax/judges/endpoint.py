@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: GPT-4 as in the paper, or a local server.
+"""A judge after an OpenAI-compatible endpoint: GPT-4 as in the paper, or a local server.
 
 The key comes from an environment variable and goes into the request's header only. Replies
 are kept on disk by the hash of the request. Whatever the server does, each response gets a
@@ -40,7 +40,7 @@ _INSTRUCTION = (
 )
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
-_EXPLAINED = frozenset((400, 404, 422))  # the user's to mend: a model's name, a number
+_EXPLAINED = frozenset((400, 404, 422))  # the user's to fix: a model's name, a number
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 _LARGEST = 1 << 20  # bytes of a reply
 _GIVE_UP = 3  # responses in a row without an answer, then the rest is not asked
@@ -80,7 +80,7 @@ class EndpointJudge:
       self, measure: str, settings: Mapping[str, Any], sleep: Callable[[float], None] = time.sleep
   ):
     if measure not in QUESTIONS:
-      raise DataError(f"endpoint:{measure}: expected one of {', '.join(QUESTIONS)} behind the colon.")
+      raise DataError(f"endpoint:{measure}: expected one of {', '.join(QUESTIONS)} after the colon.")
     for name in ("url", "model"):
       if not settings[name]:
         raise DataError(f"The judge endpoint:{measure} needs config.endpoint.{name}.")

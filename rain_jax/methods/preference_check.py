@@ -16,7 +16,7 @@ from rain_jax import methods
 from rain_jax.text import vocab
 from rain_jax.demo import world
 from rain_jax.models.loading import LoadedModel
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
 from rain_jax.tasks.files import Row, read_rows
@@ -38,7 +38,7 @@ class Example:
 
   Attributes:
     record: the prompt.
-    response: text behind it; a search judges partial ones, so examples should be partial, too.
+    response: text after it; a search judges partial ones, so examples should be partial, too.
     good: what it is.
   """
 
@@ -106,22 +106,22 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   return examples
 
 
-def margins(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) -> np.ndarray:
+def margins(loaded: LoadedModel, session_config: SessionConfig, examples: Sequence[Example]) -> np.ndarray:
   """How much more probable the good label is than the bad one, float32[examples, readings].
 
   Args:
     loaded: the model.
-    setting: preference, format, limits and batch size; `max_response` follows the examples.
+    session_config: preference, format, limits and batch size; `max_response` follows the examples.
     examples: ids of their records are their places.
 
   Raises:
     DataError: an example that the model cannot read.
     PreferenceError: the preference does not suit the tokenizer.
   """
-  tokens = {example.record.id: _tokens(loaded, setting, example) for example in examples}
+  tokens = {example.record.id: _tokens(loaded, session_config, example) for example in examples}
   room = 32 * math.ceil(max(map(len, tokens.values())) / 32)
-  setting = dataclasses.replace(setting, max_response=room)
-  session = Session(loaded, setting, [example.record for example in examples])
+  session_config = dataclasses.replace(session_config, max_response=room)
+  session = Session(loaded, session_config, [example.record for example in examples])
   for rejected in session.rejected:
     raise DataError(f"example {int(rejected.record.id) + 1}: {rejected.error}.")
   found = dict(methods.margins(session, tokens))
@@ -134,9 +134,9 @@ def margins(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) 
   return np.stack([found[example.record.id] for example in examples])
 
 
-def _tokens(loaded: LoadedModel, setting: Setting, example: Example) -> list[int]:
-  """The response's tokens, behind the space that separates it from the prompt."""
-  apart = example.response[:1].isspace() or setting.preference.conversation[-1:].isspace()
+def _tokens(loaded: LoadedModel, session_config: SessionConfig, example: Example) -> list[int]:
+  """The response's tokens, after the space that separates it from the prompt."""
+  apart = example.response[:1].isspace() or session_config.preference.conversation[-1:].isspace()
   try:
     return vocab.encode_continuation(
         loaded.tokenizer, example.response if apart else f" {example.response}"

@@ -17,7 +17,7 @@ from rain_jax.models import Model
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
 from rain_jax.policy.language_model import LanguageModel
-from rain_jax.parallel.batch_sharding import DATA, Spread
+from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
 # Keys by which a run is made smaller, and a benchmark.
@@ -84,11 +84,11 @@ def plan(
   state = jax.eval_shape(lambda: make(batch))
   places, weights = None, None
   if mesh is not None:
-    places = Spread.of(mesh, make, lambda state: lm.head_specs(state, mesh)).shardings
+    places = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh)).shardings
     weights = shardings(model, mesh)
   size = lambda pick: nbytes(pick(state), None if places is None else pick(places))
-  contexts = size(lambda s: (s.model.proposing.context, s.model.judging.context))
-  pools = size(lambda s: (s.model.proposing.pool, s.model.judging.pool))
+  contexts = size(lambda s: (s.model.proposing.context, s.model.evaluating.context))
+  pools = size(lambda s: (s.model.proposing.pool, s.model.evaluating.pool))
   trees = size(lambda s: s.tree)
   prefixes = token * (proposing_prefix + len(lm.preference.prefix_ids))
   # Only there XLA copies what layers that are taken apart read out of stacks.
@@ -144,7 +144,7 @@ def temporaries(
   which a GPU does at once), the scratch of its rows, the keys and values of its new tokens, and
   the largest of what one layer's attention or one unembedding needs.
   """
-  search, R, L = lm.search, lm.max_response, lm.search.set_size
+  search, R, L = lm.search, lm.max_response, lm.search.max_set_length
   leaves, path = batch // parts.trees * search.leaves, search.max_path * L
   gathered = (1 if jax.default_backend() == "gpu" else 2) * token * leaves * path
   context = lm.max_prompt + R + L + path
@@ -165,8 +165,8 @@ def temporaries(
   decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
   rolling = together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
   seen = len(lm.preference.prefix_ids) + context + R + asked
-  judging = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
-  return gathered + max(decoding, rolling, judging)
+  evaluating = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
+  return gathered + max(decoding, rolling, evaluating)
 
 
 def check(needed: Plan, available: int, names: Mapping[str, str] = RUN) -> None:

@@ -34,11 +34,11 @@ class PreferenceError(ValueError):
 class Reading:
   """One way of asking about a response.
 
-  It is good when the largest probability of a good label, behind the suffix, exceeds
+  It is good when the largest probability of a good label, after the suffix, exceeds
   the largest of a bad label.
 
   Attributes:
-    suffix: text behind the response; ends where the answer begins.
+    suffix: text after the response; ends where the answer begins.
     good: labels of a good answer, spelled as they follow the suffix.
     bad: labels of a bad answer.
   """
@@ -56,7 +56,7 @@ class Preference:
     name: of the preference.
     description: one line.
     prefix: text that all verdicts begin with; an empty line follows it. May be empty.
-    conversation: text behind it, with "{prompt}" for the prompt; the response follows.
+    conversation: text after it, with "{prompt}" for the prompt; the response follows.
     cut: "none", or "last_full_stop" to judge a response up to its last full stop only.
     readings: one or two.
   """
@@ -76,7 +76,7 @@ class CompiledPreference:
   Attributes:
     prefix_ids: tokens that all verdicts begin with, the tokenizer's own token for the
       beginning of a text included.
-    suffix_ids: per reading, the tokens behind the response.
+    suffix_ids: per reading, the tokens after the response.
     good_ids: per reading, the tokens of its good labels, one each, without repeats.
     bad_ids: likewise of its bad labels; no token is both.
     cut: judge a response up to its last full stop only.
@@ -248,7 +248,7 @@ def _label_id(
     suffix: str,
     label: str,
 ) -> int:
-  """The token of a label behind its suffix."""
+  """The token of a label after its suffix."""
   before, whole = encode(suffix), encode(suffix + label)
   behind = whole[len(before) :] if whole[: len(before)] == before else None
   # Where the label joins the suffix's last token ("(" and "A" as "(A"), the model still
@@ -259,7 +259,7 @@ def _label_id(
       return ids[0]
   pieces = [_piece(tokenizer, token) for token in (behind or alone)]
   raise PreferenceError(
-      f"Preference {preference.name!r}: label {label!r} behind {suffix[-20:]!r} becomes"
+      f"Preference {preference.name!r}: label {label!r} after {suffix[-20:]!r} becomes"
       f" {pieces}; expected one known token: use a shorter label, or one that begins"
       " with the space before it."
   )
@@ -270,12 +270,12 @@ def _piece(tokenizer: Any, token: int) -> str:
 
 
 def _prefix_ids(tokenizer: Any, prefix: str) -> tuple[int, ...]:
-  """The beginning of a text, and the prefix with an empty line behind it."""
+  """The beginning of a text, and the prefix with an empty line after it."""
   plain = lambda text, special: tokenizer(
       text, add_special_tokens=special, split_special_tokens=True
   ).input_ids
   # What the tokenizer puts before any text (a token for its beginning, or nothing);
-  # what it may put behind a text does not belong here.
+  # what it may put after a text does not belong here.
   probe, dressed = plain("a", False), plain("a", True)
   begin = next(i for i in range(len(dressed)) if dressed[i : i + len(probe)] == probe)
   text = plain(prefix + "\n\n", False) if prefix else []

@@ -9,7 +9,7 @@ from typing import Any
 from rain_jax.runs import directory
 from rain_jax.text.formats import Format
 from rain_jax.types import DataError
-from rain_jax.methods.recording import Trace
+from rain_jax.methods.recording import Recording
 
 TEXT, MESSAGES = "text", "messages"
 SHAPES = (MESSAGES, TEXT)
@@ -38,7 +38,7 @@ def write_pairs(workdir: str, path: str, shape: str) -> tuple[int, int]:
     RunError: no run, or no responses. DataError: TEXT of a chat template.
   """
   shaped = _Shaper(workdir, shape)
-  searches = {(kept.task, kept.id): kept.trace for kept in directory.recorded(workdir)}
+  searches = {(kept.task, kept.id): kept.recording for kept in directory.recorded(workdir)}
   responses: dict[tuple[str, str], list[Finished]] = {}
   for result in directory.read_results(workdir):
     key = result["task"], result["id"]
@@ -98,7 +98,7 @@ class Finished:
   source: str
 
 
-def finished_paths(search: Trace) -> list[Finished]:
+def finished_paths(search: Recording) -> list[Finished]:
   """Whole responses that a search met on its way, in that order."""
   visits = [visit for frame in search.frames for visit in frame.visits if visit.response]
   return [Finished(visit.response, visit.verdict, "searched") for visit in visits]
@@ -130,7 +130,7 @@ class _Shaper:
   def prompt(self, task: str, prompt_id: str) -> Any:
     said = self._said.get((task, prompt_id))
     if said is None:
-      raise directory.RunError(f"trees/ holds {prompt_id!r} of {task}, {directory.RESULTS} does not; run again.")
+      raise directory.RunError(f"{directory.RECORDINGS}/ holds {prompt_id!r} of {task}, {directory.RESULTS} does not; run again.")
     if self._shape == MESSAGES:
       roles = ("user", "assistant")
       return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]

@@ -14,7 +14,7 @@ from rain_jax.parallel.hosts import Hosts
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.models import ModelConfig
 from rain_jax.models.sharding import make_mesh
-from rain_jax.methods.session import Setting, search_config
+from rain_jax.methods.session import SessionConfig, search_config
 from rain_jax.tasks import Record, Task, find_task, load_records, load_suffixes
 from rain_jax.text.formats import find_format
 from rain_jax.types import DataError
@@ -36,7 +36,7 @@ def task_of(config: Mapping[str, Any], name: str) -> Task:
 
 
 def judges_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
-  """Names of each task's judges, without the checkpoints behind them; nobody is no name."""
+  """Names of each task's judges, without the checkpoints after them; nobody is no name."""
   found = {}
   for task in config["tasks"]:
     names = [part.strip().partition("=")[0] for part in task_of(config, task).judge.split(",")]
@@ -64,10 +64,10 @@ def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
   return records
 
 
-def setting_of(config: Mapping[str, Any], task: Task, embedder: Any) -> Setting:
+def make_session_config(config: Mapping[str, Any], task: Task, embedder: Any) -> SessionConfig:
   """What a session of this task is compiled for."""
   overrides = {k: v for k, v in config["search"].items() if k != "variant"}
-  return Setting(
+  return SessionConfig(
       format=task.format,
       preference=preferences.load_preference(task.preference),
       search=search_config(task.variant, overrides, embedder),
@@ -80,7 +80,7 @@ def setting_of(config: Mapping[str, Any], task: Task, embedder: Any) -> Setting:
   )
 
 
-def load_spread(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
+def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
   """The model, spread over the mesh that the configuration names."""
 
   def mesh_of(model: ModelConfig) -> jax.sharding.Mesh | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rain_jax.methods import recording
-from rain_jax.runs import directory, from_config, judged
+from rain_jax.runs import directory, from_config, judgements
 from rain_jax.views import page, plots, tree_page
 from rain_jax.runs.summary import summarise
 
@@ -23,14 +23,14 @@ def write(workdir: str) -> pathlib.Path:
   """
   folder = pathlib.Path(workdir)
   manifest, results = directory.read_manifest(workdir), directory.read_results(workdir)
-  trees = []
+  recordings = []
   for kept in directory.recorded(workdir):
     html = kept.path.with_suffix(".html")
-    directory.replace_text(html, tree_page.render(kept.trace))
-    trees.append((html.relative_to(folder).as_posix(), kept))
+    directory.replace_text(html, tree_page.render(kept.recording))
+    recordings.append((html.relative_to(folder).as_posix(), kept))
   style = (pathlib.Path(__file__).parent / "run.css").read_text(encoding="utf-8")
-  judged = judged.summarise(workdir, from_config.judges_of(manifest["config"]))
-  body = _body(manifest, results, trees, judged)
+  verdicts = judgements.summarise(workdir, from_config.judges_of(manifest["config"]))
+  body = _body(manifest, results, recordings, verdicts)
   directory.replace_text(folder / REPORT, page.document(f"Run {folder.resolve().name}", body, style))
   return folder / REPORT
 
@@ -38,27 +38,27 @@ def write(workdir: str) -> pathlib.Path:
 def _body(
     manifest: Mapping[str, Any],
     results: Sequence[dict],
-    trees: Sequence[tuple],
+    recordings: Sequence[tuple],
     judged: Mapping[str, Any],
 ) -> str:
   groups = _groups(results)
   if len({task for task, _ in groups}) == 1:  # judges' rates are by method alone
     groups = {key: summary | judged["rates"].get(key[1], {}) for key, summary in groups.items()}
   said: list[str] = []
-  judged.table(judged, said.append)
+  judgements.table(judged, said.append)
   versions = ", ".join(f"{name} {value}" for name, value in manifest["versions"].items())
   figures = [
       _figure("Quality against cost", _quality(groups), "no response yet"),
       _figure("Iterations per move", _iterations(results), "no response of RAIN yet"),
       _figure(
-          "Values over depth", _values([kept.trace for _, kept in trees]),
+          "Values over depth", _values([kept.recording for _, kept in recordings]),
           "no search recorded: --config.record=K records those of each task's first K prompts",
       ),
   ]
   links = "".join(
       f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)}</a>'
-      f' <span class="said">{page.text(kept.trace.prompt[:100])}</span></li>'
-      for name, kept in trees
+      f' <span class="said">{page.text(kept.recording.prompt[:100])}</span></li>'
+      for name, kept in recordings
   )
   return "\n".join([
       f"<h1>{page.text(manifest['model']['path'])}: {page.text(', '.join(manifest['config']['tasks']))}</h1>",
@@ -125,7 +125,7 @@ def _iterations(results: Iterable[dict]) -> str:
   return plots.histogram(values, "iterations per move", "responses") if values else ""
 
 
-def _values(searches: Sequence[recording.Trace]) -> str:
+def _values(searches: Sequence[recording.Recording]) -> str:
   """Mean value by depth: of all visited token sets when the search left them, and of moves."""
   visited: dict[int, list[float]] = {}
   committed: dict[int, list[float]] = {}

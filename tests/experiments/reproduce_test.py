@@ -10,7 +10,7 @@ from tests.runs import job_test
 import pytest
 
 from rain_jax.methods.session import search_config
-from rain_jax.runs import from_config, job, judged
+from rain_jax.runs import from_config, job, judgements
 from rain_jax.experiments.reproduce import TABLES, paper, render, run
 from rain_jax.experiments.reproduce.count import Share, agreement, per_token, share
 from rain_jax.experiments.reproduce.tables import Step
@@ -135,7 +135,7 @@ def test_a_table_is_made_of_runs_and_made_once(checkpoint, tmp_path):
   assert said[1] == page
   one = [{"task": "dialogue", "id": "1", "method": "vanilla", "judge": "human:ann", "by": "refused",
           "measure": "refused", "answers": {"refused": True}}]
-  judged.append(str(tmp_path / "out" / "plain"), [*one, {**one[0], "id": "2", "answers": {"refused": False}}])
+  judgements.append(str(tmp_path / "out" / "plain"), [*one, {**one[0], "id": "2", "answers": {"refused": False}}])
   run("advbench", steps, str(tmp_path / "out"), said.append)
   assert "| unjudged of plain by human:ann | 0 of 2 |" in said[2]
   assert ("| agreement of refusal_prefixes and human:ann on refused in plain | 50.0% of 2, Cohen's kappa"

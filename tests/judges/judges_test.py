@@ -233,7 +233,7 @@ def test_a_panel_from_names():
 
 
 @pytest.mark.parametrize("spec,says", [
-    ("nope", "Unknown judge 'nope'.*endpoint:MEASURE"), ("truth,truth=/x", "stands twice"),
+    ("nope", "Unknown judge 'nope'.*endpoint:MEASURE"), ("truth,truth=/x", "appears twice"),
     ("sentiment", "needs a checkpoint"), ("refusal_prefixes=/x", "Unknown judge"),
     ("endpoint:harmless", "config.endpoint.url"), ("endpoint:odd", "expected one of harmless"),
     ("preference:nowhere=demo", "No preference")])

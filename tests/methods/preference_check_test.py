@@ -14,7 +14,7 @@ from rain_jax.demo import world
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.methods import preference_check
 from rain_jax.views import check_page
-from rain_jax.methods.session import Setting
+from rain_jax.methods.session import SessionConfig
 from rain_jax.types import DataError
 from rain_jax.tasks import Record
 from rain_jax.text import formats
@@ -34,8 +34,8 @@ EXAMPLES = [
 
 def test_margins_are_those_of_whole_texts(checkpoint):
   loaded = loading.load(str(checkpoint))
-  setting = Setting(formats.DIALOGUE, MINE, search_config("harmless", {}, HiddenStates()), batch_size=2)
-  found = preference_check.margins(loaded, setting, EXAMPLES)
+  session_config = SessionConfig(formats.DIALOGUE, MINE, search_config("harmless", {}, HiddenStates()), batch_size=2)
+  found = preference_check.margins(loaded, session_config, EXAMPLES)
   assert found.shape == (3, 2)
   compiled = preferences.compile_preference(MINE, loaded.tokenizer)
   spoken = [" sat on a mat,", " It was gone far away.", "\nYes"]

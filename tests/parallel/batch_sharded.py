@@ -19,7 +19,7 @@ from rain_jax.models.loading import load
 from rain_jax.methods import best_of_n, rain, vanilla
 from rain_jax.models import forward, unembed
 from rain_jax.models.sharding import make_mesh
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods.session import Session, SessionConfig
 
 TOLERANCE = 1e-4
 SMALL = dict(max_nodes=128, max_visited=16, max_path=4, max_iterations=4, extra_iterations=2,
@@ -31,17 +31,17 @@ def session_of(folder, records, mesh):
 
   Devices that share two cores meet slowly: many prompts go many at a time, by fewer meetings.
   """
-  setting = Setting(
+  session_config = SessionConfig(
       format=tasks.find_task("dialogue").format,
       preference=preferences.load_preference("harmless"),
       search=search_config("harmless", SMALL, HiddenStates()),
       max_prompt=64, max_response=12, batch_size=8 if len(records) < 32 else 32)
   mesh_of = lambda config: mesh and make_mesh(mesh[1], mesh[0], config.num_kv_heads)
-  return Session(load(str(folder), mesh_of=mesh_of), setting, records)
+  return Session(load(str(folder), mesh_of=mesh_of), session_config, records)
 
 
 def logits_of(session):
-  """Logits behind every token of the first prompts, read by the sharded model."""
+  """Logits after every token of the first prompts, read by the sharded model."""
   lm, tokens = session.lm, np.zeros((8, 32), np.int32)
   for row, query in enumerate(session.queries[:8]):
     tokens[row, : len(query.proposing[:32])] = query.proposing[:32]
@@ -92,7 +92,7 @@ def check_collectives(session, spread):
   state = jax.tree.map(
       lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, spread.shardings)
   lowered = decode.advance.lower(
-      state, session.lm, session.params, session.setting.search, 16, spread=spread)
+      state, session.lm, session.params, session.config.search, 16, spread=spread)
   text = lowered.compile().as_text()
   lines = [line for line in text.splitlines()
            if re.search(r" ((ragged-)?all-[\w-]+|collective-[\w-]+|reduce-scatter)(-start)?\(", line)]

@@ -20,7 +20,7 @@ from rain_jax.models.llama import abstract_model, forward
 from rain_jax.models.sharding import flatten, mesh_shape, shardings
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.preferences import CompiledPreference
-from rain_jax.parallel.batch_sharding import Spread
+from rain_jax.parallel.batch_sharding import BatchSharding
 
 
 def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
@@ -67,11 +67,11 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
 
   make = lambda batch: decode.init(batch, lm.init(batch, jnp.bfloat16), lm.search,
                                    lm.embedding_size, lm.max_response)
-  spread = Spread.of(mesh, make, lambda state: lm.head_specs(state, mesh))
+  spread = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh))
   state = jax.eval_shape(lambda: make(BATCH))
   parts = jax.tree.map(lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, spread.shardings)
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
-  assert parts.model.proposing.context.keys == parts.model.judging.pool.values == 128
+  assert parts.model.proposing.context.keys == parts.model.evaluating.pool.values == 128
 
   needed = memory_plan.plan(model, lm, BATCH, mesh=mesh)
   assert needed.parts["weights"] == arrays.nbytes(model.params, shardings(model, mesh))
@@ -94,7 +94,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
       model=abstract(model.params, shardings(model, mesh)),
       tables=jax.tree.map(like, tables_of(config.vocab_size)),
       proposing_prefix=abstract(none, prefix_places),
-      judging_prefix=abstract(prefix, prefix_places),
+      evaluating_prefix=abstract(prefix, prefix_places),
       override=jax.tree.map(lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), self_evaluation.Override()),
       embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
   )

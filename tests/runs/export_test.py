@@ -25,7 +25,7 @@ def searched(response, verdict, *visits):
       recording.Frame(i, recording.SEARCH, [recording.Visit(0, value, text, "eos" if text else "running", text)])
       for i, (text, value) in enumerate(visits)
   ]
-  return tree_page_test.made_trace(nodes, frames, response=response, verdict=verdict).as_json()
+  return tree_page_test.made_recording(nodes, frames, response=response, verdict=verdict).as_json()
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def workdir(tmp_path):
   line("a", "dialogue", method="vanilla", response="other", history=["hello", "well"], verdict=0.0)
   line("none", "dialogue")
   line("none", "dialogue", method="best_of_n", response="awful", verdict=-1.0)
-  out.keep_tree("dialogue", "a", searched("good é", 1.0, ("so-so", 0.0), (None, 1.0), ("bad", -1.0), ("worse", -1.0)))
-  out.keep_tree("odd", "a", searched("bad", -1.0, ("good", 1.0), ("bad", 1.0), ("great", 1.0)))
-  out.keep_tree("dialogue", "same", searched("good é", 1.0, ("also good", 1.0)))
+  out.keep_recording("dialogue", "a", searched("good é", 1.0, ("so-so", 0.0), (None, 1.0), ("bad", -1.0), ("worse", -1.0)))
+  out.keep_recording("odd", "a", searched("bad", -1.0, ("good", 1.0), ("bad", 1.0), ("great", 1.0)))
+  out.keep_recording("dialogue", "same", searched("good é", 1.0, ("also good", 1.0)))
   out.close()
   return tmp_path
 

@@ -16,7 +16,7 @@ from rain_jax.methods.session import Response
 from rain_jax.types import DataError
 from rain_jax.tasks import Record
 
-SETTING = dataclasses.replace(api.setting_of("harmless", api_test.CONFIG), max_prompt=128)
+SETTING = dataclasses.replace(api.make_session_config("harmless", api_test.CONFIG), max_prompt=128)
 
 
 @pytest.fixture(scope="module")

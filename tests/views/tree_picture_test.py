@@ -25,7 +25,7 @@ def searched(texts):
       recording.Frame(0, recording.SEARCH, [recording.Visit(1, -1.0, "", "running")], changed=changed),
       recording.Frame(1, recording.SEARCH, [recording.Visit(2, 1.0, "", "running")]),
       recording.Frame(1, recording.COMMIT, node=2, reason="trusted", changed=[[2, 9.0, 9, 1.0, 0.0]])]
-  return tree_page_test.made_trace(nodes, frames)
+  return tree_page_test.made_recording(nodes, frames)
 
 
 def boxes(svg):
@@ -57,4 +57,4 @@ def test_hostile_text_stays_text_and_no_box_covers_another():
 
 def test_a_search_without_a_move_has_no_picture():
   with pytest.raises(DataError, match="made no move"):
-    tree_picture.draw(tree_page_test.made_trace([recording.Node(-1, 0, [], "", "running", 0)], []))
+    tree_picture.draw(tree_page_test.made_recording([recording.Node(-1, 0, [], "", "running", 0)], []))
