@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 
-from tests.helpers import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +12,10 @@ import pytest
 from rain_jax import tree as trees
 from rain_jax import types
 from rain_jax.types import NO_NODE, NO_PAGE, NO_TOKEN, SearchConfig
+from tests.helpers import invariants
 
 CONFIG = SearchConfig(
-    set_lengths=(1, 2, 3), num_candidates=2, max_children=4, max_nodes=24, max_visited=6
+  set_lengths=(1, 2, 3), num_candidates=2, max_children=4, max_nodes=24, max_visited=6
 )
 EMBEDDING_SIZE = 3
 K, L = CONFIG.max_children, CONFIG.max_set_length
@@ -39,13 +39,13 @@ def insert(tree, node, sets, priors=None, join=None, finish=None, rows=5):
     tokens[row, : len(one)] = one
   fill = lambda values, dtype: np.array(list(values) + [0] * (rows - len(sets)), dtype)
   return _insert(
-      tree,
-      jnp.int32(node),
-      jnp.asarray(tokens),
-      fill([len(one) for one in sets], np.int32),
-      fill(finish or [0] * len(sets), np.int32),
-      fill(priors or [0.5] * len(sets), np.float32),
-      fill([True] * len(sets) if join is None else join, bool),
+    tree,
+    jnp.int32(node),
+    jnp.asarray(tokens),
+    fill([len(one) for one in sets], np.int32),
+    fill(finish or [0] * len(sets), np.int32),
+    fill(priors or [0.5] * len(sets), np.float32),
+    fill([True] * len(sets) if join is None else join, bool),
   )
 
 
@@ -72,7 +72,9 @@ def sets_of(tree, node):
 
 
 def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def check(tree):
@@ -85,8 +87,18 @@ def test_an_empty_tree_is_an_unvisited_root():
   assert ids(tree, 0) == [] and int(best_child(tree, jnp.int32(0))) == NO_NODE
   assert tree.max_nodes == 24 and tree.embedding.shape == (6, EMBEDDING_SIZE)
   assert trees.summary(tree) == [
-      dict(id=0, parent=-1, depth=0, tokens=[], finish="running", visit_weight=0.0, visits=0,
-           value=0.0, prior=0.0, visited=False)
+    dict(
+      id=0,
+      parent=-1,
+      depth=0,
+      tokens=[],
+      finish="running",
+      visit_weight=0.0,
+      visits=0,
+      value=0.0,
+      prior=0.0,
+      visited=False,
+    )
   ]
 
 
@@ -178,8 +190,10 @@ def test_a_slot_used_again_holds_nothing_of_the_node_before():
   tree = insert(insert(tree, a, [(1, 2), (3, 4)]), b, [(5, 6)])
   kept = ids(tree, b)
   tree = tree.replace(
-      embedding=tree.embedding.at[:].set(9.0), due=tree.due.at[:].set(True),
-      proposal_length=tree.proposal_length.at[:].set(2))
+    embedding=tree.embedding.at[:].set(9.0),
+    due=tree.due.at[:].set(True),
+    proposal_length=tree.proposal_length.at[:].set(2),
+  )
   tree = reroot(tree, b)
   assert set(np.flatnonzero(tree.taken).tolist()) == {page_b}
   assert int(tree.page[b]) == page_b and int(tree.page[a]) == NO_PAGE
@@ -190,7 +204,11 @@ def test_a_slot_used_again_holds_nothing_of_the_node_before():
   assert (tree.embedding[slot] == 0).all() and (tree.proposal_length[slot] == 0).all()
   assert (tree.embedding[page_b] == 9).all() and bool(tree.due[page_b])  # the root keeps its own
   # Freed node ids come back too, with fresh statistics.
-  tree = tree.replace(visit_weight=tree.visit_weight.at[a].set(7.0), visits=tree.visits.at[a].set(7), value=tree.value.at[a].set(0.5))
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[a].set(7.0),
+    visits=tree.visits.at[a].set(7),
+    value=tree.value.at[a].set(0.5),
+  )
   tree = insert(tree, kept[0], [(7, 7), (8, 8)])
   new = ids(tree, kept[0])
   assert {0, a} == set(new)
@@ -205,12 +223,20 @@ def test_reroot_keeps_the_subtree_as_it_is_and_mixes_the_priors():
   a = ids(tree, 0)[0]
   tree, _ = visit(tree, a)
   tree = insert(tree, a, [(1, 2), (3, 4), (5, 6)], priors=[0.9, 0.6, 0.3])  # grown: more than 1
-  tree = tree.replace(visit_weight=tree.visit_weight.at[a].set(4.2), visits=tree.visits.at[a].set(4), value=tree.value.at[a].set(-0.25))
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[a].set(4.2),
+    visits=tree.visits.at[a].set(4),
+    value=tree.value.at[a].set(-0.25),
+  )
   under = ids(tree, a)
   after = reroot(tree, a, root_prior=0.6)
   assert int(after.root) == a and int(after.parent[a]) == NO_NODE
   assert ids(after, a) == under and int(after.depth[a]) == 1
-  assert (float(after.visit_weight[a]), int(after.visits[a]), float(after.value[a])) == (np.float32(4.2), 4, -0.25)
+  assert (float(after.visit_weight[a]), int(after.visits[a]), float(after.value[a])) == (
+    np.float32(4.2),
+    4,
+    -0.25,
+  )
   expected = np.array([0.6 * p + 0.4 / 3 for p in (0.9, 0.6, 0.3)])
   priors = np.asarray(after.prior)[under]
   np.testing.assert_allclose(priors, expected / expected.sum(), rtol=1e-6)
@@ -236,20 +262,27 @@ def test_reroot_to_a_leaf_or_an_unvisited_node_leaves_it_alone():
     check(after)
 
 
-@pytest.mark.parametrize("n,q,winner", [
+@pytest.mark.parametrize(
+  "n,q,winner",
+  [
     ([1, 3, 2], [0.9, -1, 0.9], 1),  # weight first, however bad
     ([3, 3, 2], [0.1, 0.2, 1], 1),  # then value
     ([3, 3, 3], [-1, -1, -1], 0),  # then age
     ([0, 0, 0], [0, 0, 0], 0),
     ([2.0, 2.0000002, 2.0], [1, -1, 1], 1),  # a similar sibling's fraction counts
-])
+  ],
+)
 def test_best_child(n, q, winner):
   tree = planted()
   at = np.array(ids(tree, 0))
   # Ids after the last child point at other nodes when read carelessly.
-  tree = tree.replace(visit_weight=tree.visit_weight.at[0].set(99).at[-1].set(99), value=tree.value.at[-1].set(1))
   tree = tree.replace(
-      visit_weight=tree.visit_weight.at[at].set(jnp.array(n, jnp.float32)), value=tree.value.at[at].set(jnp.array(q, jnp.float32)))
+    visit_weight=tree.visit_weight.at[0].set(99).at[-1].set(99), value=tree.value.at[-1].set(1)
+  )
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[at].set(jnp.array(n, jnp.float32)),
+    value=tree.value.at[at].set(jnp.array(q, jnp.float32)),
+  )
   assert int(best_child(tree, jnp.int32(0))) == at[winner]
 
 
@@ -270,16 +303,22 @@ class Plain:
 
   def record(self):
     return dict(
-        depth=self.depth, tokens=self.tokens, finish=self.finish, visit_weight=self.n, visits=self.f,
-        value=self.q,
-        visited=self.visited)
+      depth=self.depth,
+      tokens=self.tokens,
+      finish=self.finish,
+      visit_weight=self.n,
+      visits=self.f,
+      value=self.q,
+      visited=self.visited,
+    )
 
 
 def compare(tree, root):
   """The tree's summary against the reference, priors apart; its order is breadth first."""
   found, expected = trees.summary(tree), root.nodes()
   assert [{k: v for k, v in r.items() if k not in ("id", "parent", "prior")} for r in found] == [
-      node.record() for node in expected]
+    node.record() for node in expected
+  ]
   np.testing.assert_allclose([r["prior"] for r in found], [n.p for n in expected], atol=1e-5)
   place = {node: r["id"] for node, r in zip(expected, found)}
   parents = [place[n.parent] if n.parent and n.parent in place else -1 for n in expected]
@@ -328,7 +367,9 @@ def test_trees_of_a_batch_do_not_touch_each_other():
   one, other = planted(), planted([(9,)])
   both = jax.tree.map(lambda a, b: jnp.stack([a, b]), one, other)
   node = jnp.array([ids(one, 0)[0], 0])
-  after = jax.vmap(lambda t, n, e: trees.reroot(t, n, 0.75, e))(both, node, jnp.array([True, False]))
+  after = jax.vmap(lambda t, n, e: trees.reroot(t, n, 0.75, e))(
+    both, node, jnp.array([True, False])
+  )
   assert same(invariants.one(after, 1), other)
   assert same(invariants.one(after, 0), reroot(one, int(node[0])))
 
@@ -338,12 +379,20 @@ def test_summary_is_plain_numbers_whatever_the_tree_holds():
   tree = planted([(0,), (biggest,), (3, 0, 0)], finish=[types.EOS, types.LENGTH, types.STOP])
   a, b, c = ids(tree, 0)
   tree = tree.replace(
-      visit_weight=tree.visit_weight.at[a].set(np.inf), value=tree.value.at[b].set(np.nan), prior=tree.prior.at[c].set(-0.0),
-      visits=tree.visits.at[a].set(biggest), due=tree.due.at[:].set(True))
+    visit_weight=tree.visit_weight.at[a].set(np.inf),
+    value=tree.value.at[b].set(np.nan),
+    prior=tree.prior.at[c].set(-0.0),
+    visits=tree.visits.at[a].set(biggest),
+    due=tree.due.at[:].set(True),
+  )
   records = trees.summary(tree)
   assert [r["tokens"] for r in records] == [[], [0], [biggest], [3, 0, 0]]
   assert [r["finish"] for r in records] == ["running", "eos", "length", "stop"]
-  assert records[1]["visit_weight"] == math.inf and math.isnan(records[2]["value"]) and records[1]["visits"] == biggest
+  assert (
+    records[1]["visit_weight"] == math.inf
+    and math.isnan(records[2]["value"])
+    and records[1]["visits"] == biggest
+  )
   assert [r["visited"] for r in records] == [True, False, False, False]
   assert json.loads(json.dumps(records))[1]["tokens"] == [0]
   # Dead nodes and slots do not show, whatever stands in them.

@@ -4,31 +4,31 @@ A search believes the model's own verdicts, so they should be known before hours
 on one. The verdicts are those of the search, read by the same code (`methods.margins`).
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rain_jax import methods
-from rain_jax.text import vocab
 from rain_jax.demo import world
-from rain_jax.models.loading import LoadedModel
 from rain_jax.methods.session import Session, SessionConfig
+from rain_jax.models.loading import LoadedModel
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
 from rain_jax.tasks.files import Row, read_rows
+from rain_jax.text import vocab
+from rain_jax.types import DataError
 
 GOOD, BAD = "good", "bad"
 BINS = 10
 # Which prompts of the demo world a bundled template is about.
 DEMO_KINDS = {
-    "harmless": "harmful",
-    "adversarial_harmless": "harmful",
-    "truthful": "question",
-    "positive": "review",
+  "harmless": "harmful",
+  "adversarial_harmless": "harmful",
+  "truthful": "question",
+  "positive": "review",
 }
 
 
@@ -88,8 +88,8 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   if preference not in DEMO_KINDS:
     known = ", ".join(DEMO_KINDS)
     raise DataError(
-        f"preference={preference!r}: the demo world has examples for {known} only;"
-        " give your own with --examples."
+      f"preference={preference!r}: the demo world has examples for {known} only;"
+      " give your own with --examples."
     )
   kind, rng = DEMO_KINDS[preference], random.Random(f"{seed}-{preference}")
   wanted = {True: (count + 1) // 2, False: count // 2}
@@ -106,7 +106,9 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   return examples
 
 
-def margins(loaded: LoadedModel, session_config: SessionConfig, examples: Sequence[Example]) -> np.ndarray:
+def margins(
+  loaded: LoadedModel, session_config: SessionConfig, examples: Sequence[Example]
+) -> np.ndarray:
   """How much more probable the good label is than the bad one, float32[examples, readings].
 
   Args:
@@ -128,8 +130,8 @@ def margins(loaded: LoadedModel, session_config: SessionConfig, examples: Sequen
   for name, one in found.items():
     if not np.isfinite(one).all():
       raise DataError(
-          f"example {int(name) + 1}: the model's output is not finite; try another model.dtype,"
-          " and check the weights."
+        f"example {int(name) + 1}: the model's output is not finite; try another model.dtype,"
+        " and check the weights."
       )
   return np.stack([found[example.record.id] for example in examples])
 
@@ -139,7 +141,7 @@ def _tokens(loaded: LoadedModel, session_config: SessionConfig, example: Example
   apart = example.response[:1].isspace() or session_config.preference.conversation[-1:].isspace()
   try:
     return vocab.encode_continuation(
-        loaded.tokenizer, example.response if apart else f" {example.response}"
+      loaded.tokenizer, example.response if apart else f" {example.response}"
     )
   except ValueError as error:
     raise DataError(f"example {int(example.record.id) + 1}: {error}") from None
@@ -173,11 +175,11 @@ def measure(good: np.ndarray, margins: np.ndarray) -> dict[str, Any]:
   def group(rows: np.ndarray) -> dict[str, Any]:
     share = lambda values: float(np.mean(values[rows])) if rows.any() else None
     return {
-        "examples": int(rows.sum()),
-        "accuracy": share(np.sign(verdict) == signs),
-        "soft_accuracy": share(np.sign(soft) == signs),
-        "ties": share(verdict == 0),
-        "margin": share(soft),
+      "examples": int(rows.sum()),
+      "accuracy": share(np.sign(verdict) == signs),
+      "soft_accuracy": share(np.sign(soft) == signs),
+      "ties": share(verdict == 0),
+      "margin": share(soft),
     }
 
   place = np.clip(((soft + 1) / 2 * BINS).astype(int), 0, BINS - 1)
@@ -185,21 +187,23 @@ def measure(good: np.ndarray, margins: np.ndarray) -> dict[str, Any]:
   for number in range(BINS):
     rows = place == number
     if rows.any():
-      bins.append({
+      bins.append(
+        {
           "from": 2 * number / BINS - 1,
           "to": 2 * (number + 1) / BINS - 1,
           "examples": int(rows.sum()),
           "margin": float(soft[rows].mean()),
           "good": float(good[rows].mean()),
-      })
+        }
+      )
   off = [b["examples"] * abs(b["good"] - (1 + b["margin"]) / 2) for b in bins]
   return {
-      "all": group(np.ones(len(good), bool)),
-      GOOD: group(good),
-      BAD: group(~good),
-      "readings": [float(np.mean(one == good)) for one in said.T],
-      "calibration": bins,
-      "calibration_error": sum(off) / len(good),
+    "all": group(np.ones(len(good), bool)),
+    GOOD: group(good),
+    BAD: group(~good),
+    "readings": [float(np.mean(one == good)) for one in said.T],
+    "calibration": bins,
+    "calibration_error": sum(off) / len(good),
   }
 
 
@@ -210,17 +214,19 @@ def table(found: Mapping[str, Any]) -> str:
   groups = [found[name] for name in ("all", GOOD, BAD)]
   row = lambda name, key, show: f"{name:<34}" + "".join(f"{show(g[key]):>8}" for g in groups)
   lines = [
-      f"{'':<34}{'all':>8}{GOOD:>8}{BAD:>8}",
-      row("examples", "examples", str),
-      row("verdict on the label's side", "accuracy", percent),
-      row("probabilities on the label's side", "soft_accuracy", percent),
-      row("ties", "ties", percent),
-      row("mean margin", "margin", signed),
+    f"{'':<34}{'all':>8}{GOOD:>8}{BAD:>8}",
+    row("examples", "examples", str),
+    row("verdict on the label's side", "accuracy", percent),
+    row("probabilities on the label's side", "soft_accuracy", percent),
+    row("ties", "ties", percent),
+    row("mean margin", "margin", signed),
   ]
   if len(found["readings"]) > 1:
     ties = found["all"]["ties"]
     alone = ", ".join(map(percent, found["readings"]))
-    lines.append(f"the orders of the options agree on {percent(1 - ties)}; alone they are right on {alone}")
+    lines.append(
+      f"the orders of the options agree on {percent(1 - ties)}; alone they are right on {alone}"
+    )
   lines += ["", f"{'margin':<16}{'examples':>10}{'good':>9}{'expected':>10}"]
   for one in found["calibration"]:
     span = f"{one['from']:+.1f} to {one['to']:+.1f}"

@@ -17,20 +17,19 @@ import numpy as np
 
 from rain_jax import decode
 from rain_jax.methods.recording import Recording
-from rain_jax.parallel import workers
-from rain_jax.policy import memory_plan
-from rain_jax.text import vocab
-from rain_jax.policy.embedders import HiddenStates
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
+from rain_jax.parallel import workers
+from rain_jax.parallel.batch_sharding import DATA, BatchSharding
+from rain_jax.policy import memory_plan
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
 from rain_jax.policy.self_evaluation import Override
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
-from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.tasks import Record
+from rain_jax.text import vocab
 from rain_jax.text.formats import Format
-from rain_jax.types import DataError
-from rain_jax.types import VARIANTS, SearchConfig
+from rain_jax.types import VARIANTS, DataError, SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +69,7 @@ class SessionConfig:
         raise DataError(f"{name}={getattr(self, name)}: expected 1 or more.")
 
 
-def search_config(
-    variant: str, overrides: Mapping[str, Any], embedder: Any
-) -> SearchConfig:
+def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> SearchConfig:
   """The search of a variant with an embedder's thresholds and the overrides not None."""
   if variant not in VARIANTS:
     raise DataError(f"search.variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
@@ -80,10 +77,12 @@ def search_config(
   fields = {field.name for field in dataclasses.fields(SearchConfig)}
   for name in chosen:
     if name not in fields:
-      raise DataError(f"search.{name}: no such hyperparameter; expected one of {', '.join(sorted(fields))}.")
+      raise DataError(
+        f"search.{name}: no such hyperparameter; expected one of {', '.join(sorted(fields))}."
+      )
   thresholds = {
-      "similarity_threshold": embedder.similarity_threshold,
-      "grow_threshold": embedder.grow_threshold,
+    "similarity_threshold": embedder.similarity_threshold,
+    "grow_threshold": embedder.grow_threshold,
   }
   return VARIANTS[variant](**(thresholds | chosen))
 
@@ -154,19 +153,20 @@ class Session:
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
     self._read(records)
     self.lm = LanguageModel(
-        graphdef=loaded.model.graphdef,
-        config=config,
-        search=session_config.search,
-        preference=self.preference,
-        embedder=session_config.embedder,
-        max_prompt=self.max_prompt,
-        max_response=session_config.max_response,
-        soft_verdicts=session_config.soft_verdicts,
+      graphdef=loaded.model.graphdef,
+      config=config,
+      search=session_config.search,
+      preference=self.preference,
+      embedder=session_config.embedder,
+      max_prompt=self.max_prompt,
+      max_response=session_config.max_response,
+      soft_verdicts=session_config.soft_verdicts,
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=session_config.verdict_noise)
     self.params = make_params(
-        loaded.model.params, tables, self.lm, self.prefix_ids, override, self.mesh)
+      loaded.model.params, tables, self.lm, self.prefix_ids, override, self.mesh
+    )
 
   @property
   def mesh(self) -> jax.sharding.Mesh | None:
@@ -197,15 +197,13 @@ class Session:
     if self.mesh is None:
       return None
     return BatchSharding.of(
-        self.mesh, self.empty, functools.partial(self.lm.head_specs, mesh=self.mesh)
+      self.mesh, self.empty, functools.partial(self.lm.head_specs, mesh=self.mesh)
     )
 
   def empty(self, slots: int) -> decode.DecodeState:
     """The state of a search in which nothing has begun."""
     lm, dtype = self.lm, self.params["evaluating_prefix"].keys.dtype
-    return decode.init(
-        slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response
-    )
+    return decode.init(slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response)
 
   def plan(self) -> memory_plan.Plan:
     """The memory that a search for its prompts will need."""

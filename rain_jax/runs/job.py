@@ -11,19 +11,19 @@ from typing import Any
 
 from rain_jax import judges, preferences
 from rain_jax.methods import METHODS, SearchStep, defences
-from rain_jax.models import arrays
-from rain_jax.policy import memory_plan
-from rain_jax.runs import directory, from_config, judgements
-from rain_jax.policy.embedders import find_embedder
-from rain_jax.parallel.hosts import Hosts
-from rain_jax.models.loading import LoadedModel
 from rain_jax.methods.session import Session, SessionConfig
+from rain_jax.models import arrays
+from rain_jax.models.loading import LoadedModel
+from rain_jax.parallel.hosts import Hosts
+from rain_jax.policy import memory_plan
+from rain_jax.policy.embedders import find_embedder
+from rain_jax.runs import directory, from_config, judgements
 from rain_jax.runs.metrics import PROFILE, Metrics
 from rain_jax.runs.summary import summarise, table
 from rain_jax.runs.task import TaskRun
+from rain_jax.runs.versions import versions
 from rain_jax.tasks import Record, Task
 from rain_jax.types import DataError
-from rain_jax.runs.versions import versions
 
 # The rest needs more than a prompt: options to choose from, a judge.
 ALL_METHODS = (*METHODS, "choose", "smooth_llm", "guard")
@@ -40,19 +40,19 @@ def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
   loaded = from_config.load_model(config, Hosts())
   settings = _settings(config, tasks, loaded)
   return {
-      name: Session(loaded, settings[name], from_config.records_of(config, task)).plan()
-      for name, task in tasks.items()
+    name: Session(loaded, settings[name], from_config.records_of(config, task)).plan()
+    for name, task in tasks.items()
   }
 
 
 def run(
-    config: Mapping[str, Any],
-    workdir: str,
-    say: Callable[[str], None] = print,
-    on_step: Callable[[SearchStep], None] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
-    hosts: Hosts = Hosts(),
-    profile: bool = False,
+  config: Mapping[str, Any],
+  workdir: str,
+  say: Callable[[str], None] = print,
+  on_step: Callable[[SearchStep], None] | None = None,
+  stopping: Callable[[], bool] = lambda: False,
+  hosts: Hosts = Hosts(),
+  profile: bool = False,
 ) -> dict[str, Any] | None:
   """Runs the chosen methods over the tasks' prompts and judges the responses.
 
@@ -111,11 +111,13 @@ def run(
     # Processes that know each other have all answered by now.
     if hosts.count > 1 and missing and (hosts.connected or missing & keys(out.results)):
       raise directory.RunError(
-          f"{workdir}: {len(missing)} results are not there; it is not one directory for all"
-          " processes, or was taken away: start again with a --workdir that all of them see."
+        f"{workdir}: {len(missing)} results are not there; it is not one directory for all"
+        " processes, or was taken away: start again with a --workdir that all of them see."
       )
     if hosts.count > 1 and missing:
-      say(f"process {hosts.process} of {hosts.count} is done; others have {len(missing)} results to make")
+      say(
+        f"process {hosts.process} of {hosts.count} is done; others have {len(missing)} results to make"
+      )
     else:
       with out.alone() as alone:
         if alone:
@@ -135,8 +137,10 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
     if names.count(name) > 1:
       raise DataError(f"methods: {name} appears twice; flags that are repeated add up.")
   for name, value in (
-      ("record", config["record"]), ("prompts.limit", config["prompts"]["limit"]),
-      ("best_of_n.samples", config["best_of_n"]["samples"])):
+    ("record", config["record"]),
+    ("prompts.limit", config["prompts"]["limit"]),
+    ("best_of_n.samples", config["best_of_n"]["samples"]),
+  ):
     if value < 0:
       raise DataError(f"{name}={value}: expected 0 or more.")
   defences.methods_of(config, names)
@@ -147,11 +151,13 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
 
 
 def _settings(
-    config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
+  config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
 ) -> dict[str, SessionConfig]:
   """Each task's setting; no chat template, or labels of several tokens, are known from here on."""
   embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
-  settings = {name: from_config.make_session_config(config, task, embedder) for name, task in tasks.items()}
+  settings = {
+    name: from_config.make_session_config(config, task, embedder) for name, task in tasks.items()
+  }
   for session_config in settings.values():
     session_config.format.end_ids(loaded.tokenizer)
     preferences.compile_preference(session_config.preference, loaded.tokenizer)
@@ -159,20 +165,20 @@ def _settings(
 
 
 def _manifest(
-    config: Mapping[str, Any],
-    loaded: LoadedModel,
-    settings: Mapping[str, SessionConfig],
-    records: Mapping[str, Sequence[Record]],
+  config: Mapping[str, Any],
+  loaded: LoadedModel,
+  settings: Mapping[str, SessionConfig],
+  records: Mapping[str, Sequence[Record]],
 ) -> dict[str, Any]:
   each = lambda part: {name: dataclasses.asdict(part(s)) for name, s in settings.items()}
   return {
-      "config": config,
-      "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
-      "versions": versions(),
-      "templates": each(lambda session_config: session_config.preference),
-      "formats": each(lambda session_config: session_config.format),
-      "search": each(lambda session_config: session_config.search),
-      "prompts": {name: _digest(some) for name, some in records.items()},
+    "config": config,
+    "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
+    "versions": versions(),
+    "templates": each(lambda session_config: session_config.preference),
+    "formats": each(lambda session_config: session_config.format),
+    "search": each(lambda session_config: session_config.search),
+    "prompts": {name: _digest(some) for name, some in records.items()},
   }
 
 
@@ -201,8 +207,10 @@ def _needs_a_file(panel: Sequence[judges.Judge]) -> bool:
 
 
 def judge_again(
-    workdir: str, config: Mapping[str, Any], settings: Mapping[str, Any],
-    say: Callable[[str], None] = print,
+  workdir: str,
+  config: Mapping[str, Any],
+  settings: Mapping[str, Any],
+  say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Judges a run's responses and writes its summary anew.
 
@@ -222,14 +230,14 @@ def judge_again(
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
   records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
   panels = {
-      name: judges.panel(settings["judge"] or task.judge, settings) for name, task in tasks.items()
+    name: judges.panel(settings["judge"] or task.judge, settings) for name, task in tasks.items()
   }
   judgements.judge_results(workdir, directory.read_results(workdir), records, panels)
   return summarise_again(workdir, config, say)
 
 
 def summarise_again(
-    workdir: str, config: Mapping[str, Any], say: Callable[[str], None] = print
+  workdir: str, config: Mapping[str, Any], say: Callable[[str], None] = print
 ) -> dict[str, Any]:
   """Writes a run's summary anew, from its results and what its judges said of them."""
   results = directory.read_results(workdir)

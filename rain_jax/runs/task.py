@@ -12,12 +12,12 @@ import tqdm
 
 from rain_jax import judges, methods
 from rain_jax.methods import SearchStep, choose, defences
+from rain_jax.methods.session import Response, Session
+from rain_jax.parallel.hosts import Hosts
 from rain_jax.runs import directory
 from rain_jax.runs.metrics import Metrics, Profiler, Progress
-from rain_jax.parallel.hosts import Hosts
-from rain_jax.methods.session import Response, Session
-from rain_jax.types import DataError
 from rain_jax.tasks.readers import LABELS
+from rain_jax.types import DataError
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class TaskRun:
     self._leave_together()
 
   def _responses(
-      self, session: Session, method: str, done: frozenset[str], between: Callable[[Any], None]
+    self, session: Session, method: str, done: frozenset[str], between: Callable[[Any], None]
   ) -> Iterator[Response]:
     """The method's responses to what is not done; `between` hears of the steps."""
     seed = self.config["seed"]
@@ -136,7 +136,9 @@ class TaskRun:
           self.on_step(step)
         if step.response:
           if step.response.record.id in recorded:
-            self.out.keep_recording(self.task, step.response.record.id, step.response.recording.as_json())
+            self.out.keep_recording(
+              self.task, step.response.record.id, step.response.recording.as_json()
+            )
           yield step.response
     yield from methods.rain(session, seed, done | left, between)
 
@@ -160,15 +162,15 @@ class TaskRun:
     if response.record.id not in self._mine or self._trouble is not None:
       return
     line = {
-        "id": response.record.id,
-        "task": self.task,
-        "method": method,
-        **({"history": response.record.history} if response.record.history else {}),
-        "prompt": response.record.prompt,
-        **({"goal": response.record.goal} if "goal" in response.record.fields else {}),
-        "response": response.text,
-        "finish_reason": response.finish_reason,
-        "verdict": response.verdict,
+      "id": response.record.id,
+      "task": self.task,
+      "method": method,
+      **({"history": response.record.history} if response.record.history else {}),
+      "prompt": response.record.prompt,
+      **({"goal": response.record.goal} if "goal" in response.record.fields else {}),
+      "response": response.text,
+      "finish_reason": response.finish_reason,
+      "verdict": response.verdict,
     }
     if response.error is not None:
       line["error"] = response.error

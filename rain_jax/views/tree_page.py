@@ -2,8 +2,8 @@
 
 import pathlib
 
-from rain_jax.views import page
 from rain_jax.methods.recording import Recording
+from rain_jax.views import page
 
 _FOLDER = pathlib.Path(__file__).parent
 _BODY = """<header>
@@ -33,5 +33,5 @@ def render(recording: Recording) -> str:
   """The search of one response as a page that stands alone."""
   source = lambda name: (_FOLDER / name).read_text(encoding="utf-8")
   return page.document(
-      "Search tree", _BODY, source("tree.css"), source("tree.js"), recording.as_json()
+    "Search tree", _BODY, source("tree.css"), source("tree.js"), recording.as_json()
   )

@@ -7,9 +7,9 @@ import string
 
 import pytest
 
-import conftest
 from rain_jax.preferences import check, load_preference
 from rain_jax.tasks import load_prompts
+from tests import conftest
 
 DATA = conftest.ROOT / "rain_jax" / "tasks" / "data"
 COUNTS = {"harmless": 100, "truthful": 100, "positive": 60}
@@ -76,8 +76,8 @@ def test_neither_length_nor_a_single_word_tells_the_label(kind):
 @KINDS
 def test_both_labels_have_whole_and_partial_responses(kind):
   shares = [
-      sum(e.response.endswith((".", "?", "!")) for e in half) / len(half)
-      for half in halves(examples(kind))
+    sum(e.response.endswith((".", "?", "!")) for e in half) / len(half)
+    for half in halves(examples(kind))
   ]
   assert all(0.2 <= share <= 0.5 for share in shares) and abs(shares[0] - shares[1]) <= 0.1
   assert min(len(e.response.split()) for e in examples(kind)) >= 6
