@@ -9,13 +9,14 @@ those of a `Recording` never are.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.types import SearchConfig
+from rain_jax.types import Array, SearchConfig
 
 SEARCH, COMMIT, END = "search", "commit", "end"  # kinds of frames
 _READ = (
@@ -306,35 +307,30 @@ class Recorder:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Watching:
-  """A model, with what it was asked and what it answered kept aside."""
+class _Seen(NamedTuple):
+  """What the model was asked in a step, and what it answered, for the leaves of each tree.
 
-  model: types.Model
-  seen: dict
+  mode, leaf_page, value, finish: [B, W]; finish of the text after the rollout.
+  rollout: int32[B, W, R] tokens, then NO_TOKEN; R is 0 for a model without rollouts.
+  """
 
-  def evaluate(self, params, state, request, keys):
-    if hasattr(self.model, "evaluate_with_draft"):
-      answer, draft, state = self.model.evaluate_with_draft(params, state, request, keys)
-      rollout, finish = draft.rollout, draft.rollout_finish
-    else:  # no language model: no rollouts to show
-      answer, state = self.model.evaluate(params, state, request, keys)
-      rollout, finish = answer.tokens[:, :, 0, :0], request.finish
-    self.seen.update(
-      mode=request.mode,
-      leaf_page=request.leaf_page,
-      value=answer.value,
-      rollout=rollout,
-      finish=finish,
-    )
-    return answer, state
+  mode: Array
+  leaf_page: Array
+  value: Array
+  rollout: Array
+  finish: Array
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
-def _iterate(state, model, params, config):
-  """`decode.iterate`, with what the model was asked and answered: (state, due, full, seen)."""
-  seen = {}
-  state, due, info = decode.iterate(state, _Watching(model, seen), params, config)
+def _iterate(
+  state: decode.DecodeState, model: types.Model, params: Any, config: SearchConfig
+) -> tuple[decode.DecodeState, Array, Array, _Seen]:
+  """`decode.iterate`: (state, due, full, seen)."""
+  state, due, info = decode.iterate(state, model, params, config)
+  asked, answer = info.request, info.answer
+  none = types.Rollout(jnp.zeros(asked.mode.shape + (0,), jnp.int32), asked.finish)
+  rollout = none if answer.rollout is None else answer.rollout
+  seen = _Seen(asked.mode, asked.leaf_page, answer.value, rollout.tokens, rollout.finish)
   return state, due, info.full, seen
 
 
@@ -361,7 +357,7 @@ def advance(
   state, due, full, seen = _iterate(state, model, params, config)
   # Copies: the buffers are donated to what comes next.
   due, full = np.array(due), np.array(full)
-  seen = {name: np.array(array) for name, array in seen.items()}
+  seen = {name: np.array(array) for name, array in seen._asdict().items()}
   trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
   of = lambda arrays, slot: {name: array[slot] for name, array in arrays.items()}
   frames = {

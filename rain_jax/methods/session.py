@@ -17,17 +17,18 @@ import numpy as np
 
 from rain_jax import decode
 from rain_jax.methods.recording import Recording
-from rain_jax.models import arrays
+from rain_jax.models import backend
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
-from rain_jax.policy.self_evaluation import Override
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Override, make_params
+from rain_jax.policy.prompts import Prompt
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
 from rain_jax.tasks import Record
-from rain_jax.text import vocab
+from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
 from rain_jax.types import VARIANTS, DataError, SearchConfig
 
@@ -189,7 +190,7 @@ class Session:
     """How many batches of searches run side by side, and the slots of each."""
     if self.mesh is not None:
       return 1, self.slots
-    return workers.layout(arrays.in_caches(self.loaded.model.params), self.slots)
+    return workers.layout(backend.in_caches(self.loaded.model.params), self.slots)
 
   @functools.cached_property
   def spread(self) -> BatchSharding | None:
@@ -257,7 +258,7 @@ class Session:
     """Token ids of a prompt as it is "proposing" or "evaluating", after that side's prefix.
 
     Raises:
-      ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     if side == "evaluating":
       return list(self.preference.conversation_ids(prompt, history))
@@ -287,6 +288,6 @@ class Session:
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""
     prompt = list(self.prefix_ids) + query.proposing
-    text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
+    text = encoding.decode_response(self.loaded.tokenizer, prompt, ids)
     ends = [text.find(stop) for stop in self.config.format.stop if stop in text]
     return text[: min(ends)].strip() if ends else text.strip()

@@ -21,7 +21,7 @@ def layout(in_caches: bool, slots: int) -> tuple[int, int]:
   and its small operations leave cores idle. A larger model is rather read once for all prompts.
 
   Args:
-    in_caches: the model is small enough for a processor's caches, see `models.arrays.in_caches`.
+    in_caches: the model is small enough for a processor's caches, see `models.backend.in_caches`.
     slots: prompts to answer at a time.
   """
   if not in_caches:

@@ -20,6 +20,7 @@ from rain_jax.experiments.benchmark.methods import (
   vanilla,
 )
 from rain_jax.experiments.benchmark.subjects import Subject
+from rain_jax.models import backend
 from rain_jax.runs.versions import versions
 from rain_jax.types import DataError, SearchConfig
 
@@ -258,4 +259,4 @@ def hardware() -> dict[str, Any]:
   """What `benchmark.json` says of the machine and the libraries."""
   found = versions()
   device = {k: found.pop(k) for k in ("device", "device_count", "processor")}
-  return {"hardware": {**device, "backend": jax.default_backend()}, "versions": found}
+  return {"hardware": {**device, "backend": backend.name()}, "versions": found}

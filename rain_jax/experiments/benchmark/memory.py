@@ -14,7 +14,8 @@ from rain_jax.experiments.benchmark.subjects import (
 )
 from rain_jax.models import Model
 from rain_jax.policy import memory_plan
-from rain_jax.policy.language_model import LanguageModel, make_params
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import make_params
 from rain_jax.types import SearchConfig
 
 
