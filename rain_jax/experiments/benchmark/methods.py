@@ -12,6 +12,7 @@ import numpy as np
 
 from rain_jax import decode, types
 from rain_jax.parallel import workers
+from rain_jax.parallel.loops import while_any
 from rain_jax.policy import common, sampling, whole_responses
 from rain_jax.text import vocab
 from rain_jax.experiments.benchmark.subjects import Subject
@@ -62,7 +63,7 @@ def sample_without_cache(
   lots = jax.vmap(lambda key: jax.random.uniform(key, (lm.max_response,)))(keys)
 
   def unfinished(carry):
-    return (carry[2] == types.RUNNING).any()
+    return carry[2] == types.RUNNING
 
   def extend(carry):
     step, tokens, finish, text, forwarded = carry
@@ -78,7 +79,7 @@ def sample_without_cache(
 
   zeros = jnp.zeros(B, jnp.int32)
   carry = (jnp.int32(0), tokens, zeros, common.empty_text((B,)), zeros)
-  _, _, _, text, forwarded = jax.lax.while_loop(unfinished, extend, carry)
+  _, _, _, text, forwarded = while_any(unfinished, extend, carry)
   return text.length, forwarded
 
 
