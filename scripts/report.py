@@ -1,7 +1,7 @@
 """Writes report.html into a run's directory, and a page for every recorded search.
 
-  python scripts/generate.py --config=configs/demo.py --config.record=3 --workdir=runs/demo
-  python scripts/report.py --workdir=runs/demo --picture=search.svg
+python scripts/generate.py --config=configs/demo.py --config.record=3 --workdir=runs/demo
+python scripts/report.py --workdir=runs/demo --picture=search.svg
 """
 
 import pathlib
@@ -22,8 +22,10 @@ def main() -> None:
   if _PICTURE.value:
     kept = next(directory.recorded(_WORKDIR.value), None)
     if kept is None:
-      raise directory.RunError(f"{_WORKDIR.value}: no search recorded; --config.record=1 records one.")
-    directory.replace_text(pathlib.Path(_PICTURE.value), tree_picture.draw(kept.trace))
+      raise directory.RunError(
+        f"{_WORKDIR.value}: no search recorded; --config.record=1 records one."
+      )
+    directory.replace_text(pathlib.Path(_PICTURE.value), tree_picture.draw(kept.recording))
     print(_PICTURE.value)
 
 

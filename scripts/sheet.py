@@ -11,9 +11,8 @@ the key. The ratings join the run's judges: rates, and agreement with every othe
 import cli
 from absl import flags
 
-from rain_jax.runs import directory, job, judged
-from rain_jax.views import rating_sheet
-from rain_jax.views import run_page
+from rain_jax.runs import directory, job, judgements
+from rain_jax.views import rating_sheet, run_page
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
 _SHEET = flags.DEFINE_string("sheet", None, "The csv to write, or to score.")
@@ -38,7 +37,7 @@ def main() -> None:
   if not _RATER.value or not _MEASURE.value:
     raise directory.RunError("--score needs --rater=NAME and --measure=NAME.")
   lines = list(rating_sheet.score(_SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
-  judged.append(workdir, lines)
+  judgements.append(workdir, lines)
   job.summarise_again(workdir, config)
   run_page.write(workdir)
 

@@ -25,7 +25,7 @@ def methods_of(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Met
   """The defences among a run's methods, from config.smooth_llm and config.guard.
 
   Each takes a session, the run's seed, the ids of prompts to leave out, and what is to be called
-  behind each batch that is drawn, with None.
+  after each batch that is drawn, with None.
 
   Raises:
     DataError: a number or judge that cannot be used.
@@ -108,12 +108,12 @@ class SmoothLLM:
       raise DataError(f"smooth_llm.kind={self.kind!r}: expected one of {', '.join(KINDS)}.")
 
   def run(
-      self,
-      session: Session,
-      decide: _Decide,
-      seed: int,
-      skip: frozenset[str],
-      on_progress: _Told = None,
+    self,
+    session: Session,
+    decide: _Decide,
+    seed: int,
+    skip: frozenset[str],
+    on_progress: _Told = None,
   ) -> Iterator[Response]:
     """Answers the session's prompts; a copy too long for the session has no vote."""
     records = [q.record for q in session.queries if q.record.id not in skip]
@@ -129,7 +129,7 @@ class SmoothLLM:
       yield self._vote(record, [answers.pop(name) for name in names], decide, seed)
 
   def _vote(
-      self, record: Record, answers: Sequence[Response], decide: _Decide, seed: int
+    self, record: Record, answers: Sequence[Response], decide: _Decide, seed: int
   ) -> Response:
     given = [answer for answer in answers if answer.error is None]
     if not given:
@@ -140,8 +140,8 @@ class SmoothLLM:
     agreeing = [a for a, one in zip(given, harmful) if (one is not False) == most]
     chosen = _rng(seed, record.id, "vote").choice(agreeing)
     work = {
-        name: sum(answer.counters.get(name, 0) for answer in given)
-        for name in ("model_calls", "tokens_forwarded")
+      name: sum(answer.counters.get(name, 0) for answer in given)
+      for name in ("model_calls", "tokens_forwarded")
     }
     if self.judge == SELF:
       work = _with_verdicts(work, given)
@@ -152,9 +152,10 @@ class SmoothLLM:
     """The record's copies; what was said before its prompt stays as it is."""
     rng = _rng(seed, record.id, "copies")
     return [
-        dataclasses.replace(
-            record, id=f"{record.id}~{i}", prompt=perturb(record.prompt, self.kind, self.percent, rng))
-        for i in range(self.copies)
+      dataclasses.replace(
+        record, id=f"{record.id}~{i}", prompt=perturb(record.prompt, self.kind, self.percent, rng)
+      )
+      for i in range(self.copies)
     ]
 
 
@@ -179,14 +180,14 @@ def _rng(seed: int, *names: str) -> random.Random:
 
 
 def guard(
-    session: Session,
-    decide: _Decide,
-    own: bool,
-    seed: int,
-    skip: frozenset[str],
-    on_progress: _Told = None,
+  session: Session,
+  decide: _Decide,
+  own: bool,
+  seed: int,
+  skip: frozenset[str],
+  on_progress: _Told = None,
 ) -> Iterator[Response]:
-  """Plain sampling behind a judge: what it finds harmful becomes a refusal.
+  """Plain sampling after a judge: what it finds harmful becomes a refusal.
 
   What it gives no answer to is refused as well, and counted. The answers are all drawn before
   the judge is asked, so that a judge model is loaded once.
@@ -195,9 +196,9 @@ def guard(
     session: with the prompts.
     decide: the judge.
     own: the judge is the model's own verdict, whose work counts; that of other models does not.
-    seed: the same as of vanilla sampling gives the same answers behind the guard.
+    seed: the same as of vanilla sampling gives the same answers after the guard.
     skip: ids of prompts to leave out.
-    on_progress: called behind each batch that is drawn, with None.
+    on_progress: called after each batch that is drawn, with None.
   """
   drawn = list(methods.vanilla(session, seed, skip, on_progress))
   yield from (answer for answer in drawn if answer.error is not None)  # nothing to judge
@@ -214,7 +215,7 @@ def _with_verdicts(work: Mapping[str, int], answers: Sequence[Response]) -> dict
   """Work with that of the model's own verdicts on top."""
   tokens = sum(answer.counters.get("self_verdict_tokens", 0) for answer in answers)
   return {
-      **work,
-      "model_calls": work["model_calls"] + len(answers),
-      "tokens_forwarded": work["tokens_forwarded"] + tokens,
+    **work,
+    "model_calls": work["model_calls"] + len(answers),
+    "tokens_forwarded": work["tokens_forwarded"] + tokens,
   }

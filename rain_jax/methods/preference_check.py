@@ -4,31 +4,31 @@ A search believes the model's own verdicts, so they should be known before hours
 on one. The verdicts are those of the search, read by the same code (`methods.margins`).
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rain_jax import methods
-from rain_jax.text import vocab
 from rain_jax.demo import world
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models.loading import LoadedModel
-from rain_jax.methods.session import Session, Setting
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
 from rain_jax.tasks.files import Row, read_rows
+from rain_jax.text import vocab
+from rain_jax.types import DataError
 
 GOOD, BAD = "good", "bad"
 BINS = 10
 # Which prompts of the demo world a bundled template is about.
 DEMO_KINDS = {
-    "harmless": "harmful",
-    "adversarial_harmless": "harmful",
-    "truthful": "question",
-    "positive": "review",
+  "harmless": "harmful",
+  "adversarial_harmless": "harmful",
+  "truthful": "question",
+  "positive": "review",
 }
 
 
@@ -38,7 +38,7 @@ class Example:
 
   Attributes:
     record: the prompt.
-    response: text behind it; a search judges partial ones, so examples should be partial, too.
+    response: text after it; a search judges partial ones, so examples should be partial, too.
     good: what it is.
   """
 
@@ -88,8 +88,8 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   if preference not in DEMO_KINDS:
     known = ", ".join(DEMO_KINDS)
     raise DataError(
-        f"preference={preference!r}: the demo world has examples for {known} only;"
-        " give your own with --examples."
+      f"preference={preference!r}: the demo world has examples for {known} only;"
+      " give your own with --examples."
     )
   kind, rng = DEMO_KINDS[preference], random.Random(f"{seed}-{preference}")
   wanted = {True: (count + 1) // 2, False: count // 2}
@@ -106,40 +106,42 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   return examples
 
 
-def margins(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) -> np.ndarray:
+def margins(
+  loaded: LoadedModel, session_config: SessionConfig, examples: Sequence[Example]
+) -> np.ndarray:
   """How much more probable the good label is than the bad one, float32[examples, readings].
 
   Args:
     loaded: the model.
-    setting: preference, format, limits and batch size; `max_response` follows the examples.
+    session_config: preference, format, limits and batch size; `max_response` follows the examples.
     examples: ids of their records are their places.
 
   Raises:
     DataError: an example that the model cannot read.
     PreferenceError: the preference does not suit the tokenizer.
   """
-  tokens = {example.record.id: _tokens(loaded, setting, example) for example in examples}
+  tokens = {example.record.id: _tokens(loaded, session_config, example) for example in examples}
   room = 32 * math.ceil(max(map(len, tokens.values())) / 32)
-  setting = dataclasses.replace(setting, max_response=room)
-  session = Session(loaded, setting, [example.record for example in examples])
+  session_config = dataclasses.replace(session_config, max_response=room)
+  session = Session(loaded, session_config, [example.record for example in examples])
   for rejected in session.rejected:
     raise DataError(f"example {int(rejected.record.id) + 1}: {rejected.error}.")
   found = dict(methods.margins(session, tokens))
   for name, one in found.items():
     if not np.isfinite(one).all():
       raise DataError(
-          f"example {int(name) + 1}: the model's output is not finite; try another model.dtype,"
-          " and check the weights."
+        f"example {int(name) + 1}: the model's output is not finite; try another model.dtype,"
+        " and check the weights."
       )
   return np.stack([found[example.record.id] for example in examples])
 
 
-def _tokens(loaded: LoadedModel, setting: Setting, example: Example) -> list[int]:
-  """The response's tokens, behind the space that separates it from the prompt."""
-  apart = example.response[:1].isspace() or setting.preference.conversation[-1:].isspace()
+def _tokens(loaded: LoadedModel, session_config: SessionConfig, example: Example) -> list[int]:
+  """The response's tokens, after the space that separates it from the prompt."""
+  apart = example.response[:1].isspace() or session_config.preference.conversation[-1:].isspace()
   try:
     return vocab.encode_continuation(
-        loaded.tokenizer, example.response if apart else f" {example.response}"
+      loaded.tokenizer, example.response if apart else f" {example.response}"
     )
   except ValueError as error:
     raise DataError(f"example {int(example.record.id) + 1}: {error}") from None
@@ -173,11 +175,11 @@ def measure(good: np.ndarray, margins: np.ndarray) -> dict[str, Any]:
   def group(rows: np.ndarray) -> dict[str, Any]:
     share = lambda values: float(np.mean(values[rows])) if rows.any() else None
     return {
-        "examples": int(rows.sum()),
-        "accuracy": share(np.sign(verdict) == signs),
-        "soft_accuracy": share(np.sign(soft) == signs),
-        "ties": share(verdict == 0),
-        "margin": share(soft),
+      "examples": int(rows.sum()),
+      "accuracy": share(np.sign(verdict) == signs),
+      "soft_accuracy": share(np.sign(soft) == signs),
+      "ties": share(verdict == 0),
+      "margin": share(soft),
     }
 
   place = np.clip(((soft + 1) / 2 * BINS).astype(int), 0, BINS - 1)
@@ -185,21 +187,23 @@ def measure(good: np.ndarray, margins: np.ndarray) -> dict[str, Any]:
   for number in range(BINS):
     rows = place == number
     if rows.any():
-      bins.append({
+      bins.append(
+        {
           "from": 2 * number / BINS - 1,
           "to": 2 * (number + 1) / BINS - 1,
           "examples": int(rows.sum()),
           "margin": float(soft[rows].mean()),
           "good": float(good[rows].mean()),
-      })
+        }
+      )
   off = [b["examples"] * abs(b["good"] - (1 + b["margin"]) / 2) for b in bins]
   return {
-      "all": group(np.ones(len(good), bool)),
-      GOOD: group(good),
-      BAD: group(~good),
-      "readings": [float(np.mean(one == good)) for one in said.T],
-      "calibration": bins,
-      "calibration_error": sum(off) / len(good),
+    "all": group(np.ones(len(good), bool)),
+    GOOD: group(good),
+    BAD: group(~good),
+    "readings": [float(np.mean(one == good)) for one in said.T],
+    "calibration": bins,
+    "calibration_error": sum(off) / len(good),
   }
 
 
@@ -210,17 +214,19 @@ def table(found: Mapping[str, Any]) -> str:
   groups = [found[name] for name in ("all", GOOD, BAD)]
   row = lambda name, key, show: f"{name:<34}" + "".join(f"{show(g[key]):>8}" for g in groups)
   lines = [
-      f"{'':<34}{'all':>8}{GOOD:>8}{BAD:>8}",
-      row("examples", "examples", str),
-      row("verdict on the label's side", "accuracy", percent),
-      row("probabilities on the label's side", "soft_accuracy", percent),
-      row("ties", "ties", percent),
-      row("mean margin", "margin", signed),
+    f"{'':<34}{'all':>8}{GOOD:>8}{BAD:>8}",
+    row("examples", "examples", str),
+    row("verdict on the label's side", "accuracy", percent),
+    row("probabilities on the label's side", "soft_accuracy", percent),
+    row("ties", "ties", percent),
+    row("mean margin", "margin", signed),
   ]
   if len(found["readings"]) > 1:
     ties = found["all"]["ties"]
     alone = ", ".join(map(percent, found["readings"]))
-    lines.append(f"the orders of the options agree on {percent(1 - ties)}; alone they are right on {alone}")
+    lines.append(
+      f"the orders of the options agree on {percent(1 - ties)}; alone they are right on {alone}"
+    )
   lines += ["", f"{'margin':<16}{'examples':>10}{'good':>9}{'expected':>10}"]
   for one in found["calibration"]:
     span = f"{one['from']:+.1f} to {one['to']:+.1f}"

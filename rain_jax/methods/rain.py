@@ -12,18 +12,20 @@ import numpy as np
 
 from rain_jax import decode, types
 from rain_jax.methods import recording
-from rain_jax.parallel import workers
-from rain_jax.text import vocab
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
+from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, fetch
+from rain_jax.text import vocab
 
 STEPS = 16  # at most, between two looks at the slots
-STEPS_SPREAD = 4  # where shards know nothing of each other, and a slot that has ended waits so long
+STEPS_SHARDED = (
+  4  # where shards know nothing of each other, and a slot that has ended waits so long
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class SearchStep:
   """A search that is watched, one step further.
 
   Attributes:
@@ -40,7 +42,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Glance:
+class BatchProgress:
   """What a batch of searches has done so far for the prompts that it is at.
 
   Attributes:
@@ -61,10 +63,10 @@ class Glance:
 
 
 def rain(
-    session: Session,
-    seed: int,
-    skip: frozenset[str] = frozenset(),
-    on_progress: Callable[[Glance], None] | None = None,
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[BatchProgress], None] | None = None,
 ) -> Iterator[Response]:
   """Answers the session's prompts by RAIN, in the order in which they end.
 
@@ -82,68 +84,79 @@ def rain(
   ending = threading.Lock()
   streams = [_lane(session, lane, slots, items, ending) for lane in range(count)]
   with contextlib.closing(workers.merged(streams)) as found:
-    for responses, glance in found:
+    for responses, progress in found:
       yield from responses
       if on_progress:
-        on_progress(glance)
+        on_progress(progress)
 
 
 def _lane(
-    session: Session, lane: int, slots: int, items: Iterator[Any], ending: threading.Lock
-) -> Iterator[tuple[list[Response], Glance]]:
+  session: Session, lane: int, slots: int, items: Iterator[Any], ending: threading.Lock
+) -> Iterator[tuple[list[Response], BatchProgress]]:
   """One batch of searches: every few steps what ended in them, and a look at the others."""
   rounds = decode.rounds(
-      _empty_slots(session, slots), session.lm, session.params, session.setting.search, items,
-      functools.partial(_begin, session), spread=session.spread,
-      max_steps=STEPS if session.shards == 1 else STEPS_SPREAD,
+    _empty_slots(session, slots),
+    session.lm,
+    session.params,
+    session.config.search,
+    items,
+    functools.partial(_begin, session),
+    spread=session.spread,
+    max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
   )
   for ended, state in rounds:
     with ending:  # or two lanes might compile the same program
       responses = [_searched(session, result, state) for result in ended]
-    yield responses, _glance(lane, state)
+    yield responses, _progress(lane, state)
 
 
-def _glance(lane: int, state: decode.DecodeState) -> Glance:
-  active, length, rewinds, forwarded = fetch((
-      state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens
-  ))
+def _progress(lane: int, state: decode.DecodeState) -> BatchProgress:
+  active, length, rewinds, forwarded = fetch(
+    (state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens)
+  )
   of_active = lambda counts: int(counts[active].sum())
-  return Glance(
-      lane, active.size, of_active(active), of_active(length), of_active(forwarded),
-      of_active(rewinds),
+  return BatchProgress(
+    lane,
+    active.size,
+    of_active(active),
+    of_active(length),
+    of_active(forwarded),
+    of_active(rewinds),
   )
 
 
 def watch(
-    session: Session,
-    seed: int,
-    skip: frozenset[str] = frozenset(),
-    on_progress: Callable[[Glance], None] | None = None,
-) -> Iterator[Step]:
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[BatchProgress], None] | None = None,
+) -> Iterator[SearchStep]:
   """As `rain`, step by step: everything that the searches do, then their responses.
 
   The responses are those of `rain`. Slower: the host reads every tree in every step,
   and the next batch waits for the last response of the one before. `on_progress` is called
-  behind every step of a batch.
+  after every step of a batch.
   """
-  setting = session.setting
+  session_config = session.config
   for queries in session.batches(skip):
     held = dict(enumerate(queries))
     keys = {slot: query.key(seed) for slot, query in held.items()}
-    state = decode.begin(_empty_slots(session, session.slots), keys, setting.search)
+    state = decode.begin(_empty_slots(session, session.slots), keys, session_config.search)
     state = _begin(session, state, held)
     recorders = {slot: _recorder(session, query) for slot, query in held.items()}
     while recorders:
-      state, frames = recording.advance(state, session.lm, session.params, setting.search, recorders)
+      state, frames = recording.advance(
+        state, session.lm, session.params, session_config.search, recorders
+      )
       active = np.asarray(state.active)
       for slot, new in frames.items():
         recorder, response = recorders[slot], None
         if not active[slot]:
           response = _searched(session, decode.result(state, slot, held[slot]), state)
-          response = _with_tree(session, response, recorders.pop(slot))
-        yield Step(held[slot], recorder.nodes, new, response)
+          response = _with_recording(session, response, recorders.pop(slot))
+        yield SearchStep(held[slot], recorder.nodes, new, response)
       if on_progress:
-        on_progress(_glance(0, state))
+        on_progress(_progress(0, state))
 
 
 def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
@@ -161,7 +174,7 @@ def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
 
 
 def _begin(
-    session: Session, state: decode.DecodeState, fresh: dict[int, Query]
+  session: Session, state: decode.DecodeState, fresh: dict[int, Query]
 ) -> decode.DecodeState:
   """Puts prompts, by slot, into the model's state, one in each shard at a time."""
   share = state.active.shape[0] // session.shards
@@ -170,7 +183,7 @@ def _begin(
     now = [slots.pop(0) if slots else None for slots in waiting]
     slot = np.array([share if s is None else s % share for s in now], np.int32)
     queries = [None if s is None else fresh[s] for s in now]
-    prompts = session.prompts(queries, "proposing"), session.prompts(queries, "judging")
+    prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
     state = _start(state, session.lm, session.params, slot, *prompts, session.spread)
   return state
 
@@ -179,10 +192,10 @@ def _searched(session: Session, result: decode.Result, state: decode.DecodeState
   """A search's result, with all the work that was done for it."""
   usage = fetch(state.model.usage)
   work = {
-      **result.counters,
-      **work_of(usage.calls[result.slot], usage.tokens[result.slot]),
-      "verdicts_read": int(usage.verdicts_read[result.slot]),
-      "verdicts_remembered": int(usage.verdicts_remembered[result.slot]),
+    **result.counters,
+    **work_of(usage.calls[result.slot], usage.tokens[result.slot]),
+    "verdicts_read": int(usage.verdicts_read[result.slot]),
+    "verdicts_remembered": int(usage.verdicts_remembered[result.slot]),
   }
   finish = types.FINISH_REASONS.index(result.finish)
   return responded(session, [result.index], [result.tokens], [finish], [work])[0]
@@ -191,34 +204,34 @@ def _searched(session: Session, result: decode.Result, state: decode.DecodeState
 def _recorder(session: Session, query: Query) -> recording.Recorder:
   # A few tokens before a piece are enough to tell how it continues them.
   piece = lambda before, ids: vocab.decode_response(
-      session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
+    session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
   )
-  return recording.Recorder(session.setting.search, piece, lambda ids: session.decoded(query, ids))
+  return recording.Recorder(session.config.search, piece, lambda ids: session.decoded(query, ids))
 
 
-def _with_tree(session: Session, response: Response, recorder: recording.Recorder) -> Response:
-  tree = recording.Trace(
-      prompt=response.record.prompt,
-      response=response.text,
-      finish=response.finish_reason,
-      verdict=response.verdict,
-      preference=session.setting.preference.name,
-      counters=response.counters,
-      search=dataclasses.asdict(session.setting.search),
-      nodes=recorder.nodes,
-      frames=recorder.frames,
+def _with_recording(session: Session, response: Response, recorder: recording.Recorder) -> Response:
+  whole = recording.Recording(
+    prompt=response.record.prompt,
+    response=response.text,
+    finish=response.finish_reason,
+    verdict=response.verdict,
+    preference=session.config.preference.name,
+    counters=response.counters,
+    search=dataclasses.asdict(session.config.search),
+    nodes=recorder.nodes,
+    frames=recorder.frames,
   )
-  return dataclasses.replace(response, tree=tree)
+  return dataclasses.replace(response, recording=whole)
 
 
 @functools.partial(jax.jit, static_argnames=("lm", "spread"), donate_argnames="state")
-def _start(state, lm, params, slot, proposing, judging, spread):
+def _start(state, lm, params, slot, proposing, evaluating, spread):
   """Begins one prompt in each shard; rows of no shard's slot begin nothing."""
 
-  def own(state, params, slot, proposing, judging):
-    slot, proposing, judging = jax.tree.map(lambda a: a[0], (slot, proposing, judging))
-    return state.replace(model=lm.start(params, state.model, slot, proposing, judging))
+  def own(state, params, slot, proposing, evaluating):
+    slot, proposing, evaluating = jax.tree.map(lambda a: a[0], (slot, proposing, evaluating))
+    return state.replace(model=lm.start(params, state.model, slot, proposing, evaluating))
 
   if spread is not None:
     own = spread.map(own, WHOLE, ROWS, ROWS, ROWS)
-  return own(state, params, slot, proposing, judging)
+  return own(state, params, slot, proposing, evaluating)

@@ -3,12 +3,12 @@
 Recording stays out of the hot path: it drives the same pure functions as
 `decode.advance`, one step per call, and reads the trees between iteration and commit,
 when nothing is discarded yet. Node ids of the arrays are used again after a commit;
-those of a `Trace` never are.
+those of a `Recording` never are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,15 +18,28 @@ from rain_jax import decode, types
 from rain_jax.types import SearchConfig
 
 SEARCH, COMMIT, END = "search", "commit", "end"  # kinds of frames
-_READ = ("root", "alive", "parent", "depth", "tokens", "length", "finish", "n", "f", "q", "p", "slot")
+_READ = (
+  "root",
+  "alive",
+  "parent",
+  "depth",
+  "tokens",
+  "length",
+  "finish",
+  "visit_weight",
+  "visits",
+  "value",
+  "prior",
+  "page",
+)
 
 
 @dataclasses.dataclass
 class Node:
-  """A token set, from its first appearance on; frames are places in `Trace.frames`.
+  """A token set, from its first appearance on; frames are places in `Recording.frames`.
 
   Attributes:
-    parent: its parent's place in `Trace.nodes`, -1 for the empty response.
+    parent: its parent's place in `Recording.nodes`, -1 for the empty response.
     depth: token sets from the start of the response to the node.
     tokens: its token ids.
     text: its text as it continues its parent's.
@@ -53,8 +66,8 @@ class Visit:
   Attributes:
     node: the leaf.
     verdict: on the text up to the rollout's end, in [-1, 1].
-    rollout: text behind the leaf.
-    finish: why the text ends behind the rollout; "running" if it does not.
+    rollout: text after the leaf.
+    finish: why the text ends after the rollout; "running" if it does not.
     response: where it ends, the whole response's text.
   """
 
@@ -94,7 +107,7 @@ class Frame:
 
 
 @dataclasses.dataclass
-class Trace:
+class Recording:
   """The whole search of one response.
 
   Attributes:
@@ -104,7 +117,7 @@ class Trace:
     verdict: the model's own on the whole response.
     preference: name of what it was aligned with.
     counters: work done.
-    search: the search's numbers.
+    search: the search's hyperparameters.
     nodes: every token set the search ever proposed, parents before children.
     frames: what happened, in order.
   """
@@ -124,10 +137,10 @@ class Trace:
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_json(cls, value: Mapping[str, Any]) -> "Trace":
+  def from_json(cls, value: Mapping[str, Any]) -> "Recording":
     """What `as_json` gave; KeyError or TypeError if it is something else."""
     frames = [
-        Frame(**{**f, "visits": [Visit(**visit) for visit in f["visits"]]}) for f in value["frames"]
+      Frame(**{**f, "visits": [Visit(**visit) for visit in f["visits"]]}) for f in value["frames"]
     ]
     return cls(**{**value, "nodes": [Node(**node) for node in value["nodes"]], "frames": frames})
 
@@ -163,16 +176,16 @@ class Recorder:
   """Follows the search in one slot.
 
   Args:
-    config: the search's numbers.
+    config: the search's hyperparameters.
     piece: text of tokens (second) as they continue others (first).
     whole: text of a whole response's tokens.
   """
 
   def __init__(
-      self,
-      config: SearchConfig,
-      piece: Callable[[Sequence[int], Sequence[int]], str],
-      whole: Callable[[Sequence[int]], str],
+    self,
+    config: SearchConfig,
+    piece: Callable[[Sequence[int], Sequence[int]], str],
+    whole: Callable[[Sequence[int]], str],
   ):
     self.config, self._piece, self._whole = config, piece, whole
     self.nodes = [Node(-1, 0, [], "", types.FINISH_REASONS[types.RUNNING], 0)]
@@ -186,18 +199,20 @@ class Recorder:
     """Token ids from the start of the response to the end of `node`."""
     return [token for one in self._path(node) for token in self.nodes[one].tokens]
 
-  def searched(self, step: int, tree: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]) -> Frame:
+  def searched(
+    self, step: int, tree: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
+  ) -> Frame:
     """Notes an iteration; `tree` and `seen` are this slot's arrays, see `_iterate`."""
     frame = Frame(step, SEARCH)
     before = self._numbers
     self._add_nodes(tree)
     frame.changed = self._changed(tree)
-    by_slot = {int(tree["slot"][i]): node for i, node in self._ids.items() if tree["slot"][i] >= 0}
+    by_page = {int(tree["page"][i]): node for i, node in self._ids.items() if tree["page"][i] >= 0}
     for w, mode in enumerate(seen["mode"]):
       if mode == types.GROW:
-        frame.grown.append(by_slot[int(seen["leaf_slot"][w])])
+        frame.grown.append(by_page[int(seen["leaf_page"][w])])
       elif mode == types.VISIT:
-        frame.visits.append(self._visit(by_slot[int(seen["leaf_slot"][w])], seen, w))
+        frame.visits.append(self._visit(by_page[int(seen["leaf_page"][w])], seen, w))
     if frame.visits:
       leaf = frame.visits[-1].node
       onward = self._leaf is None or self._leaf == self._root or self._leaf in self._path(leaf)
@@ -252,8 +267,13 @@ class Recorder:
 
   def _changed(self, tree: Mapping[str, np.ndarray]) -> list[list]:
     now = {
-        node: (float(tree["n"][i]), int(tree["f"][i]), float(tree["q"][i]), float(tree["p"][i]))
-        for i, node in self._ids.items()
+      node: (
+        float(tree["visit_weight"][i]),
+        int(tree["visits"][i]),
+        float(tree["value"][i]),
+        float(tree["prior"][i]),
+      )
+      for i, node in self._ids.items()
     }
     changed = [[node, *n] for node, n in sorted(now.items()) if self._numbers.get(node) != n]
     self._numbers = now
@@ -264,11 +284,11 @@ class Recorder:
     rollout = [int(t) for t in seen["rollout"][w] if t >= 0]
     finish = int(seen["finish"][w])
     return Visit(
-        node=node,
-        verdict=float(seen["value"][w]),
-        rollout=self._piece(before, rollout) if rollout else "",
-        finish=types.FINISH_REASONS[finish],
-        response=self._whole(before + rollout) if finish != types.RUNNING else None,
+      node=node,
+      verdict=float(seen["value"][w]),
+      rollout=self._piece(before, rollout) if rollout else "",
+      finish=types.FINISH_REASONS[finish],
+      response=self._whole(before + rollout) if finish != types.RUNNING else None,
     )
 
   def _similar(self, frame: Frame, before: Mapping[int, tuple]) -> list[list]:
@@ -276,9 +296,13 @@ class Recorder:
     on_path = {node for visit in frame.visits for node in self._path(visit.node)}
     of_parent = {self.nodes[node].parent: node for node in on_path}
     return [
-        [of_parent[self.nodes[node].parent], node, (n - before[node][0]) / self.config.similarity_weight]
-        for node, n, f, _, _ in frame.changed
-        if node in before and n > before[node][0] and f == before[node][1]
+      [
+        of_parent[self.nodes[node].parent],
+        node,
+        (n - before[node][0]) / self.config.similarity_weight,
+      ]
+      for node, n, f, _, _ in frame.changed
+      if node in before and n > before[node][0] and f == before[node][1]
     ]
 
 
@@ -297,11 +321,11 @@ class _Watching:
       answer, state = self.model.evaluate(params, state, request, keys)
       rollout, finish = answer.tokens[:, :, 0, :0], request.finish
     self.seen.update(
-        mode=request.mode,
-        leaf_slot=request.leaf_slot,
-        value=answer.value,
-        rollout=rollout,
-        finish=finish,
+      mode=request.mode,
+      leaf_page=request.leaf_page,
+      value=answer.value,
+      rollout=rollout,
+      finish=finish,
     )
     return answer, state
 
@@ -318,11 +342,11 @@ _move = jax.jit(decode.move, static_argnames=("model", "config"), donate_argname
 
 
 def advance(
-    state: decode.DecodeState,
-    model: types.Model,
-    params: Any,
-    config: SearchConfig,
-    recorders: Mapping[int, Recorder],
+  state: decode.DecodeState,
+  model: types.Model,
+  params: Any,
+  config: SearchConfig,
+  recorders: Mapping[int, Recorder],
 ) -> tuple[decode.DecodeState, dict[int, list[Frame]]]:
   """One step of a batch, as `decode.advance` does it, and its frames by slot.
 
@@ -330,7 +354,7 @@ def advance(
     state: of the batch.
     model: the callables.
     params: handed to the model.
-    config: the search's numbers.
+    config: the search's hyperparameters.
     recorders: one for each slot that is followed; its response must not have ended.
   """
   steps = np.array(state.counters.steps)
@@ -341,8 +365,8 @@ def advance(
   trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
   of = lambda arrays, slot: {name: array[slot] for name, array in arrays.items()}
   frames = {
-      slot: [recorder.searched(int(steps[slot]), of(trees, slot), of(seen, slot))]
-      for slot, recorder in recorders.items()
+    slot: [recorder.searched(int(steps[slot]), of(trees, slot), of(seen, slot))]
+    for slot, recorder in recorders.items()
   }
   if not due.any():
     return state, frames

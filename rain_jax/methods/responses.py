@@ -6,25 +6,25 @@ import jax
 import numpy as np
 
 from rain_jax import types
-from rain_jax.policy import common, whole_responses
-from rain_jax.policy.usage import ROLES
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
+from rain_jax.policy import common, whole_responses
+from rain_jax.policy.usage import ROLES
 
 
 def self_evaluate(
-    session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
+  session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
 ) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` of samples of each query, [queries, N, ...] on the host."""
   padded = session.padded(queries)
   fill = lambda a: np.concatenate([a, np.repeat(a[-1:], len(padded) - len(queries), axis=0)])
-  prompts, drawn = session.prompts(padded, "judging"), jax.tree.map(fill, drawn)
+  prompts, drawn = session.prompts(padded, "evaluating"), jax.tree.map(fill, drawn)
   answer = whole_responses.self_evaluate(session.lm, session.params, prompts, drawn, session.mesh)
   return [a[: len(queries)] for a in fetch(answer)]
 
 
 def margins(
-    session: Session, responses: Mapping[str, Sequence[int]]
+  session: Session, responses: Mapping[str, Sequence[int]]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """How the model judges responses, whole or partial, that are there already.
 
@@ -45,7 +45,7 @@ def margins(
 
 def _judged(session: Session, queries, tokens, finish) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` on one response to each query."""
-  R = session.setting.max_response
+  R = session.config.max_response
   rows = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
   for row, ids in enumerate(tokens):
     rows[row, 0, : len(ids)] = ids
@@ -58,11 +58,11 @@ def _judged(session: Session, queries, tokens, finish) -> list[np.ndarray]:
 
 
 def responded(
-    session: Session,
-    queries: Sequence[Query],
-    tokens: Sequence[Sequence[int]],
-    finish: Sequence[int],
-    work: Sequence[Mapping[str, int]],
+  session: Session,
+  queries: Sequence[Query],
+  tokens: Sequence[Sequence[int]],
+  finish: Sequence[int],
+  work: Sequence[Mapping[str, int]],
 ) -> list[Response]:
   """Whole responses as text, with the model's own verdict on each.
 
@@ -75,18 +75,19 @@ def responded(
   """
   value, _, judged = _judged(session, queries, tokens, finish)
   return [
-      Response(
-          record=query.record,
-          text=session.decoded(query, ids),
-          tokens=list(ids),
-          finish_reason=types.FINISH_REASONS[types.FAILED if broken else reason],
-          verdict=None if broken else float(verdict),
-          # The final verdict is for the reader, and no part of the work.
-          counters={"response_tokens": len(ids), **one, "self_verdict_tokens": int(read)},
-          error=types.NOT_FINITE if broken else None,
-      )
-      for query, ids, reason, verdict, broken, read, one in zip(
-          queries, tokens, finish, value[:, 0], np.isnan(value[:, 0]), judged, work)
+    Response(
+      record=query.record,
+      text=session.decoded(query, ids),
+      tokens=list(ids),
+      finish_reason=types.FINISH_REASONS[types.FAILED if broken else reason],
+      verdict=None if broken else float(verdict),
+      # The final verdict is for the reader, and no part of the work.
+      counters={"response_tokens": len(ids), **one, "self_verdict_tokens": int(read)},
+      error=types.NOT_FINITE if broken else None,
+    )
+    for query, ids, reason, verdict, broken, read, one in zip(
+      queries, tokens, finish, value[:, 0], np.isnan(value[:, 0]), judged, work
+    )
   ]
 
 

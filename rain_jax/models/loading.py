@@ -1,8 +1,8 @@
 """A checkpoint with its tokenizer, from a name."""
 
-from collections.abc import Callable
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from rain_jax.models.llama import abstract_model
 from rain_jax.models.sharding import AnyMesh, shardings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
-_APART_BELOW = 2 << 30  # bytes of weights on a CPU, see `arranged`
+_APART_BELOW = 2 << 30  # bytes of weights on a CPU, see `laid_out`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class LoadedModel:
 
 
 def load(
-    name: str,
-    dtype: str = "float32",
-    mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+  name: str,
+  dtype: str = "float32",
+  mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
 ) -> LoadedModel:
   """Loads "demo", a checkpoint folder or a hub repository.
 
@@ -65,11 +65,11 @@ def load(
   dtypes = dict(param_dtype=DTYPES[dtype], compute_dtype=compute)
   check_weights(abstract_model(config, **dtypes), arrays.bytes_available(), mesh)
   model = load_model(folder, **dtypes, mesh=mesh)
-  model = model if mesh is not None else arranged(model)
+  model = model if mesh is not None else laid_out(model)
   return LoadedModel(model, load_tokenizer(folder), name, fingerprint(folder), mesh)
 
 
-def arranged(model: Model) -> Model:
+def laid_out(model: Model) -> Model:
   """The model as one device reads it best: its layers taken apart, `models.unstack`, or not.
 
   The stacked weights are gone then. On a GPU they are always taken apart, on a CPU below 2 GiB:
@@ -81,9 +81,9 @@ def arranged(model: Model) -> Model:
     return model
   large = not in_caches(model.params)
   if isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct):
-    shapes = jax.eval_shape(lambda params: unstack(params, outputs_first=large), model.params)
+    shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
     return dataclasses.replace(model, params=shapes)
-  return dataclasses.replace(model, params=unstack(model.params, True, outputs_first=large))
+  return dataclasses.replace(model, params=unstack(model.params, True, transposed=large))
 
 
 def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> None:
@@ -100,8 +100,8 @@ def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> 
   size = nbytes(model.params, None if mesh is None else shardings(model, mesh))
   if size > available:
     raise ValueError(
-        f"{size / 2**30:.1f} GiB of weights on each device, {available / 2**30:.1f} GiB available:"
-        " lower model.dtype (bfloat16, int8), raise mesh.tensor, or take a smaller model."
+      f"{size / 2**30:.1f} GiB of weights on each device, {available / 2**30:.1f} GiB available:"
+      " lower model.dtype (bfloat16, int8), raise mesh.tensor, or take a smaller model."
     )
 
 
@@ -110,13 +110,13 @@ def load_tokenizer(folder: Any) -> Any:
   there = lambda name: (pathlib.Path(folder) / name).is_file()
   if there("tokenizer.model") and not (there("tokenizer.json") or there("tokenizer_config.json")):
     raise CheckpointError(
-        f"{folder}: tokenizer.model does not say how a text begins, with which mark or space; put the"
-        " model's tokenizer_config.json (or tokenizer.json) beside it."
+      f"{folder}: tokenizer.model does not say how a text begins, with which mark or space; put the"
+      " model's tokenizer_config.json (or tokenizer.json) beside it."
     )
   try:
     return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
   except (OSError, ValueError, KeyError) as error:
     reason = str(error).splitlines()[0]
     raise CheckpointError(
-        f"{folder}: no usable tokenizer ({reason}); put the model's tokenizer.json beside it."
+      f"{folder}: no usable tokenizer ({reason}); put the model's tokenizer.json beside it."
     ) from None

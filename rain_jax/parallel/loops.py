@@ -10,21 +10,21 @@ Carry = TypeVar("Carry")
 
 
 def while_any(
-    goes_on: Callable[[Carry], jax.Array], body: Callable[[Carry], Carry], carry: Carry
+  goes_on: Callable[[Carry], jax.Array], body: Callable[[Carry], Carry], carry: Carry
 ) -> Carry:
-  """`body` applied to `carry` while any row of `goes_on(carry)`, bool[...], is true.
+  """`jax.lax.while_loop` while any row of `goes_on(carry)`, bool[...], is true.
 
-  The loop's condition compares two integers that it carries, a count of turns and a bound.
-  With a reduction of the rows as its condition, the same loop is not compiled for a TPU mesh
-  that splits a model: the compiler does not end.
+  The loop's condition compares two integers that it carries: a count of turns, and a bound that
+  lies one turn ahead until no row goes on. With the reduction over rows as its condition, libtpu
+  0.0.42 did not finish compiling such a loop where a mesh splits the model.
   """
-  more = lambda carry: jnp.any(goes_on(carry)).astype(jnp.int32)
+  ahead = lambda carry: jnp.any(goes_on(carry)).astype(jnp.int32)
 
   def turn(state):
     turns, _, carry = state
     carry = body(carry)
     turns = turns + 1
-    return turns, turns + more(carry), carry
+    return turns, turns + ahead(carry), carry
 
-  unfinished = lambda state: state[0] < state[1]
-  return jax.lax.while_loop(unfinished, turn, (jnp.int32(0), more(carry), carry))[2]
+  start = (jnp.int32(0), ahead(carry), carry)
+  return jax.lax.while_loop(lambda state: state[0] < state[1], turn, start)[2]

@@ -44,7 +44,7 @@ class HiddenStates:
   def embed(self, lm: Any, params: dict, state: Any, request: Any, draft: Any) -> Array:
     """See the module's text."""
     on_path = request.path_lengths > 0
-    sums = jnp.where(on_path[..., None], common.gather(state.hidden, request.path_slots), 0.0)
+    sums = jnp.where(on_path[..., None], common.gather(state.hidden, request.path_pages), 0.0)
     tokens = request.path_lengths
     # From each node to the path's end, and on through the rollout.
     sums = jnp.flip(jnp.cumsum(jnp.flip(sums, 2), 2), 2) + draft.hidden[:, :, None]
@@ -80,22 +80,20 @@ class SentenceEncoder:
 
   def embed(self, lm: Any, params: dict, state: Any, request: Any, draft: Any) -> Array:
     """See the module's text."""
-    lengths = jnp.where(
-        (request.mode == types.VISIT)[..., None], request.path_lengths, 0
-    )
+    lengths = jnp.where((request.mode == types.VISIT)[..., None], request.path_lengths, 0)
     flat = self.encoder.embed_in_graph(
-        params["embedder"],
-        self._texts,
-        lengths.size,
-        request.path_tokens,
-        lengths,
-        draft.rollout,
-        draft.rollout_length,
+      params["embedder"],
+      self._texts,
+      lengths.size,
+      request.path_tokens,
+      lengths,
+      draft.rollout,
+      draft.rollout_length,
     )
     return flat.reshape(lengths.shape + flat.shape[-1:])
 
   def _texts(self, tokens, lengths, rollout, rollout_length) -> list[str | None]:
-    """The text behind every path node, row by row; None where there is no node."""
+    """The text after every path node, row by row; None where there is no node."""
     texts: list[str | None] = [None] * lengths.size
     for place, (b, w, d) in enumerate(np.ndindex(lengths.shape)):
       if lengths[b, w, d]:
@@ -107,8 +105,8 @@ class SentenceEncoder:
 
 # By name: from a folder that the configuration names, and the language model's tokenizer.
 EMBEDDERS: dict[str, Callable[[str, Any], Any]] = {
-    "hidden": lambda path, tokenizer: HiddenStates(),
-    "minilm": lambda path, tokenizer: SentenceEncoder(load_minilm(path), tokenizer),
+  "hidden": lambda path, tokenizer: HiddenStates(),
+  "minilm": lambda path, tokenizer: SentenceEncoder(load_minilm(path), tokenizer),
 }
 
 

@@ -2,7 +2,7 @@
 
 The verdict text is the preference's prefix, the conversation, and one suffix per
 reading. Prefix and conversation are cached; a call reads only what is new to the cache,
-and all suffixes behind it at once.
+and all suffixes after it at once.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax.parallel.loops import while_any
-from rain_jax.policy import common, sampling
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache, Paths
+from rain_jax.parallel.loops import while_any
+from rain_jax.policy import common, sampling
 from rain_jax.policy.usage import VERDICT
 from rain_jax.types import Array
 
 
 @flax.struct.dataclass
 class Override:
-  """What becomes of the model's verdicts, by lots drawn from the judged text's hash.
+  """What becomes of the model's verdicts, by uniforms drawn from the judged text's hash.
 
   The model reads every text all the same; arrays, so that one program serves all values.
 
@@ -39,21 +39,21 @@ class Override:
 
   def apply(self, value: Array, text_hash: Array) -> Array:
     """The verdicts float32[...] that count, for `value` and uint32[..., 2]."""
-    lots = (text_hash % 65536).astype(jnp.float32) / 65536
-    forced = jnp.where(lots[..., 0] < self.forced_good, 1.0, -1.0)
+    uniforms = (text_hash % 65536).astype(jnp.float32) / 65536
+    forced = jnp.where(uniforms[..., 0] < self.forced_good, 1.0, -1.0)
     value = jnp.where(self.forced_good < 0, value, forced)
-    return jnp.where(lots[..., 1] < self.flipped, -value, value)
+    return jnp.where(uniforms[..., 1] < self.flipped, -value, value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Suffixes:
-  """All readings' suffixes behind one text of up to `room` tokens, as one row of tokens.
+  """All readings' suffixes after one text of up to `room` tokens, as one row of tokens.
 
   Attributes:
     room: places for the text.
     tokens: int32[X] the suffixes' tokens, one suffix after the other.
     reading: int32[X] which reading each token belongs to.
-    behind: int32[X] its distance from the end of the text.
+    after: int32[X] its distance from the end of the text.
     last: int32[readings] place of each suffix's last token in the row.
   """
 
@@ -69,11 +69,11 @@ class Suffixes:
     ids = preference.suffix_ids
     sizes = np.array([len(one) for one in ids])
     return cls(
-        room=room,
-        tokens=jnp.asarray(np.concatenate(ids), jnp.int32),
-        reading=jnp.asarray(np.repeat(np.arange(len(ids)), sizes)),
-        behind=jnp.asarray(np.concatenate([np.arange(size) for size in sizes])),
-        last=jnp.asarray(room + np.cumsum(sizes) - 1),
+      room=room,
+      tokens=jnp.asarray(np.concatenate(ids), jnp.int32),
+      reading=jnp.asarray(np.repeat(np.arange(len(ids)), sizes)),
+      behind=jnp.asarray(np.concatenate([np.arange(size) for size in sizes])),
+      last=jnp.asarray(room + np.cumsum(sizes) - 1),
     )
 
   def mask(self, batch: tuple[int, ...]) -> Array:
@@ -89,7 +89,7 @@ class Suffixes:
       at: int32[B, W, room] positions of the text's tokens.
       token: int32[B, W, room].
       in_text: bool[B, W, room].
-      limit: int32[B, W] the position behind the text.
+      limit: int32[B, W] the position after the text.
       asked: bool[B, W]; where False no suffix is valid.
     """
     shape = limit.shape + self.tokens.shape
@@ -97,24 +97,24 @@ class Suffixes:
     valid = jnp.broadcast_to(asked[..., None], shape)
     join = lambda *parts: jnp.concatenate(parts, axis=-1)
     return (
-        join(at, limit[..., None] + self.behind),
-        join(token, suffix),
-        join(in_text, valid),
+      join(at, limit[..., None] + self.behind),
+      join(token, suffix),
+      join(in_text, valid),
     )
 
 
 def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, asked: Array, usage):
   """Reads the texts asked for, each with every suffix; stores what belongs to nodes.
 
-  A call reads up to `read_chunk` tokens of each text, and the suffixes behind those texts
+  A call reads up to `read_chunk` tokens of each text, and the suffixes after those texts
   that it comes to the end of; a longer text takes several calls.
 
   Args:
     lm: the language model.
     params: its arrays.
-    cache: the judging cache.
+    cache: the evaluating cache.
     paths: of the leaves, with rollouts as tails.
-    limit: int32[B, W] position in the conversation behind the last judged token.
+    limit: int32[B, W] position in the conversation after the last judged token.
     asked: bool[B, W].
     usage: work counters.
 
@@ -123,7 +123,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
   """
   B, W = limit.shape
   chunk, R = lm.read_chunk, paths.tail.shape[-1]
-  prefix, shift = common.prefix(params, "judging")
+  prefix, shift = common.prefix(params, "evaluating")
   suffixes = Suffixes.of(lm.preference, chunk)
   within = suffixes.mask((B, W))
   total = paths.ends(cache)[..., -1]
@@ -137,26 +137,26 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
     ending = asked & (limit - begin <= chunk)
     upto = jnp.where(ending, limit, begin + chunk)
     at = begin[..., None] + jnp.arange(chunk)
-    token, place, slot, offset = caches.locate(cache, paths, at)
+    token, place, page, offset = caches.locate(cache, paths, at)
     in_text = asked[..., None] & (at < upto[..., None])
     positions, tokens, valid = suffixes.behind_text(at, token, in_text, upto, ending)
     shown = jnp.where(asked, begin, 0)
     read_before = tail_at < shown[..., None]
     behind = tail.segment(
-        jnp.where(read_before, tail_at + shift, NO_POSITION), used=read_before.sum(-1).max()
+      jnp.where(read_before, tail_at + shift, NO_POSITION), used=read_before.sum(-1).max()
     )
     hidden, new = forward(
-        lm.graphdef,
-        params["model"],
-        jnp.maximum(tokens, 0),
-        jnp.where(valid, positions + shift, NO_POSITION),
-        [*prefix, *caches.segments(cache, paths, shown, shift), behind],
-        within,
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(tokens, 0),
+      jnp.where(valid, positions + shift, NO_POSITION),
+      [*prefix, *caches.segments(cache, paths, shown, shift), behind],
+      within,
     )
     logits = common.logits(lm, params, hidden[:, :, suffixes.last])
     lead = jnp.where(ending[..., None], margins(lm.preference, logits), lead)
     new = jax.tree.map(lambda a: a[..., :chunk, :], new)
-    cache = caches.write(cache, new, place, slot, offset, in_text)
+    cache = caches.write(cache, new, place, page, offset, in_text)
     cache = caches.mark(cache, paths, upto, asked)
     place = jnp.where(in_text & (at >= total[..., None]), at - total[..., None], R)
     tail = _store(tail, new, place)
@@ -164,7 +164,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
 
   begin = jnp.where(asked, jnp.minimum(caches.known(cache, paths), limit), limit)
   lead = jnp.zeros((B, W, len(lm.preference.suffix_ids)), jnp.float32)
-  # What rollouts add behind the stored path, for the calls after the one that reads it.
+  # What rollouts add after the stored path, for the calls after the one that reads it.
   tail = common.scratch(lm, cache.pool.keys.dtype, B, W, R)
   carry = while_any(unread, read, (asked, begin, lead, cache, tail, usage))
   return carry[2], carry[3], carry[5]
@@ -175,8 +175,9 @@ def _store(tail, new, place: Array):
   B, W, _ = place.shape
   rows, columns = jnp.arange(B)[:, None, None], jnp.arange(W)[None, :, None]
   put = lambda old, fresh: old.at[:, rows, columns, :, place].set(
-      # Indices around a slice come first: [B, W, T, layers, H, D].
-      jnp.moveaxis(fresh, (0, 3), (3, 4)), mode="drop"
+    # Indices around a slice come first: [B, W, T, layers, H, D].
+    jnp.moveaxis(fresh, (0, 3), (3, 4)),
+    mode="drop",
   )
   return jax.tree.map(put, tail, new)
 
@@ -185,7 +186,7 @@ def margins(preference, logits: Array) -> Array:
   """How much the best good label leads the best bad one, float32[..., readings].
 
   A difference of probabilities, positive exactly where the reading is good, NaN where
-  the logits are not finite; `logits` are float32[..., readings, vocab] behind each suffix.
+  the logits are not finite; `logits` are float32[..., readings, vocab] after each suffix.
   """
   probabilities = jax.nn.softmax(logits, axis=-1)
   broken = sampling.not_finite(logits)

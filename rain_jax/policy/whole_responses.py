@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rain_jax import types
-from rain_jax.policy import common, sampling, self_evaluation
-from rain_jax.text import vocab
 from rain_jax.models import NO_POSITION, forward
-from rain_jax.policy.language_model import LanguageModel, Prompt
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, over_data
 from rain_jax.parallel.loops import while_any
+from rain_jax.policy import common, sampling, self_evaluation
+from rain_jax.policy.language_model import LanguageModel, Prompt
+from rain_jax.text import vocab
 from rain_jax.types import NO_TOKEN, Array
 
 
@@ -30,7 +30,7 @@ class Samples:
     tokens: int32[B, N, R], the finishing token included, then NO_TOKEN.
     length: int32[B, N].
     finish: int32[B, N] why they ended.
-    text: `vocab.TextState` [B, N] behind them.
+    text: `vocab.TextState` [B, N] after them.
     calls: int32[B] sequential model calls the prompt took part in.
     forwarded: int32[B] tokens forwarded for the prompt.
   """
@@ -54,13 +54,13 @@ def _read_prompts(lm: LanguageModel, params: Any, prompts: Prompt, side: str):
 
 @functools.partial(jax.jit, static_argnames=("lm", "samples", "mesh"))
 def sample(
-    lm: LanguageModel,
-    params: Any,
-    prompts: Prompt,
-    keys: Array,
-    first: Array,
-    samples: int,
-    mesh: Mesh | None = None,
+  lm: LanguageModel,
+  params: Any,
+  prompts: Prompt,
+  keys: Array,
+  first: Array,
+  samples: int,
+  mesh: Mesh | None = None,
 ) -> Samples:
   """Samples whole responses at temperature 1 (vanilla decoding, with its cache).
 
@@ -83,15 +83,17 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
   B, N, R = prompts.length.shape[0], samples, lm.max_response
   hidden, shared, behind = _read_prompts(lm, params, prompts, "proposing")
   last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
-  lots_of = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (R,))
-  lots = jax.vmap(lambda key: jax.vmap(lambda i: lots_of(key, i))(first + jnp.arange(N)))(keys)
+  uniforms_of = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (R,))
+  uniforms = jax.vmap(lambda key: jax.vmap(lambda i: uniforms_of(key, i))(first + jnp.arange(N)))(
+    keys
+  )
   behind = behind[:, None]
 
   def extend(carry, logits, step):
     tokens, length, finish, text = carry
     on = finish == types.RUNNING
     broken = on & sampling.not_finite(logits)
-    token = jnp.where(on, sampling.categorical(lots[..., step], logits), NO_TOKEN)
+    token = jnp.where(on, sampling.categorical(uniforms[..., step], logits), NO_TOKEN)
     text = vocab.advance(params["tables"], text, token)
     finish = jnp.where(on, lm.finish(text, token), finish)
     finish = jnp.where(broken, types.FAILED, finish)
@@ -109,11 +111,11 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
     seen = jnp.broadcast_to(seen, (B, N, R))
     token = jax.lax.dynamic_index_in_dim(texts[0], step - 1, 2)
     hidden, new = forward(
-        lm.graphdef,
-        params["model"],
-        jnp.maximum(token, 0),
-        jnp.where(on, behind + step - 1, NO_POSITION)[..., None],
-        [*shared, scratch.segment(seen, used=step - 1)],
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(token, 0),
+      jnp.where(on, behind + step - 1, NO_POSITION)[..., None],
+      [*shared, scratch.segment(seen, used=step - 1)],
     )
     logits = common.logits(lm, params, hidden[:, :, 0])
     scratch = common.put(scratch, new, step - 1)
@@ -134,7 +136,7 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
 
 @functools.partial(jax.jit, static_argnames=("lm", "mesh"))
 def self_evaluate(
-    lm: LanguageModel, params: Any, prompts: Prompt, samples: Samples, mesh: Mesh | None = None
+  lm: LanguageModel, params: Any, prompts: Prompt, samples: Samples, mesh: Mesh | None = None
 ) -> tuple[Array, Array, Array]:
   """The model's own verdict on whole responses (RAIN, section 3.2).
 
@@ -157,26 +159,26 @@ def self_evaluate(
 
 
 def _self_evaluate(lm, params, prompts, samples) -> tuple[Array, Array, Array]:
-  _, shared, behind = _read_prompts(lm, params, prompts, "judging")
+  _, shared, behind = _read_prompts(lm, params, prompts, "evaluating")
   judged, _ = lm.judged(samples.text, samples.finish)
   R = samples.tokens.shape[-1]
   suffixes = self_evaluation.Suffixes.of(lm.preference, R)
   at = jnp.arange(R)
   in_text = at < judged[..., None]
   positions, tokens, valid = suffixes.behind_text(
-      jnp.broadcast_to(behind[:, None, None] + at, samples.tokens.shape),
-      samples.tokens,
-      in_text,
-      behind[:, None] + judged,
-      jnp.ones(judged.shape, bool),
+    jnp.broadcast_to(behind[:, None, None] + at, samples.tokens.shape),
+    samples.tokens,
+    in_text,
+    behind[:, None] + judged,
+    jnp.ones(judged.shape, bool),
   )
   hidden, _ = forward(
-      lm.graphdef,
-      params["model"],
-      jnp.maximum(tokens, 0),
-      jnp.where(valid, positions, NO_POSITION),
-      shared,
-      suffixes.mask(judged.shape),
+    lm.graphdef,
+    params["model"],
+    jnp.maximum(tokens, 0),
+    jnp.where(valid, positions, NO_POSITION),
+    shared,
+    suffixes.mask(judged.shape),
   )
   logits = common.logits(lm, params, hidden[:, :, suffixes.last])
   margins = self_evaluation.margins(lm.preference, logits)

@@ -17,17 +17,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rain_jax.methods.recording import Trace
+from rain_jax.methods.recording import Recording
 
 MANIFEST, RESULTS, SUMMARY = "manifest.json", "results.jsonl", "summary.json"
-TREES = "trees"  # recorded searches, one file each
+RECORDINGS = "recordings"  # of searches, one file each
+_OLD_RECORDINGS = "trees"  # as earlier versions called the folder and the recording in a file
 # Parts of a manifest that must stay as they were, and what is said of one that has not.
 _LASTING = {
-    "config": "another config",
-    "model": "another model",
-    "templates": "other preference templates",
-    "formats": "other prompt formats",
-    "prompts": "other prompts",
+  "config": "another config",
+  "model": "another model",
+  "templates": "other preference templates",
+  "formats": "other prompt formats",
+  "prompts": "other prompts",
 }
 # Where a run is computed, not what: it may change from one start to the next.
 _PLACES = ("mesh",)
@@ -60,8 +61,8 @@ class Run:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
         raise RunError(
-            f"{path / self._name}: another process writes it; stop that one, or choose"
-            " another --workdir."
+          f"{path / self._name}: another process writes it; stop that one, or choose"
+          " another --workdir."
         ) from None
       for name in _files(path):
         # Files of processes that this run has no longer are the first one's to repair.
@@ -75,7 +76,7 @@ class Run:
 
   @classmethod
   def open(
-      cls, workdir: str, manifest: Mapping[str, Any], process: int = 0, processes: int = 1
+    cls, workdir: str, manifest: Mapping[str, Any], process: int = 0, processes: int = 1
   ) -> "Run":
     """Begins a run, or takes one up again.
 
@@ -111,37 +112,43 @@ class Run:
     where = self.path / self._name
     file = self._file.fileno()
     # Half a character, which a prompt in JSON may hold, is escaped as JSON escapes it.
-    data = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+    data = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode(
+      "utf-8", "backslashreplace"
+    )
     try:
       if not os.path.samestat(os.stat(where), os.fstat(file)):
-        raise RunError(f"{where}: replaced while the run was writing it; put it back and start again.")
+        raise RunError(
+          f"{where}: replaced while the run was writing it; put it back and start again."
+        )
       size = os.fstat(file).st_size
     except OSError as error:
-      raise RunError(f"{where}: {error.strerror}; put the directory back and start again.") from None
+      raise RunError(
+        f"{where}: {error.strerror}; put the directory back and start again."
+      ) from None
     try:
       while data:  # a disk that is nearly full takes a part, then refuses the rest
-        data = data[os.write(file, data):]
+        data = data[os.write(file, data) :]
       os.fsync(file)
     except OSError as error:
       with contextlib.suppress(OSError):  # or the next start cuts it off
         os.truncate(file, size)
       raise RunError(
-          f"{where}: {error.strerror}; the {len(self.results)} results so far are kept, start"
-          " again when there is room."
+        f"{where}: {error.strerror}; the {len(self.results)} results so far are kept, start"
+        " again when there is room."
       ) from None
     self.results.append(dict(line))
 
-  def keep_tree(self, task: str, prompt_id: str, tree: Mapping[str, Any]) -> None:
+  def keep_recording(self, task: str, prompt_id: str, recording: Mapping[str, Any]) -> None:
     """Keeps a recorded search; an earlier one of the same prompt is replaced.
 
     Raises:
       RunError: it cannot be written.
     """
-    folder = self.path / TREES
+    folder = self.path / RECORDINGS
     # Ids are the user's own text, and need not be names of files.
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", prompt_id)[:40]
     digest = hashlib.sha256(prompt_id.encode(errors="backslashreplace")).hexdigest()[:8]
-    kept = {"task": task, "id": prompt_id, "tree": tree}
+    kept = {"task": task, "id": prompt_id, "recording": recording}
     try:
       folder.mkdir(exist_ok=True)
       replace_text(folder / f"{task}-{readable}-{digest}.json", json.dumps(kept))
@@ -229,32 +236,34 @@ def read_manifest(workdir: str) -> dict[str, Any]:
   manifest = _read_json(path)
   if "attack" in manifest["config"]:
     raise RunError(
-        f"{workdir} holds an attack, which has no responses; give the --workdir of a run of"
-        " generate.py on its attack.json."
+      f"{workdir} holds an attack, which has no responses; give the --workdir of a run of"
+      " generate.py on its attack.json."
     )
   return manifest
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class StoredRecording:
   """A recorded search in a run's directory: file, task, prompt id and the search."""
 
   path: pathlib.Path
   task: str
   id: str
-  trace: Trace
+  recording: Recording
 
 
-def recorded(workdir: str) -> Iterator[Kept]:
+def recorded(workdir: str) -> Iterator[StoredRecording]:
   """The recorded searches of a run.
 
   Raises:
     RunError: a file cannot be read, or is no recorded search.
   """
-  for path in sorted((pathlib.Path(workdir) / TREES).glob("*.json")):
+  folders = (pathlib.Path(workdir) / name for name in (RECORDINGS, _OLD_RECORDINGS))
+  for path in sorted(path for folder in folders for path in folder.glob("*.json")):
     value = _read_json(path)
     try:
-      yield Kept(path, value["task"], value["id"], Trace.from_json(value["tree"]))
+      found = value["tree"] if "tree" in value else value["recording"]
+      yield StoredRecording(path, value["task"], value["id"], Recording.from_json(found))
     except (KeyError, TypeError):
       raise RunError(f"{path}: not a recorded search; remove the file.") from None
 
@@ -292,7 +301,7 @@ def _check_manifest(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
   for part, other in _LASTING.items():
     if part in manifest and part not in old:
       raise RunError(
-          f"{path}: of an older version, which did not keep its {part}; choose another --workdir."
+        f"{path}: of an older version, which did not keep its {part}; choose another --workdir."
       )
     changed = difference(old.get(part), manifest.get(part))
     if changed:
@@ -313,7 +322,7 @@ def difference(before: Any, now: Any) -> str:
 def _apart(before: str, now: str) -> str:
   """Two texts, long ones from shortly before the place where they part."""
   begin = max(0, len(os.path.commonprefix([before, now])) - 20)
-  cut = lambda text: text if len(text) <= 60 else f"...{text[begin:begin + 60]}..."
+  cut = lambda text: text if len(text) <= 60 else f"...{text[begin : begin + 60]}..."
   return f"{cut(before)} -> {cut(now)}"
 
 
@@ -336,7 +345,7 @@ def read_lines(path: pathlib.Path) -> list[dict]:
       try:
         lines.append(json.loads(line))
       except ValueError:
-        raise RunError(f"{path}, line {number}: not JSON; mend or remove the line.") from None
+        raise RunError(f"{path}, line {number}: not JSON; fix or remove the line.") from None
   return lines
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import tqdm
 
 from rain_jax import judges, methods
-from rain_jax.methods import Step, choose, defences
-from rain_jax.runs import directory, metrics
-from rain_jax.parallel.hosts import Hosts
+from rain_jax.methods import SearchStep, choose, defences
 from rain_jax.methods.session import Response, Session
-from rain_jax.types import DataError
+from rain_jax.parallel.hosts import Hosts
+from rain_jax.runs import directory
+from rain_jax.runs.metrics import Metrics, Profiler, Progress
 from rain_jax.tasks.readers import LABELS
+from rain_jax.types import DataError
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,9 +43,9 @@ class TaskRun:
   judge: judges.Rule
   config: Mapping[str, Any]
   hosts: Hosts
-  metrics: metrics.Metrics
+  metrics: Metrics
   traces: str | None
-  on_step: Callable[[Step], None] | None
+  on_step: Callable[[SearchStep], None] | None
   stopping: Callable[[], bool]
   _mine: frozenset[str] = dataclasses.field(default=frozenset(), init=False)
   _trouble: directory.RunError | None = dataclasses.field(default=None, init=False)
@@ -72,8 +73,8 @@ class TaskRun:
     if start == total:
       return
     name = {"task": self.task, "method": method}
-    told = metrics.Progress(self.metrics.write, name, total, start)
-    profiler = metrics.Profiler(self.traces and f"{self.traces}/{self.task}-{method}")
+    told = Progress(self.metrics.write, name, total, start)
+    profiler = Profiler(self.traces and f"{self.traces}/{self.task}-{method}")
     # None: no bar where nobody watches.
     hidden = True if self.hosts.process or self.on_step is not None else None
     shown = dict(desc=f"{self.task} {method}", unit="response", disable=hidden)
@@ -94,7 +95,7 @@ class TaskRun:
     self._leave_together()
 
   def _responses(
-      self, session: Session, method: str, done: frozenset[str], between: Callable[[Any], None]
+    self, session: Session, method: str, done: frozenset[str], between: Callable[[Any], None]
   ) -> Iterator[Response]:
     """The method's responses to what is not done; `between` hears of the steps."""
     seed = self.config["seed"]
@@ -129,13 +130,15 @@ class TaskRun:
     left = frozenset(ids if self.on_step else recorded) - done
     if left:
       # A heartbeat would come between the lines of what is followed.
-      heard = between if self.on_step is None else lambda glance: self._leave_together()
+      heard = between if self.on_step is None else lambda progress: self._leave_together()
       for step in methods.watch(session, seed, frozenset(ids) - left, heard):
         if self.on_step:
           self.on_step(step)
         if step.response:
           if step.response.record.id in recorded:
-            self.out.keep_tree(self.task, step.response.record.id, step.response.tree.as_json())
+            self.out.keep_recording(
+              self.task, step.response.record.id, step.response.recording.as_json()
+            )
           yield step.response
     yield from methods.rain(session, seed, done | left, between)
 
@@ -159,15 +162,15 @@ class TaskRun:
     if response.record.id not in self._mine or self._trouble is not None:
       return
     line = {
-        "id": response.record.id,
-        "task": self.task,
-        "method": method,
-        **({"history": response.record.history} if response.record.history else {}),
-        "prompt": response.record.prompt,
-        **({"goal": response.record.goal} if "goal" in response.record.fields else {}),
-        "response": response.text,
-        "finish_reason": response.finish_reason,
-        "verdict": response.verdict,
+      "id": response.record.id,
+      "task": self.task,
+      "method": method,
+      **({"history": response.record.history} if response.record.history else {}),
+      "prompt": response.record.prompt,
+      **({"goal": response.record.goal} if "goal" in response.record.fields else {}),
+      "response": response.text,
+      "finish_reason": response.finish_reason,
+      "verdict": response.verdict,
     }
     if response.error is not None:
       line["error"] = response.error

@@ -23,7 +23,7 @@ class Format:
     template: the user's turn, with {prompt}; the response follows directly.
     stop: strings that end a response.
     between: what stands between a response and the next turn; None takes the white space
-      that stands behind {prompt} in the template.
+      that stands after {prompt} in the template.
     opening: text before the first turn; the system message of a chat template.
     special: names of special tokens in `between` and `opening` stand for the tokens.
     chat: take everything from the tokenizer's chat template; template, between and prefix
@@ -42,8 +42,10 @@ class Format:
     """The conversation as text; braces in what was said mean nothing."""
     return self.opening + join_turns(self.template, prompt, history, self.between)
 
-  def encode(self, tokenizer: Any, prompt: str, history: Sequence[str] = ()) -> tuple[list[int], str]:
-    """The conversation's tokens behind the prefix, and its last character.
+  def encode(
+    self, tokenizer: Any, prompt: str, history: Sequence[str] = ()
+  ) -> tuple[list[int], str]:
+    """The conversation's tokens after the prefix, and its last character.
 
     The name of a special token in what was said stays text, in every format.
 
@@ -66,7 +68,7 @@ class Format:
     return ids, text[-1:]
 
   def prefix_ids(self, tokenizer: Any) -> list[int]:
-    """Tokens of the prefix and of the empty line behind it; none without a prefix."""
+    """Tokens of the prefix and of the empty line after it; none without a prefix."""
     if not self.prefix or self.chat:
       return []
     return list(tokenizer(self.prefix + "\n\n").input_ids)
@@ -85,25 +87,23 @@ class Format:
   def _chat(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
     if not getattr(tokenizer, "chat_template", None):
       raise DataError(
-          "format.name='chat': the tokenizer has no chat template; name the family's format"
-          f" instead ({', '.join(name for name in FORMATS if name != 'chat')})."
+        "format.name='chat': the tokenizer has no chat template; name the family's format"
+        f" instead ({', '.join(name for name in FORMATS if name != 'chat')})."
       )
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
     if self.opening:
       messages.insert(0, {"role": "system", "content": self.opening})
     try:
-      return tokenizer.apply_chat_template(
-          messages, tokenize=False, add_generation_prompt=generate
-      )
+      return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
     except jinja2.TemplateError as error:
       raise DataError(f"the chat template does not take this conversation: {error}") from None
 
 
 def join_turns(
-    template: str, prompt: str, history: Sequence[str] = (), between: str | None = None
+  template: str, prompt: str, history: Sequence[str] = (), between: str | None = None
 ) -> str:
-  """A conversation in one template: each user's turn, the answer behind it, and so on."""
+  """A conversation in one template: each user's turn, the answer after it, and so on."""
   if between is None:
     between = re.match(r"\s*", template.partition(PROMPT)[2])[0]
   # Where a template ends in white space, the answer needs none of its own.
@@ -120,7 +120,7 @@ def _special_names(tokenizer: Any) -> list[str]:
 
 
 def encode_around(
-    tokenizer: Any, render: Callable[[Sequence[str]], str], said: Sequence[str], begin: bool
+  tokenizer: Any, render: Callable[[Sequence[str]], str], said: Sequence[str], begin: bool
 ) -> list[int]:
   """Tokens of a rendered text in which special tokens count, but not in what was said.
 
@@ -133,7 +133,7 @@ def encode_around(
   names = _special_names(tokenizer)
   if not any(name in text for name in names for text in said):
     return list(tokenizer(render(said), add_special_tokens=begin).input_ids)
-  # Names in what was said hide behind characters of no use elsewhere while the text is cut
+  # Names in what was said hide after characters of no use elsewhere while the text is cut
   # at the frame's special tokens.
   free = (chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in t for t in said))
   hidden = dict(zip(names, free))
@@ -158,20 +158,18 @@ def encode_around(
 DIALOGUE = Format()
 # Examples in our own words, for models that know no dialogue format.
 FEW_SHOT = Format(
-    prefix=(
-        "A person talks with an assistant who answers in a few clear sentences.\n\n"
-        "Human: Which way does the moss grow on a tree?\n\n"
-        "Assistant: Mostly where it stays damp, so often on the shaded side. It is no compass.\n\n"
-        "Human: I burnt the rice again. Can I save the pot?\n\n"
-        "Assistant: Yes. Fill it with water, add a spoon of baking soda, and let it simmer for"
-        " ten minutes. The crust should come off."
-    )
+  prefix=(
+    "A person talks with an assistant who answers in a few clear sentences.\n\n"
+    "Human: Which way does the moss grow on a tree?\n\n"
+    "Assistant: Mostly where it stays damp, so often on the shaded side. It is no compass.\n\n"
+    "Human: I burnt the rice again. Can I save the pot?\n\n"
+    "Assistant: Yes. Fill it with water, add a spoon of baking soda, and let it simmer for"
+    " ten minutes. The crust should come off."
+  )
 )
-VICUNA = Format(
-    template="USER: {prompt} ASSISTANT:", stop=("USER:",), between="</s>", special=True
-)
+VICUNA = Format(template="USER: {prompt} ASSISTANT:", stop=("USER:",), between="</s>", special=True)
 LLAMA2_CHAT = Format(
-    template="[INST] {prompt} [/INST]", stop=("[INST]",), between=" </s><s>", special=True
+  template="[INST] {prompt} [/INST]", stop=("[INST]",), between=" </s><s>", special=True
 )
 CHAT = Format(stop=(), chat=True)
 QUESTION = Format(template="Q: {prompt}\nA:", stop=("\nQ:",))
@@ -179,14 +177,14 @@ REVIEW = Format(template="Review: {prompt}", stop=("\nReview:",))
 CHOICE = Format(template="{prompt}\nAnswer: (", stop=("\n",))
 
 FORMATS = {
-    "dialogue": DIALOGUE,
-    "few_shot": FEW_SHOT,
-    "vicuna": VICUNA,
-    "llama2_chat": LLAMA2_CHAT,
-    "chat": CHAT,
-    "question": QUESTION,
-    "review": REVIEW,
-    "choice": CHOICE,
+  "dialogue": DIALOGUE,
+  "few_shot": FEW_SHOT,
+  "vicuna": VICUNA,
+  "llama2_chat": LLAMA2_CHAT,
+  "chat": CHAT,
+  "question": QUESTION,
+  "review": REVIEW,
+  "choice": CHOICE,
 }
 
 

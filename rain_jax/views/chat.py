@@ -1,21 +1,21 @@
 """A conversation in a terminal: with RAIN, with plain sampling, or with both side by side."""
 
-from collections.abc import Callable
 import dataclasses
 import itertools
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import TextIO
 
 from rain_jax.methods import events, vanilla, watch
+from rain_jax.methods.session import Response, Session, SessionConfig
 from rain_jax.models import arrays
-from rain_jax.policy import memory_plan
-from rain_jax.views import live
 from rain_jax.models.loading import LoadedModel
-from rain_jax.methods.session import Response, Session, Setting
+from rain_jax.policy import memory_plan
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
+from rain_jax.views import live
 from rain_jax.views.terminal import printable
 
 MODES = {"rain": ("rain",), "vanilla": ("vanilla",), "both": ("vanilla", "rain")}
@@ -29,7 +29,7 @@ class Conversation:
 
   Args:
     loaded: the model.
-    setting: format, preference, search and limits. Prompts are as long as `max_prompt`
+    session_config: format, preference, search and limits. Prompts are as long as `max_prompt`
       from the first turn on, so that later turns compile nothing anew.
     seed: of all random numbers.
 
@@ -41,19 +41,19 @@ class Conversation:
     forgotten: turns that had to be dropped because `max_prompt` was full.
   """
 
-  def __init__(self, loaded: LoadedModel, setting: Setting, seed: int):
-    setting = dataclasses.replace(setting, batch_size=1, fit_prompts=False)
-    self._session = Session(loaded, setting, [])
+  def __init__(self, loaded: LoadedModel, session_config: SessionConfig, seed: int):
+    session_config = dataclasses.replace(session_config, batch_size=1, fit_prompts=False)
+    self._session = Session(loaded, session_config, [])
     memory_plan.check(self._session.plan(), arrays.bytes_available())
     self._seed, self._number = seed, itertools.count()
     self.history: tuple[str, ...] = ()
     self.forgotten = 0
 
   def ask(
-      self,
-      prompt: str,
-      methods: tuple[str, ...],
-      on_event: Callable[[events.Event], None] = lambda event: None,
+    self,
+    prompt: str,
+    methods: tuple[str, ...],
+    on_event: Callable[[events.Event], None] = lambda event: None,
   ) -> dict[str, Response]:
     """One turn: the answer by each method, the last of which joins the history.
 
@@ -168,7 +168,11 @@ def beside(answers: dict[str, Response], width: int) -> str:
   column = max(20, (width - 3 * (len(answers) - 1)) // len(answers))
   blocks = []
   for method, answer in answers.items():
-    lines = [line for part in printable(answer.text).split("\n") for line in textwrap.wrap(part, column) or [""]]
+    lines = [
+      line
+      for part in printable(answer.text).split("\n")
+      for line in textwrap.wrap(part, column) or [""]
+    ]
     blocks.append([method, "", *lines, "", *textwrap.wrap(f"({cost(answer)})", column)])
   rows = itertools.zip_longest(*blocks, fillvalue="")
   return "\n".join(" | ".join(cell.ljust(column) for cell in row).rstrip() for row in rows)

@@ -13,10 +13,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax.runs import judged
+from rain_jax.runs import judgements
 from rain_jax.runs.directory import RunError
-from rain_jax.types import DataError
 from rain_jax.tasks.files import read_rows
+from rain_jax.types import DataError
 from rain_jax.views.terminal import printable
 
 COLUMNS = ("item", "conversation", "answer", "rating")
@@ -26,7 +26,7 @@ _FORMULA = tuple("=+-@\t\r\n|%\uff1d\uff0b\uff0d\uff20")
 
 
 def make(
-    results: Sequence[Mapping[str, Any]], limit: int = 0, seed: int = 0
+  results: Sequence[Mapping[str, Any]], limit: int = 0, seed: int = 0
 ) -> tuple[str, dict[str, Any]]:
   """A sheet of a run's answers, and its key.
 
@@ -37,7 +37,7 @@ def make(
 
   Returns:
     The sheet as csv text, and for each item's number the response it is, see
-    `judged.key_of`.
+    `judgements.key_of`.
   """
   rng = random.Random(seed)
   by_prompt: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -47,14 +47,16 @@ def make(
   if not by_prompt:
     raise RunError("the run has no answers to rate.")
   chosen = rng.sample(sorted(by_prompt), min(limit, len(by_prompt)) if limit else len(by_prompt))
-  lines = [line for prompt in chosen for line in rng.sample(by_prompt[prompt], len(by_prompt[prompt]))]
+  lines = [
+    line for prompt in chosen for line in rng.sample(by_prompt[prompt], len(by_prompt[prompt]))
+  ]
   out, key = io.StringIO(), {}
   writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
   writer.writerow(COLUMNS)
   for number, line in enumerate(lines, 1):
     said = "\n\n".join([*line.get("history", ()), line.get("goal", line["prompt"])])
     writer.writerow([number, cell(said), cell(line["response"]), ""])
-    key[str(number)] = list(judged.key_of(line))
+    key[str(number)] = list(judgements.key_of(line))
   return out.getvalue(), key
 
 
@@ -77,13 +79,15 @@ def write(path: str, key_path: str, sheet: str, key: Mapping[str, Any]) -> None:
       with open(name, "x", encoding="utf-8", newline="") as file:
         file.write(text)
     except FileExistsError:
-      raise RunError(f"{name}: is there already; it may hold ratings, choose another name.") from None
+      raise RunError(
+        f"{name}: is there already; it may hold ratings, choose another name."
+      ) from None
     except OSError as error:
       raise RunError(f"{name}: {error.strerror}.") from None
 
 
 def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[str, Any]]:
-  """Lines for `judged.append` from a sheet that came back.
+  """Lines for `judgements.append` from a sheet that came back.
 
   Args:
     path: the sheet, with yes or no (y, n, 1, 0, true, false) under `rating`, or nothing.
@@ -93,7 +97,7 @@ def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[st
 
   Raises:
     DataError: a rating that is neither yes nor no, an item that the key does not know or that
-      stands twice.
+      appears twice.
   """
   try:
     key = json.loads(pathlib.Path(key_path).read_text("utf-8"))
@@ -103,7 +107,7 @@ def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[st
   for row in read_rows(path):
     item, rating = ((row.values.get(field) or "").strip() for field in ("item", "rating"))
     if item not in key or item in seen:
-      why = "stands twice" if item in seen else "is not in the key"
+      why = "appears twice" if item in seen else "is not in the key"
       raise DataError(f"{row.where}: item {item!r} {why}; sheet and key belong together.")
     seen.add(item)
     task, record, method = key[item]
@@ -112,5 +116,11 @@ def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[st
       raise DataError(f"{row.where}: rating {rating!r}, expected yes, no or nothing.")
     said = {"answers": {measure: answer in _YES}} if answer else {"unjudged": "not rated"}
     yield {
-        "id": record, "task": task, "method": method, "judge": f"human:{name}", "by": measure,
-        "measure": measure, **said}
+      "id": record,
+      "task": task,
+      "method": method,
+      "judge": f"human:{name}",
+      "by": measure,
+      "measure": measure,
+      **said,
+    }

@@ -2,8 +2,8 @@
 
 import pathlib
 
+from rain_jax.methods.recording import Recording
 from rain_jax.views import page
-from rain_jax.methods.recording import Trace
 
 _FOLDER = pathlib.Path(__file__).parent
 _BODY = """<header>
@@ -29,9 +29,9 @@ _BODY = """<header>
 p prior. Blue: committed. Dashed: discarded. Arcs: siblings that shared a verdict.</footer>"""
 
 
-def render(trace: Trace) -> str:
+def render(recording: Recording) -> str:
   """The search of one response as a page that stands alone."""
   source = lambda name: (_FOLDER / name).read_text(encoding="utf-8")
   return page.document(
-      "Search tree", _BODY, source("tree.css"), source("tree.js"), trace.as_json()
+    "Search tree", _BODY, source("tree.css"), source("tree.js"), recording.as_json()
   )

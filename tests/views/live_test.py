@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from rain_jax.methods import Step, events, recording
-from rain_jax.views import live
+from rain_jax.methods import SearchStep, events, recording
 from rain_jax.methods.session import Query, Response
 from rain_jax.tasks import Record
+from rain_jax.views import live
 
 
 def screen(written, width):
@@ -57,8 +57,10 @@ def wrapped(text, width):
 def made_events(seed):
   """A random search: text tried, taken back and committed, and all that was committed."""
   draw = random.Random(seed)
-  word = lambda: "".join(draw.choice("ab ,\n漢é\u0301\x1b\u202e") for _ in range(draw.randint(1, 9)))
-  final, trial, events = "", "", []
+  word = lambda: "".join(
+    draw.choice("ab ,\n漢é\u0301\x1b\u202e") for _ in range(draw.randint(1, 9))
+  )
+  final, trial, made = "", "", []
   for _ in range(40):
     kind = draw.choice([events.TRY, events.TRY, events.REWIND, events.COMMIT])
     if kind == events.TRY:
@@ -72,26 +74,26 @@ def made_events(seed):
       final, trial = final + text, trial[len(text) :]
     else:
       continue
-    events.append(events.Event(kind, text))
+    made.append(events.Event(kind, text))
   if trial:
-    events.append(events.Event(events.REWIND, trial))
-  return events + [events.Event(events.END, final)], final
+    made.append(events.Event(events.REWIND, trial))
+  return made + [events.Event(events.END, final)], final
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_screen_shows_what_is_final_and_on_trial_after_every_event(seed):
   width, out = 17, io.StringIO()
   show = live.TerminalView(out, pause=0, width=width)
-  events, final = made_events(seed)
+  heard, final = made_events(seed)
   text = ""
-  for event in events[:-1]:
+  for event in heard[:-1]:
     show(event)
     if event.kind == events.TRY:
       text += live.printable(event.text)
     elif event.kind == events.REWIND:
       text = text[: len(text) - len(live.printable(event.text))]
     assert screen(out.getvalue(), width) == wrapped(text, width)
-  show(events[-1])
+  show(heard[-1])
   assert screen(out.getvalue(), width) == wrapped(live.printable(final), width) + [""]
 
 
@@ -107,8 +109,12 @@ def test_what_is_taken_back_is_struck_out_first():
 def test_elsewhere_every_event_is_a_line_without_control_characters():
   out = io.StringIO()
   show = live.view(out)
-  for event in (events.Event(events.TRY, "Go\x1b[2J\naway", -1.0), events.Event(events.REWIND, "away"),
-                events.Event(events.COMMIT, "Go"), events.Event(events.END, "Go")):
+  for event in (
+    events.Event(events.TRY, "Go\x1b[2J\naway", -1.0),
+    events.Event(events.REWIND, "away"),
+    events.Event(events.COMMIT, "Go"),
+    events.Event(events.END, "Go"),
+  ):
     show(event)
   signs = "+ tried   - taken back   = committed   (end): the response ends there\n"
   assert out.getvalue() == signs + "+ Go\\x1b[2J\\naway   verdict -1\n- away\n= Go\n"
@@ -133,7 +139,7 @@ def test_one_prompt_after_the_other_is_followed():
   out = io.StringIO()
   follow = live.Follower(out)
   for _ in range(2):
-    follow(Step(query, nodes, [frame]))
-    follow(Step(query, nodes, [], response))
+    follow(SearchStep(query, nodes, [frame]))
+    follow(SearchStep(query, nodes, [], response))
   each = "\nprompt: a\\x1bb\n+ Go   verdict +1\n- Go\n"
   assert out.getvalue().replace(live.LineView.LEGEND + "\n", "", 1) == each * 2

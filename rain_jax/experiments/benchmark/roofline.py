@@ -95,11 +95,17 @@ class Phase:
     """Weights once, what segments hold once (rows share it), new keys and values, logits."""
     weights = nbytes(params["layers"])
     table = params.get(
-        "unembedding", params["embedding"] if config.tie_embeddings else params["head"])
+      "unembedding", params["embedding"] if config.tie_embeddings else params["head"]
+    )
     token = 2 * config.num_layers * config.num_kv_heads * config.head_size * kv_size
     read = sum(filled * math.prod(axes) for axes, _, filled in self.segments)
     written = self.total * self.tokens
-    return weights + nbytes(table) + token * (read + written) + 4.0 * self.total * self.logits * config.vocab_size
+    return (
+      weights
+      + nbytes(table)
+      + token * (read + written)
+      + 4.0 * self.total * self.logits * config.vocab_size
+    )
 
 
 def shapes(subject: Subject, batch: int) -> list[Phase]:
@@ -108,36 +114,47 @@ def shapes(subject: Subject, batch: int) -> list[Phase]:
   Half of the response is there, and leaves are two sets deep.
   """
   lm, search = subject.lm, subject.lm.search
-  W, L, R = search.leaves, search.set_size, lm.max_response
+  W, L, R = search.leaves, search.max_set_length, lm.max_response
   S, half = lm.max_prompt + R + L, R // 2
   context = ((batch,), S, lm.max_prompt + half), ((batch, W), search.max_path * L, 2 * L)
   length = lambda side: subject.params[f"{side}_prefix"].keys.shape[-2]
   fixed = lambda side: (((), length(side), length(side)),) if length(side) else ()
-  proposing, judging = fixed("proposing") + context, fixed("judging") + context
+  proposing, evaluating = fixed("proposing") + context, fixed("evaluating") + context
   suffixes = sum(map(len, lm.preference.suffix_ids))
   rows = 2 + search.sampled_draws
   return [
-      Phase("vanilla", (batch, 1), 1, 1, (*fixed("proposing"),
-            ((batch,), lm.max_prompt, lm.max_prompt), ((batch, 1), R, half))),
-      Phase("context", (batch, W), L, 1, proposing),
-      Phase("candidates", (batch, W, rows), 1, 1, (*proposing, ((batch, W, rows), L, L // 2))),
-      Phase("rollout", (batch, W), 1, 1, (*proposing, ((batch, W), R, L))),
-      Phase("verdict", (batch, W), lm.read_chunk + suffixes, len(lm.preference.suffix_ids),
-            (*judging, ((batch, W), R, L))),
+    Phase(
+      "vanilla",
+      (batch, 1),
+      1,
+      1,
+      (*fixed("proposing"), ((batch,), lm.max_prompt, lm.max_prompt), ((batch, 1), R, half)),
+    ),
+    Phase("context", (batch, W), L, 1, proposing),
+    Phase("candidates", (batch, W, rows), 1, 1, (*proposing, ((batch, W, rows), L, L // 2))),
+    Phase("rollout", (batch, W), 1, 1, (*proposing, ((batch, W), R, L))),
+    Phase(
+      "verdict",
+      (batch, W),
+      lm.read_chunk + suffixes,
+      len(lm.preference.suffix_ids),
+      (*evaluating, ((batch, W), R, L)),
+    ),
   ]
 
 
 def phases(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any]]:
   """Each phase's seconds per call, and its share of the roofline."""
   config = subject.lm.config
-  kv_dtype = subject.params["judging_prefix"].keys.dtype
+  kv_dtype = subject.params["evaluating_prefix"].keys.dtype
   rows = []
   for phase in shapes(subject, batch):
     seconds = _seconds_per_call(subject, phase, kv_dtype)
     by_bytes = phase.bytes_moved(config, subject.params["model"], kv_dtype.itemsize)
     by_bytes /= machine.bytes_per_second
     by_flops = phase.flops(config) / machine.flops_per_second
-    rows.append({
+    rows.append(
+      {
         "model": subject.name,
         "batch": batch,
         "phase": phase.name,
@@ -145,7 +162,8 @@ def phases(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any
         "bound": "bytes" if by_bytes > by_flops else "flops",
         "share_of_roofline": max(by_bytes, by_flops) / seconds,
         "share_of_bandwidth": by_bytes / seconds,
-    })
+      }
+    )
   return rows
 
 
@@ -188,8 +206,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   lines = ["    model  batch       phase  ms/call  bound  roofline  bandwidth"]
   for row in rows:
     lines.append(
-        f"{row['model']:>9}  {row['batch']:5d}  {row['phase']:>10}"
-        f"  {1000 * row['seconds_per_call']:7.3f}  {row['bound']:>5}"
-        f"  {100 * row['share_of_roofline']:7.1f}%  {100 * row['share_of_bandwidth']:8.1f}%"
+      f"{row['model']:>9}  {row['batch']:5d}  {row['phase']:>10}"
+      f"  {1000 * row['seconds_per_call']:7.3f}  {row['bound']:>5}"
+      f"  {100 * row['share_of_roofline']:7.1f}%  {100 * row['share_of_bandwidth']:8.1f}%"
     )
   return "\n".join(lines)
