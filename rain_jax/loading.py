@@ -11,6 +11,7 @@ import transformers
 
 from rain_jax import demo, plan
 from rain_jax.models import Model, ModelConfig, unstack
+from rain_jax.models import gguf_tokenizer
 from rain_jax.models.checkpoint import fingerprint, load_model, read_config
 from rain_jax.models.hf import CheckpointError, resolve
 from rain_jax.models.llama import abstract_model
@@ -43,7 +44,7 @@ def load(
     dtype: str = "float32",
     mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
 ) -> LoadedModel:
-  """Loads "demo", a checkpoint folder or a hub repository.
+  """Loads "demo", a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
 
   Args:
     name: "demo" is the small model that comes with the package.
@@ -85,7 +86,9 @@ def arranged(model: Model) -> Model:
 
 
 def load_tokenizer(folder: Any) -> Any:
-  """The tokenizer in a checkpoint folder; `CheckpointError` if there is none to use."""
+  """The tokenizer of a checkpoint, folder or GGUF file; `CheckpointError` if there is none to use."""
+  if pathlib.Path(folder).is_file():
+    return gguf_tokenizer.load_tokenizer(pathlib.Path(folder))
   there = lambda name: (pathlib.Path(folder) / name).is_file()
   if there("tokenizer.model") and not (there("tokenizer.json") or there("tokenizer_config.json")):
     raise CheckpointError(

