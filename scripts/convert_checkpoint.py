@@ -1,4 +1,4 @@
-"""Converts a Hugging Face checkpoint or a GGUF file into an Orbax folder that loads straight into any sharding.
+"""Converts a Hugging Face checkpoint or a GGUF file into a folder that loads into any sharding.
 
     python scripts/convert_checkpoint.py --source=meta-llama/Llama-2-7b-hf --target=/tmp/llama2
 

@@ -143,8 +143,9 @@ class ModelConfig:
       raise ValueError(f"unknown model config fields {unknown}; was it written by a newer version?")
     fields = dict(fields)
     if fields.get("rope_scaling") is not None:
-      scaling = fields["rope_scaling"]
-      fields["rope_scaling"] = RopeScaling(**scaling | {"factors": tuple(scaling.get("factors", ()))})
+      scaling = dict(fields["rope_scaling"])
+      scaling["factors"] = tuple(scaling.get("factors", ()))
+      fields["rope_scaling"] = RopeScaling(**scaling)
     for name in ("sliding_layers", "eos_ids"):
       fields[name] = tuple(fields.get(name, ()))
     return cls(**fields)

@@ -193,7 +193,8 @@ def _window(file: GGUFFile, key: Any, architecture: str) -> int | None:
   window = file.count(key("attention.sliding_window"), 0, least=0)
   if window and architecture != "mistral":
     raise CheckpointError(
-        f"{file.path}: {key('attention.sliding_window')} = {window} is not supported, expected none")
+        f"{file.path}: {key('attention.sliding_window')} = {window} is not supported, expected"
+        " none")
   return window or None
 
 

@@ -25,6 +25,7 @@ _VERSIONS = (2, 3)
 _SCALARS = ("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?", None, None, "<Q", "<q", "<d")  # by id
 _STRING, _ARRAY = 8, 9
 _ALIGNMENT = 32
+_PIECE = 1 << 17  # values that are dequantised at a time
 _MOST_DIMENSIONS = 4
 _MOST_ELEMENTS = 1 << 24  # of one array in the metadata: vocabularies are far smaller
 _LEAST_ENTRY = 13  # bytes of a metadata entry: length of its key, type, one byte
@@ -127,20 +128,27 @@ class GGUFFile:
     tensor = self.tensors[name]
     rows = range(*index[0].indices(tensor.shape[0])) if len(index) == 2 else range(1)
     first, last, _ = index[-1].indices(tensor.shape[-1])
+    begin, end = first // tensor.block, -(-last // tensor.block)  # blocks that hold these columns
     row_bytes = tensor.shape[-1] // tensor.block * tensor.block_bytes
-    stored = np.fromfile(
-        self.path, np.uint8, len(rows) * row_bytes, offset=tensor.start + rows.start * row_bytes)
-    if stored.size != len(rows) * row_bytes:
-      raise CheckpointError(f"{self.path}: became shorter while it was read")
-    # The blocks in which the wanted columns lie.
-    begin, end = first // tensor.block, -(-last // tensor.block)
-    stored = stored.reshape(len(rows), row_bytes)
-    stored = stored[:, begin * tensor.block_bytes:end * tensor.block_bytes]
-    library = _library(self.path)
-    values = library.quants.dequantize(
-        np.ascontiguousarray(stored), library.GGMLQuantizationType[tensor.kind])
-    values = values[:, first - begin * tensor.block:last - begin * tensor.block]
+    values = np.empty((len(rows), last - first), np.float32)
+    # In pieces, which stay in the processor's caches, and of which no second copy is made.
+    step = max(1, _PIECE // tensor.shape[-1])
+    with self.path.open("rb") as file:
+      file.seek(tensor.start + rows.start * row_bytes)
+      for row in range(0, len(rows), step):
+        count = min(step, len(rows) - row)
+        stored = np.fromfile(file, np.uint8, count * row_bytes)
+        if stored.size != count * row_bytes:
+          raise CheckpointError(f"{self.path}: became shorter while it was read")
+        blocks = stored.reshape(count, -1, tensor.block_bytes)[:, begin:end]
+        found = self._dequantized(tensor.kind, blocks).reshape(count, -1)
+        values[row:row + count] = found[:, first - begin * tensor.block:][:, :last - first]
     return values if len(index) == 2 else values[0]
+
+  def _dequantized(self, kind: str, blocks: np.ndarray) -> np.ndarray:
+    library = _library(self.path)
+    # As one row: the package would take many small steps over the rows.
+    return library.quants.dequantize(blocks.reshape(1, -1), library.GGMLQuantizationType[kind])
 
 
 def read_header(path: pathlib.Path) -> GGUFFile:

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, pre_tokenizers, processors
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
 import transformers
 
 from rain_jax.models import gguf_file
@@ -60,10 +60,10 @@ def load_tokenizer(path: pathlib.Path) -> transformers.PreTrainedTokenizerFast:
   if (model := file.text(_KEY + "model")) not in build:
     raise CheckpointError(
         f"{path}: {_KEY}model = {model!r:.80} is not supported, expected {' or '.join(build)}")
-  names = {
-      f"{name}_token": None if (found := file.token_id(f"{_KEY}{key}_token_id", len(tokens))) is None
-      else tokens[found]
-      for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))}
+  names = {}
+  for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+    number = file.token_id(f"{_KEY}{key}_token_id", len(tokens))
+    names[f"{name}_token"] = None if number is None else tokens[number]
   backend = build[model](file, ids, kinds, names["unk_token"])
   for kind in (_CONTROL, _USER_DEFINED):
     backend.add_tokens([
@@ -133,15 +133,15 @@ def _sentencepiece(
   for piece, number in ids.items():
     if kinds[number] == _NORMAL:
       cuts = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-      pairs = sorted((c for c in cuts if c[0] in ids and c[1] in ids), key=lambda c: (ids[c[0]], ids[c[1]]))
-      merges += [(-scores[number], pair) for pair in pairs]
+      merges += [(-scores[number], pair) for pair in cuts if pair[0] in ids and pair[1] in ids]
   merges.sort(key=lambda merge: merge[0])
   backend = tokenizers.Tokenizer(tokenizers.models.BPE(
       vocab=ids, merges=[pair for _, pair in merges], unk_token=unknown, fuse_unk=True,
       byte_fallback=True))
   prefix = file.flag(_KEY + "add_space_prefix", True)
-  backend.pre_tokenizer = pre_tokenizers.Metaspace(
-      prepend_scheme="first" if prefix else "never", split=False)
+  spaces = normalizers.Replace(" ", "▁")
+  backend.normalizer = normalizers.Sequence(
+      [normalizers.Prepend("▁"), spaces] if prefix else [spaces])
   steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
   backend.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", left=1)] if prefix else []))
   return backend
@@ -157,8 +157,8 @@ def _ends(
     token = names[f"{name}_token"]
     wanted = file.flag(f"{_KEY}add_{name}_token", default)
     marks[name] = [token] if wanted and token is not None else []
-  template = [*marks["bos"], "$A", *marks["eos"]]
+  around = lambda text: [*marks["bos"], text, *marks["eos"]]
   used = {*marks["bos"], *marks["eos"]}
   return processors.TemplateProcessing(
-      single=template, pair=template + [f"{part}:1" for part in (*marks["bos"], "$B", *marks["eos"])],
+      single=around("$A"), pair=around("$A") + [f"{part}:1" for part in around("$B")],
       special_tokens=[(token, ids[token]) for token in sorted(used)])

@@ -33,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 _LAYER = "model.layers.{layer}."
 
 Layout = Mapping[str, tuple[str, str]]
-"""For each of our parameters a file's name and axes of its tensor, `a*b` being axes merged into one."""
+"""For each of our parameters a file's name and axes of its tensor, `a*b` being two axes as one."""
 
 LAYOUT: Layout = {
     "embedding/weight": ("model.embed_tokens.weight", "vocab embed"),
@@ -82,9 +82,9 @@ class CheckpointError(ValueError):
 def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
   """The local folder or GGUF file of a checkpoint: `source` itself, or what it stands for.
 
-  That is the one GGUF file of an installed package for `package:NAME`, and its download for a hub
-  name: only what exists nowhere on this machine and looks like `owner/name` is asked of the hub, and
-  only safetensors, JSON and tokenizer files are fetched.
+  `package:NAME` stands for the one GGUF file in an installed package, a hub name for its download:
+  only what exists nowhere on this machine and looks like `owner/name` is asked of the hub, and only
+  safetensors, JSON and tokenizer files are fetched.
 
   Raises:
     CheckpointError: none of these, or a hub repository that cannot be reached.
@@ -96,8 +96,8 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
     return folder
   if folder.exists() or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
     raise CheckpointError(
-        f"{source}: expected a checkpoint folder, a GGUF file or {PACKAGE}NAME, and there is none by"
-        " this name; mend the path (of a run: --config.model.path)")
+        f"{source}: expected a checkpoint folder, a GGUF file or {PACKAGE}NAME, and there is none"
+        " by this name; mend the path (of a run: --config.model.path)")
   patterns = ["model*.safetensors", "*.json", *TOKENIZER_FILES]
   _LOG.info("%s: no such folder; asking the hub for it", source)
   try:
