@@ -1,10 +1,10 @@
 """What `scripts/benchmark.py` measures.
 
-  python scripts/benchmark.py --config=configs/benchmark.py:demo     under 10 minutes, 2 cores
-  python scripts/benchmark.py --config=configs/benchmark.py:scaling  time against sizes
-  python scripts/benchmark.py --config=configs/benchmark.py:side_by_side  beside PyTorch
-  python scripts/benchmark.py --config=configs/benchmark.py:memory   the plan beside the compiler
-  python scripts/benchmark.py --config=configs/benchmark.py:7b       an accelerator; also 8b, 13b
+python scripts/benchmark.py --config=configs/benchmark.py:demo     under 10 minutes, 2 cores
+python scripts/benchmark.py --config=configs/benchmark.py:scaling  time against sizes
+python scripts/benchmark.py --config=configs/benchmark.py:side_by_side  beside PyTorch
+python scripts/benchmark.py --config=configs/benchmark.py:memory   the plan beside the compiler
+python scripts/benchmark.py --config=configs/benchmark.py:7b       an accelerator; also 8b, 13b
 """
 
 import ml_collections
@@ -29,7 +29,7 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
   config.workload.prompt = 96  # tokens
   config.workload.response = 48  # tokens
   config.workload.verdict_prefix = 700  # tokens before what is judged
-  config.workload.verdict_suffix = 24  # tokens behind it, in each reading
+  config.workload.verdict_suffix = 24  # tokens after it, in each reading
   config.workload.text_end_share = 1 / 12  # share of the vocabulary that ends a text
 
   # Numbers of rain_jax.types.SearchConfig; leaf_parallel's come on top.
@@ -65,6 +65,6 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
       config.verdicts = ("good", "mixed", "bad")
   elif arg != "demo":
     raise ValueError(
-        f"configs/benchmark.py:{arg}: expected demo, scaling, side_by_side, memory, 125m, 7b, 8b or 13b."
+      f"configs/benchmark.py:{arg}: expected demo, scaling, side_by_side, memory, 125m, 7b, 8b or 13b."
     )
   return config

@@ -29,7 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.format.prefix = config_dict.placeholder(str)  # text before every prompt, read once
   config.format.template = config_dict.placeholder(str)  # the user's turn, with {prompt}
   config.format.stop = config_dict.placeholder(tuple)  # strings that end a response
-  config.format.opening = config_dict.placeholder(str)  # before the first turn; chat's system message
+  config.format.opening = config_dict.placeholder(
+    str
+  )  # before the first turn; chat's system message
 
   config.judging = ml_collections.ConfigDict()
   config.judging.dtype = "bfloat16"  # of judge models
@@ -93,27 +95,27 @@ def demo(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigD
   return config
 
 
-# Numbers of the search and their types; `rain_jax.types.SearchConfig` explains them.
+# Hyperparameters of the search and their types; `rain_jax.types.SearchConfig` explains them.
 SEARCH = {
-    "set_lengths": tuple,
-    "num_candidates": int,
-    "max_children": int,
-    "redraw": bool,
-    "temperature": float,
-    "top_k": int,
-    "rollout_to_eos": bool,
-    "exploration": float,
-    "root_prior": float,
-    "similarity_threshold": float,
-    "similarity_weight": float,
-    "grow_threshold": float,
-    "min_visits": int,
-    "value_threshold": float,
-    "max_iterations": int,
-    "extra_iterations": int,
-    "leaves": int,
-    "early_commit": bool,
-    "max_nodes": int,
-    "max_visited": int,
-    "max_path": int,
+  "set_lengths": tuple,
+  "num_candidates": int,
+  "max_children": int,
+  "redraw": bool,
+  "temperature": float,
+  "top_k": int,
+  "rollout_to_eos": bool,
+  "exploration": float,
+  "root_prior": float,
+  "similarity_threshold": float,
+  "similarity_weight": float,
+  "grow_threshold": float,
+  "min_visits": int,
+  "value_threshold": float,
+  "max_iterations": int,
+  "extra_iterations": int,
+  "leaves": int,
+  "early_commit": bool,
+  "max_nodes": int,
+  "max_visited": int,
+  "max_path": int,
 }

@@ -1,17 +1,21 @@
 """The Python API: a model by name, prompts in, aligned responses out."""
 
-from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import configured, methods, plan, tasks
-from rain_jax.embed import HiddenStates
-from rain_jax.loading import LoadedModel
-from rain_jax.loading import load as load_checkpoint
+from rain_jax import methods, tasks
+from rain_jax.methods.events import Event, events
+from rain_jax.methods.session import Response, Session, SessionConfig, search_config
+from rain_jax.models import arrays
+from rain_jax.models.loading import LoadedModel
+from rain_jax.models.loading import load as load_checkpoint
+from rain_jax.policy import memory_plan
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.preferences import Preference, load_preference
-from rain_jax.session import Response, Session, Setting
-from rain_jax.stream import Event, events
-from rain_jax.tasks import DataError, Format, Record, Task
+from rain_jax.tasks import Record, Task
+from rain_jax.text.formats import Format
+from rain_jax.types import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +25,14 @@ class Config:
   Attributes:
     format: how prompts are put to the model; None takes the format that the bundled task
       with this preference has, and plain dialogue for a preference of one's own.
-    variant: of the method, a name of `configured.VARIANTS`; None likewise, else "harmless".
-    search: numbers of `types.SearchConfig` that differ from the variant's.
+    variant: of the method, a name of `types.VARIANTS`; None likewise, else "harmless".
+    search: hyperparameters of `types.SearchConfig` that differ from the variant's.
     max_prompt: longest prompt in tokens; a longer one's response holds an error.
     max_response: longest response in tokens.
     batch_size: prompts searched for side by side.
     samples: N of best_of_n.
-    embedder: makes path embeddings, see `rain_jax.embed.find_embedder`.
-    soft_verdicts: see `session.Setting`.
+    embedder: makes path embeddings, see `rain_jax.policy.embedders.find_embedder`.
+    soft_verdicts: see `session.SessionConfig`.
   """
 
   format: Format | None = None
@@ -65,16 +69,16 @@ class Rain:
 
   def __init__(self, loaded: LoadedModel):
     self.loaded = loaded
-    self._sessions: dict[Setting, Session] = {}
+    self._sessions: dict[SessionConfig, Session] = {}
 
   def generate(
-      self,
-      prompts: Sequence[str],
-      preference: str | Preference = "harmless",
-      method: str = "rain",
-      config: Config = Config(),
-      seed: int = 0,
-      trees: bool = False,
+    self,
+    prompts: Sequence[str],
+    preference: str | Preference = "harmless",
+    method: str = "rain",
+    config: Config = Config(),
+    seed: int = 0,
+    record: bool = False,
   ) -> list[Response]:
     """Answers prompts.
 
@@ -85,11 +89,11 @@ class Rain:
       method: "rain", "vanilla" (plain sampling) or "best_of_n".
       config: see `Config`.
       seed: the same seed gives the same responses.
-      trees: record RAIN's searches step by step, see `rain_jax.trace`; slower.
+      record: record RAIN's searches step by step, see `rain_jax.methods.recording`; slower.
 
     Returns:
       A `Response` for each prompt, in their order: `.text`, the model's own `.verdict` on
-      it in [-1, 1], `.counters` of the work done, and `.tree` if asked for. A prompt that
+      it in [-1, 1], `.counters` of the work done, and `.recording` if asked for. A prompt that
       cannot be answered has its reason in `.error`.
 
     Raises:
@@ -97,26 +101,26 @@ class Rain:
     """
     if method not in methods.METHODS:
       raise DataError(f"method={method!r}: expected one of {', '.join(methods.METHODS)}.")
-    if trees and method != "rain":
-      raise DataError(f"trees=True: {method} has no search tree; use method='rain'.")
+    if record and method != "rain":
+      raise DataError(f"record=True: {method} has no search to record; use method='rain'.")
     session = self.session(prompts, preference, config)
     if method == "rain":
-      plan.check(session.plan(), plan.bytes_available())
+      memory_plan.check(session.plan(), arrays.bytes_available())
     watched = (step.response for step in methods.watch(session, seed) if step.response)
     answers = {
-        "vanilla": lambda: methods.vanilla(session, seed),
-        "rain": lambda: watched if trees else methods.rain(session, seed),
-        "best_of_n": lambda: methods.best_of_n(session, seed, config.samples),
+      "vanilla": lambda: methods.vanilla(session, seed),
+      "rain": lambda: watched if record else methods.rain(session, seed),
+      "best_of_n": lambda: methods.best_of_n(session, seed, config.samples),
     }[method]()
     by_id = {answer.record.id: answer for answer in [*session.rejected, *answers]}
     return [by_id[str(place)] for place in range(len(prompts))]
 
   def stream(
-      self,
-      prompt: str,
-      preference: str | Preference = "harmless",
-      config: Config = Config(),
-      seed: int = 0,
+    self,
+    prompt: str,
+    preference: str | Preference = "harmless",
+    config: Config = Config(),
+    seed: int = 0,
   ) -> Iterator[Event]:
     """Answers one prompt by RAIN, and tells what happens to the text on the way.
 
@@ -132,11 +136,11 @@ class Rain:
     session = self.session([prompt], preference, config)
     for rejected in session.rejected:
       raise DataError(f"prompt={prompt[:40]!r}: {rejected.error}.")
-    plan.check(session.plan(), plan.bytes_available())
+    memory_plan.check(session.plan(), arrays.bytes_available())
     yield from events(methods.watch(session, seed))
 
   def session(
-      self, prompts: Sequence[str], preference: str | Preference, config: Config
+    self, prompts: Sequence[str], preference: str | Preference, config: Config
   ) -> Session:
     """What `generate` runs on; programs compiled for the same settings are used again.
 
@@ -145,26 +149,26 @@ class Rain:
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
       raise DataError(f"prompts={prompts!r:.60}: expected a list of texts.")
     records = [Record(str(place), prompt) for place, prompt in enumerate(prompts)]
-    setting = setting_of(preference, config)
-    if setting in self._sessions:
-      return self._sessions[setting].serving(records)
-    return self._sessions.setdefault(setting, Session(self.loaded, setting, records))
+    session_config = make_session_config(preference, config)
+    if session_config in self._sessions:
+      return self._sessions[session_config].serving(records)
+    return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))
 
 
-def setting_of(preference: str | Preference, config: Config) -> Setting:
+def make_session_config(preference: str | Preference, config: Config) -> SessionConfig:
   """What to compile for; what `config` leaves open comes from the preference's task."""
   if not isinstance(preference, Preference):
     preference = load_preference(preference)
   task = _task_of(preference)
-  return Setting(
-      format=config.format or task.format,
-      preference=preference,
-      search=configured.search_config(config.variant or task.variant, config.search, config.embedder),
-      max_prompt=config.max_prompt,
-      max_response=config.max_response,
-      batch_size=config.batch_size,
-      embedder=config.embedder,
-      soft_verdicts=config.soft_verdicts,
+  return SessionConfig(
+    format=config.format or task.format,
+    preference=preference,
+    search=search_config(config.variant or task.variant, config.search, config.embedder),
+    max_prompt=config.max_prompt,
+    max_response=config.max_response,
+    batch_size=config.batch_size,
+    embedder=config.embedder,
+    soft_verdicts=config.soft_verdicts,
   )
 
 

@@ -3,7 +3,7 @@
 Axis legend, used in every docstring of the package:
 
     B  trees, one per prompt in flight          W  leaves per tree and step (1 = exact)
-    N  node slots of a tree                     V  slots for visited nodes
+    N  node slots of a tree                     V  pages for visited nodes
     K  child slots of a visited node            L  tokens per token set (the longest)
     D  nodes on a path, root excluded           C  candidates drawn at a leaf
     R  tokens of a response                     E  width of a path embedding
@@ -20,8 +20,8 @@ import flax
 import jax
 
 NO_NODE = -1  # no such node, in any array of node ids
-NO_SLOT = -1  # the node was never visited
-NO_TOKEN = -1  # padding behind the end of a token set
+NO_PAGE = -1  # the node was never visited
+NO_TOKEN = -1  # padding after the end of a token set
 
 # Why a text is finished, kept per node and reported per response.
 RUNNING, EOS, STOP, LENGTH, EXHAUSTED, FAILED = 0, 1, 2, 3, 4, 5
@@ -30,12 +30,18 @@ FINISH_REASONS = ("running", "eos", "stop", "length", "exhausted", "failed")
 # What the search asks of the model at one leaf.
 IDLE, VISIT, GROW = 0, 1, 2
 
+NOT_FINITE = "the model's output was not a finite number"  # an error of responses
+
 Array = jax.Array
+
+
+class DataError(ValueError):
+  """Input that cannot be used; the message is one line and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-  """Numbers of the method; the defaults are those of its published code (HH variant).
+  """Hyperparameters of the method; the defaults are those of its published code (HH variant).
 
   Raises `ValueError` for numbers that no search can run with.
 
@@ -63,7 +69,7 @@ class SearchConfig:
     leaves: leaves selected per tree and step, with virtual loss (W); 1 is exact.
     early_commit: let inherited statistics commit a move without a new iteration.
     max_nodes: node slots per tree (N).
-    max_visited: slots for visited nodes per tree (V).
+    max_visited: pages for visited nodes per tree (V).
     max_path: nodes between root and leaf (D).
   """
 
@@ -96,8 +102,7 @@ class SearchConfig:
       raise ValueError(f"set_lengths={lengths}: the first must be 1, later ones 2 or more.")
     if not 2 <= self.num_candidates <= self.max_children:
       raise ValueError(
-          f"num_candidates={self.num_candidates}: expected 2 to max_children"
-          f" ({self.max_children})."
+        f"num_candidates={self.num_candidates}: expected 2 to max_children ({self.max_children})."
       )
     if self.leaves < 1:
       raise ValueError(f"leaves={self.leaves}: expected 1 (exact) or more.")
@@ -109,12 +114,14 @@ class SearchConfig:
     if self.max_nodes < room:
       raise ValueError(f"max_nodes={self.max_nodes}: at least {room} are needed.")
     if self.max_visited < 2 * self.leaves + 1:
-      raise ValueError(f"max_visited={self.max_visited}: at least {2 * self.leaves + 1} are needed.")
+      raise ValueError(
+        f"max_visited={self.max_visited}: at least {2 * self.leaves + 1} are needed."
+      )
     if self.max_path < 2:
       raise ValueError(f"max_path={self.max_path}: at least 2 are needed.")
 
   @property
-  def set_size(self) -> int:
+  def max_set_length(self) -> int:
     """Tokens of the longest token set (L)."""
     return max(self.set_lengths)
 
@@ -150,38 +157,43 @@ def adversarial_search(**overrides) -> SearchConfig:
 
 def truthful_search(**overrides) -> SearchConfig:
   """The truthful variant: rollouts to the end of the response, more visits a move."""
-  return SearchConfig(
-      **{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides}
-  )
+  return SearchConfig(**{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides})
+
+
+VARIANTS = {
+  "harmless": harmless_search,
+  "adversarial": adversarial_search,
+  "truthful": truthful_search,
+}
 
 
 @flax.struct.dataclass
 class Request:
   """What the search asks of the model in one step, for W leaves of each of B trees.
 
-  A path runs from the child of the root to the leaf; entries behind `path_length` are
+  A path runs from the child of the root to the leaf; entries after `path_length` are
   padding. The root's own text is what the model has been told to commit.
 
   Attributes:
     mode: int32[B, W]; IDLE, VISIT (roll out, evaluate, propose) or GROW (draw one
       greedy and `grow_draws` sampled candidates; nothing else).
-    leaf_slot: int32[B, W] storage slot of the leaf, below `max_visited`.
-    first_visit: bool[B, W]; the leaf's slot was assigned in this step.
+    leaf_page: int32[B, W] page of the leaf, below `max_visited`.
+    first_visit: bool[B, W]; the leaf's page was assigned in this step.
     finish: int32[B, W]; why the leaf's text is finished, or RUNNING.
     depth: int32[B, W] token sets between the start of the response and the leaf.
     path_length: int32[B, W] nodes on the path, the leaf included; 0 at the root.
-    path_slots: int32[B, W, D] storage slots of the path's nodes.
-    path_tokens: int32[B, W, D, L] their tokens, NO_TOKEN behind a set's end.
-    path_lengths: int32[B, W, D] their lengths in tokens, 0 behind the path's end.
+    path_pages: int32[B, W, D] pages of the path's nodes.
+    path_tokens: int32[B, W, D, L] their tokens, NO_TOKEN after a set's end.
+    path_lengths: int32[B, W, D] their lengths in tokens, 0 after the path's end.
   """
 
   mode: Array
-  leaf_slot: Array
+  leaf_page: Array
   first_visit: Array
   finish: Array
   depth: Array
   path_length: Array
-  path_slots: Array
+  path_pages: Array
   path_tokens: Array
   path_lengths: Array
 
@@ -191,11 +203,11 @@ class Evaluation:
   """What the model answers to a `Request`. Entries of IDLE leaves are ignored.
 
   Attributes:
-    tokens: int32[B, W, C, L] candidates, greedy first, NO_TOKEN behind their ends; at
+    tokens: int32[B, W, C, L] candidates, greedy first, NO_TOKEN after their ends; at
       depth 0 the `max_children` most probable tokens, most probable first.
     lengths: int32[B, W, C] their lengths in tokens; 0 marks an unused row.
     log_weights: float[B, W, C] log of the product of their token probabilities.
-    finish: int32[B, W, C] why the text behind a candidate is finished, or RUNNING.
+    finish: int32[B, W, C] why the text after a candidate is finished, or RUNNING.
     value: float[B, W] the verdict, in [-1, 1] (VISIT only); NaN, for any mode but IDLE,
       where the model's output was not finite: that response has failed.
     embeddings: float[B, W, D, E] for every node on the path, of the text from the
@@ -216,14 +228,14 @@ class Commit:
 
   Attributes:
     mask: bool[B].
-    slot: int32[B] storage slot of the committed node, NO_SLOT if it was never visited.
-    tokens: int32[B, L], NO_TOKEN behind the set's end.
+    page: int32[B] page of the committed node, NO_PAGE if it was never visited.
+    tokens: int32[B, L], NO_TOKEN after the set's end.
     length: int32[B] in tokens.
     finish: int32[B] why the response ends with this move, or RUNNING.
   """
 
   mask: Array
-  slot: Array
+  page: Array
   tokens: Array
   length: Array
   finish: Array
@@ -239,7 +251,7 @@ class Model(Protocol):
   embedding_size: int
 
   def evaluate(
-      self, params: Any, state: Any, request: Request, keys: Array
+    self, params: Any, state: Any, request: Request, keys: Array
   ) -> tuple[Evaluation, Any]:
     """Answers a request; `keys` [B] are fresh for every step of every prompt."""
 

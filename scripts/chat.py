@@ -12,7 +12,10 @@ import sys
 import cli
 from absl import flags
 
-from rain_jax import chat, configured, embed, loading
+from rain_jax.models import loading
+from rain_jax.policy import embedders
+from rain_jax.runs import from_config
+from rain_jax.views import chat
 
 _CONFIG = cli.define_config("Configuration, see configs/.", "demo")
 _MODE = flags.DEFINE_enum("mode", "rain", list(chat.MODES), "Who answers at first.")
@@ -22,9 +25,11 @@ def main() -> None:
   """Talks until the end of input, /quit or Ctrl-C."""
   config = _CONFIG.value.to_dict()
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
-  embedder = embed.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
-  setting = configured.setting_of(config, configured.task_of(config, config["tasks"][0]), embedder)
-  conversation = chat.Conversation(loaded, setting, config["seed"])
+  embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
+  session_config = from_config.make_session_config(
+    config, from_config.task_of(config, config["tasks"][0]), embedder
+  )
+  conversation = chat.Conversation(loaded, session_config, config["seed"])
   try:
     chat.talk(conversation, _MODE.value, chat.heard, sys.stdout)
   except KeyboardInterrupt:

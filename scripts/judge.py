@@ -10,9 +10,9 @@ Verdicts that are there from the same judge are kept; what it left unjudged is t
 import cli
 from absl import flags
 
-from rain_jax import job, runs
-from rain_jax.report import run_page
-from rain_jax.summary import table
+from rain_jax.runs import directory, job
+from rain_jax.runs.summary import table
+from rain_jax.views import run_page
 
 _CONFIG = cli.define_config("Judges, see configs/judge.py.", "judge")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
@@ -22,7 +22,7 @@ flags.mark_flag_as_required("workdir")
 def main() -> None:
   """Judges what the flags name."""
   workdir = _WORKDIR.value
-  config = runs.read_manifest(workdir)["config"]
+  config = directory.read_manifest(workdir)["config"]
   print(table(job.judge_again(workdir, config, _CONFIG.value.to_dict())))
   print(f"\nreport in {run_page.write(workdir)}")
 

@@ -1,6 +1,6 @@
 """Prints docs/options.md: every option of a run and of the search, as the code describes them.
 
-  python scripts/list_options.py > docs/options.md
+python scripts/list_options.py > docs/options.md
 """
 
 import ast
@@ -11,10 +11,12 @@ import re
 import runpy
 import sys
 
-from rain_jax import configured, embed, types
+from rain_jax import types
+from rain_jax.methods.session import search_config
+from rain_jax.policy import embedders
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-PAPER = embed.SentenceEncoder
+PAPER = embedders.SentenceEncoder
 HEAD = """# Options
 
 (Made by `python scripts/list_options.py` from `configs/` and `SearchConfig`.)
@@ -76,14 +78,14 @@ def options(file: str, part: str = "") -> str:
 
 
 def search_options() -> list[str]:
-  """A row for every number of the search, with what `SearchConfig` says of it."""
+  """A row for every hyperparameter of the search, with what `SearchConfig` says of it."""
   section = inspect.getdoc(types.SearchConfig).partition("Attributes:\n")[2]
   said = {
-      name: " ".join(text.split())
-      for name, text in re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, re.MULTILINE)
+    name: " ".join(text.split())
+    for name, text in re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, re.MULTILINE)
   }
-  embedder = embed.HiddenStates()  # what a run has by default
-  variants = [configured.search_config(name, {}, embedder) for name in configured.VARIANTS]
+  embedder = embedders.HiddenStates()  # what a run has by default
+  variants = [search_config(name, {}, embedder) for name in types.VARIANTS]
   rows = []
   for field in dataclasses.fields(types.SearchConfig):
     values = " | ".join(f"`{getattr(variant, field.name)}`" for variant in variants)

@@ -1,7 +1,7 @@
 """Writes report.html into a run's directory, and a page for every recorded search.
 
-  python scripts/generate.py --config=configs/demo.py --config.record=3 --workdir=runs/demo
-  python scripts/report.py --workdir=runs/demo --picture=search.svg
+python scripts/generate.py --config=configs/demo.py --config.record=3 --workdir=runs/demo
+python scripts/report.py --workdir=runs/demo --picture=search.svg
 """
 
 import pathlib
@@ -9,8 +9,8 @@ import pathlib
 import cli
 from absl import flags
 
-from rain_jax import runs, trace
-from rain_jax.report import picture, run_page
+from rain_jax.runs import directory
+from rain_jax.views import run_page, tree_picture
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _PICTURE = flags.DEFINE_string("picture", None, "File for a picture of the first recorded search.")
@@ -20,10 +20,12 @@ def main() -> None:
   """Writes the pages of what is there so far, of a run that goes on, too."""
   print(run_page.write(_WORKDIR.value))
   if _PICTURE.value:
-    kept = next(trace.recorded(_WORKDIR.value), None)
+    kept = next(directory.recorded(_WORKDIR.value), None)
     if kept is None:
-      raise runs.RunError(f"{_WORKDIR.value}: no search recorded; --config.record=1 records one.")
-    runs.replace_text(pathlib.Path(_PICTURE.value), picture.draw(kept.trace))
+      raise directory.RunError(
+        f"{_WORKDIR.value}: no search recorded; --config.record=1 records one."
+      )
+    directory.replace_text(pathlib.Path(_PICTURE.value), tree_picture.draw(kept.recording))
     print(_PICTURE.value)
 
 

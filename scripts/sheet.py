@@ -1,8 +1,8 @@
 """A blind sheet of a run's answers for human raters, and the score of one that came back.
 
-  python scripts/sheet.py --workdir=runs/llama --sheet=sheet.csv --key=key.json --prompts=50
+  python scripts/sheet.py --workdir=runs/llama --sheet=rating_sheet.csv --key=key.json --prompts=50
   python scripts/sheet.py --workdir=runs/llama --score --rater=ann --measure=harmless \
-      --sheet=sheet.csv --key=key.json
+      --sheet=rating_sheet.csv --key=key.json
 
 Each rater gets a copy of the sheet and writes yes or no under `rating`; nobody who rates sees
 the key. The ratings join the run's judges: rates, and agreement with every other judge.
@@ -11,8 +11,8 @@ the key. The ratings join the run's judges: rates, and agreement with every othe
 import cli
 from absl import flags
 
-from rain_jax import job, judging, runs, sheet
-from rain_jax.report import run_page
+from rain_jax.runs import directory, job, judgements
+from rain_jax.views import rating_sheet, run_page
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
 _SHEET = flags.DEFINE_string("sheet", None, "The csv to write, or to score.")
@@ -28,16 +28,16 @@ flags.mark_flags_as_required(["workdir", "sheet", "key"])
 def main() -> None:
   """Writes or scores a sheet."""
   workdir = _WORKDIR.value
-  config = runs.read_manifest(workdir)["config"]
+  config = directory.read_manifest(workdir)["config"]
   if not _SCORE.value:
-    text, key = sheet.make(runs.read_results(workdir), _PROMPTS.value, _SEED.value)
-    sheet.write(_SHEET.value, _KEY.value, text, key)
+    text, key = rating_sheet.make(directory.read_results(workdir), _PROMPTS.value, _SEED.value)
+    rating_sheet.write(_SHEET.value, _KEY.value, text, key)
     print(f"{len(key)} answers in {_SHEET.value}; keep {_KEY.value} from the raters")
     return
   if not _RATER.value or not _MEASURE.value:
-    raise runs.RunError("--score needs --rater=NAME and --measure=NAME.")
-  lines = list(sheet.score(_SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
-  judging.append(workdir, lines)
+    raise directory.RunError("--score needs --rater=NAME and --measure=NAME.")
+  lines = list(rating_sheet.score(_SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
+  judgements.append(workdir, lines)
   job.summarise_again(workdir, config)
   run_page.write(workdir)
 

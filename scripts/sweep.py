@@ -18,10 +18,10 @@ import cli
 from absl import flags
 from ml_collections import config_flags
 
-from rain_jax import sweeps
+from rain_jax.runs import sweeps
 
 _CONFIG = cli.define_config("Configuration that all runs start from.")
-_SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, see rain_jax/sweeps.py.")
+_SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, see rain_jax/runs/sweeps.py.")
 _DIR = flags.DEFINE_string("dir", None, "Where runs go; runs/sweep-<name> by default.")
 _SET = flags.DEFINE_multi_string("set", [], "key=value of the configuration, for every run.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
@@ -41,7 +41,8 @@ def main() -> None:
     raise sweeps.SweepError(f"--config.{name}={value}: a sweep takes --set={name}={value}.")
   always = [f"--config.{one}" for one in _SET.value]
   sweep = sweeps.Sweep.open(
-      directory, " ".join([config, *always]), _CONFIG.value.to_dict(), changes)
+    directory, " ".join([config, *always]), _CONFIG.value.to_dict(), changes
+  )
   generate = [sys.executable, str(cli.REPOSITORY / "scripts" / "generate.py")]
 
   def command(number: int) -> list[str]:
@@ -57,8 +58,11 @@ def main() -> None:
       # In place of this process: the scheduler's signals and the run's exit code pass as they are.
       os.execv(sys.executable, command(_ONLY.value))
     return
-  failed = [] if _TABLE.value else sweeps.run_locally(
-      sweep, command, _JOBS.value, stopping=cli.on_sigterm())
+  failed = (
+    []
+    if _TABLE.value
+    else sweeps.run_locally(sweep, command, _JOBS.value, stopping=cli.on_sigterm())
+  )
   rows = sweep.collect()
   if rows:
     print(sweeps.table(rows) + f"\n\ntable in {sweep.path / sweeps.TABLE}")

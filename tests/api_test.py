@@ -4,20 +4,25 @@ import importlib
 import subprocess
 import sys
 
-import conftest
-import job_test
 import pytest
-import stream_test
 
 import rain_jax
-from rain_jax import api, methods, stream, tasks, trace, types
+from rain_jax import api, methods, tasks, types
+from rain_jax.methods import events, recording
 from rain_jax.preferences import load_preference
+from tests import conftest
+from tests.methods import events_test
+from tests.runs import job_test
 
 # Numbers and longest prompt of job_test, so that its compiled programs serve here too.
 PROMPTS = ["the cat sat", " ", "far away we see the mat; and then it was gone far away to see us"]
 CONFIG = api.Config(
-    search={k: v for k, v in job_test.CONFIG["search"].items() if k != "variant"},
-    max_prompt=64, max_response=12, batch_size=2, samples=3)
+  search={k: v for k, v in job_test.CONFIG["search"].items() if k != "variant"},
+  max_prompt=64,
+  max_response=12,
+  batch_size=2,
+  samples=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,7 @@ def test_one_result_per_prompt_in_their_order(model, method):
 
 
 def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
-  monkeypatch.setattr(methods.sampled, "_ROUND", 1)
+  monkeypatch.setattr(methods.sampling, "_ROUND", 1)
   session = model.session(PROMPTS[:1], "harmless", CONFIG)
   heard = []
   (answer,) = methods.best_of_n(session, 3, 3, on_progress=heard.append)
@@ -64,20 +69,24 @@ def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
 
 def test_a_recorded_search_gives_the_same_responses_and_its_events_spell_them(model):
   plain = model.generate(PROMPTS, config=CONFIG, seed=3)
-  recorded = model.generate(PROMPTS, config=CONFIG, seed=3, trees=True)
+  recorded = model.generate(PROMPTS, config=CONFIG, seed=3, record=True)
   assert list(map(shown, recorded)) == list(map(shown, plain))
-  assert [answer.tree is None for answer in recorded] == [False, True, False]
+  assert [answer.recording is None for answer in recorded] == [False, True, False]
   for answer in recorded:
-    if answer.tree:
-      moves = [f.node for f in answer.tree.frames if f.kind == trace.COMMIT]
-      tokens = [t for node in moves for t in answer.tree.nodes[node].tokens]
+    if answer.recording:
+      moves = [f.node for f in answer.recording.frames if f.kind == recording.COMMIT]
+      tokens = [t for node in moves for t in answer.recording.nodes[node].tokens]
       assert tokens == answer.tokens
-      assert answer.tree.response == answer.text and answer.tree.verdict == answer.verdict
+      assert answer.recording.response == answer.text and answer.recording.verdict == answer.verdict
   (session,) = model._sessions.values()
-  progress = [step for step in methods.watch(session.serving(records(PROMPTS)), 3) if step.query.record.id == "0"]
-  for event, final, trial in stream_test.follow(stream.events(progress)):
+  progress = [
+    step
+    for step in methods.watch(session.serving(records(PROMPTS)), 3)
+    if step.query.record.id == "0"
+  ]
+  for event, final, trial in events_test.follow(events.events(progress)):
     pass
-  assert event.kind == stream.END and event.response.text == event.text == plain[0].text
+  assert event.kind == events.END and event.response.text == event.text == plain[0].text
   assert trial == ""
   # Pieces with a character cut in two spell it differently; the rest is the same.
   plainly = lambda text: text.replace("\ufffd", "").replace(" ", "")
@@ -89,32 +98,37 @@ def test_a_stream_ends_in_the_response(model):
   told = list(model.stream(PROMPTS[0], config=CONFIG, seed=3))
   (answer,) = model.generate(PROMPTS[:1], config=CONFIG, seed=3)
   assert shown(told[-1].response) == shown(answer)
-  with pytest.raises(tasks.DataError, match="empty prompt"):
+  with pytest.raises(types.DataError, match="empty prompt"):
     next(model.stream("", config=CONFIG))
 
 
 def test_a_preference_brings_the_format_and_the_variant_of_its_task():
-  setting = api.setting_of("truthful", api.Config())
-  assert setting.format == tasks.QUESTION and setting.search.rollout_to_eos
-  own = api.setting_of("truthful", api.Config(format=tasks.DIALOGUE, variant="harmless"))
+  session_config = api.make_session_config("truthful", api.Config())
+  assert session_config.format == tasks.QUESTION and session_config.search.rollout_to_eos
+  own = api.make_session_config("truthful", api.Config(format=tasks.DIALOGUE, variant="harmless"))
   assert own.format == tasks.DIALOGUE and not own.search.rollout_to_eos
   plain = load_preference("positive")
   renamed = type(plain)(**{**vars(plain), "name": "my own"})
-  assert api.setting_of(renamed, api.Config()).format == tasks.DIALOGUE
-  assert api.setting_of("harmless", api.Config(search={"min_visits": 9})).search.min_visits == 9
+  assert api.make_session_config(renamed, api.Config()).format == tasks.DIALOGUE
+  assert (
+    api.make_session_config("harmless", api.Config(search={"min_visits": 9})).search.min_visits == 9
+  )
 
 
-@pytest.mark.parametrize("arguments,says", [
+@pytest.mark.parametrize(
+  "arguments,says",
+  [
     (dict(prompts="the cat"), "list of texts"),
     (dict(prompts=[1]), "list of texts"),
     (dict(prompts=PROMPTS, method="magic"), "magic"),
-    (dict(prompts=PROMPTS, method="vanilla", trees=True), "vanilla has no search tree"),
+    (dict(prompts=PROMPTS, method="vanilla", record=True), "vanilla has no search to record"),
     (dict(prompts=PROMPTS, preference="nowhere.yaml"), "nowhere.yaml"),
     (dict(prompts=PROMPTS, config=api.Config(variant="odd")), "odd"),
     (dict(prompts=PROMPTS, config=api.Config(search={"visits": 1})), "visits"),
     (dict(prompts=PROMPTS, config=api.Config(batch_size=0)), "batch_size=0: expected 1 or more"),
     (dict(prompts=PROMPTS, method="best_of_n", config=api.Config(samples=0)), "samples=0"),
-])
+  ],
+)
 def test_what_cannot_be_is_one_line(model, arguments, says):
   with pytest.raises(ValueError, match=says) as caught:
     model.generate(**arguments)
@@ -136,5 +150,6 @@ def test_the_package_offers_its_modules_and_the_search_loads_alone():
     rain_jax.magic
   code = "import rain_jax, sys; rain_jax.search.step, rain_jax.decode.serve; print('transformers' in sys.modules)"
   done = subprocess.run(
-      [sys.executable, "-c", code], capture_output=True, text=True, cwd=conftest.ROOT, check=True)
+    [sys.executable, "-c", code], capture_output=True, text=True, cwd=conftest.ROOT, check=True
+  )
   assert done.stdout.strip() == "False"

@@ -1,17 +1,44 @@
-"""Who may import whom (design section 3), and that configs know every number of the search."""
+"""Who may import whom (docs/architecture.md), and that configs know every hyperparameter of the search."""
 
 import ast
 import dataclasses
 import importlib.util
 import pathlib
 import re
+import subprocess
 import sys
 import tomllib
 
 from rain_jax import types
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SEARCH = {"types": set(), "tree": {"types"}, "search": {"types", "tree"}, "decode": {"types", "tree", "search", "spread"}, "spread": set()}
+# What each module of the core, and each folder, may import of the project besides itself.
+CORE = {
+  "types": set(),
+  "tree": {"types"},
+  "search": {"types", "tree"},
+  "decode": {"types", "tree", "search", "parallel"},
+}
+_SEARCH = set(CORE)
+_BELOW_METHODS = _SEARCH | {"demo", "models", "parallel", "policy", "preferences", "tasks", "text"}
+_BELOW_RUNS = _BELOW_METHODS | {"judges", "methods"}
+FOLDERS = {
+  "parallel": set(),
+  "demo": set(),
+  "models": {"demo"},
+  "text": {"types"},
+  "preferences": {"text"},
+  "policy": _SEARCH | {"models", "parallel", "preferences", "text"},
+  "tasks": {"demo", "text", "types"},
+  "judges": {"demo", "models", "policy", "preferences", "tasks", "text", "types"},
+  "methods": _BELOW_METHODS | {"judges"},
+  "runs": _BELOW_RUNS,
+  "attacks": _BELOW_RUNS | {"runs"},
+  "views": _BELOW_RUNS | {"runs"},
+  "experiments": _BELOW_RUNS | {"attacks", "runs"},
+  "api": _BELOW_RUNS,
+  "__init__": set(),
+}
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -30,17 +57,40 @@ def ours(names: set[str]) -> set[str]:
   return {name.split(".")[1] for name in names if name.startswith("rain_jax.")}
 
 
-def test_search_knows_nothing_of_language_models_text_or_files():
-  for module, allowed in SEARCH.items():
-    names = imports(ROOT / "rain_jax" / f"{module}.py")
-    assert ours(names) <= allowed, module
-    outside = {name.split(".")[0] for name in names} - {"rain_jax"}
+def test_every_import_is_in_the_table():
+  package = ROOT / "rain_jax"
+  places = {path.stem for path in package.iterdir() if path.name != "__pycache__"}
+  assert places == CORE.keys() | FOLDERS.keys()
+  for place, allowed in (CORE | FOLDERS).items():
+    paths = (
+      (package / place).rglob("*.py") if (package / place).is_dir() else [package / f"{place}.py"]
+    )
+    for path in paths:
+      assert ours(imports(path)) <= allowed | {place}, path
+
+
+def test_a_reader_can_take_in_the_layout():
+  assert len([p for p in (ROOT / "rain_jax").iterdir() if p.name != "__pycache__"]) < 20
+  for path in (ROOT / "rain_jax").rglob("*.py"):
+    assert len(path.read_text("utf-8").splitlines()) <= 510, path
+
+
+def test_search_knows_nothing_of_text_or_files():
+  for module in CORE:
+    outside = {name.split(".")[0] for name in imports(ROOT / "rain_jax" / f"{module}.py")}
     assert not outside & {"transformers", "json", "pathlib", "os", "torch"}, module
 
 
-def test_models_know_nothing_of_search():
-  for path in (ROOT / "rain_jax" / "models").glob("*.py"):
-    assert ours(imports(path)) <= {"models"}, path
+def test_python_api_needs_no_run_directory():
+  # Nor fcntl, which Windows lacks: only run directories lock files.
+  for path in (ROOT / "rain_jax").rglob("*.py"):
+    assert "fcntl" not in imports(path) or path.parent.name == "runs", path
+  code = (
+    "import sys, rain_jax; rain_jax.load('demo');"
+    "print([name for name in sys.modules if name.startswith('rain_jax.runs')])"
+  )
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout == "[]\n", done.stderr[-500:]
 
 
 def test_library_imports_no_flags_no_configs_no_torch_no_pickle():
@@ -48,7 +98,10 @@ def test_library_imports_no_flags_no_configs_no_torch_no_pickle():
     names = imports(path)
     for name in names:
       first = name.split(".")[0]
-      assert first not in {"torch", "pickle", "optax", "configs", "common", "ml_collections"}, (path, name)
+      assert first not in {"torch", "pickle", "optax", "configs", "common", "ml_collections"}, (
+        path,
+        name,
+      )
       assert name not in {"absl.flags", "absl.app"}, (path, name)
 
 
@@ -70,8 +123,10 @@ def _load_config(name: str):
 
 
 def test_common_config_names_every_number_of_the_search():
-  kinds = {f.name: re.match(r"\w+", str(getattr(f.type, "__name__", f.type)))[0]
-           for f in dataclasses.fields(types.SearchConfig)}
+  kinds = {
+    f.name: re.match(r"\w+", str(getattr(f.type, "__name__", f.type)))[0]
+    for f in dataclasses.fields(types.SearchConfig)
+  }
   assert {name: kind.__name__ for name, kind in _load_config("common").SEARCH.items()} == kinds
 
 
@@ -85,13 +140,14 @@ def test_every_data_file_of_the_package_is_installed():
   declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
   patterns = declared["tool"]["setuptools"]["package-data"]
   installed = {
-      path
-      for package, globs in patterns.items()
-      for pattern in globs
-      for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    path
+    for package, globs in patterns.items()
+    for pattern in globs
+    for path in (ROOT / package.replace(".", "/")).glob(pattern)
   }
   there = {
-      path for path in (ROOT / "rain_jax").rglob("*")
-      if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    path
+    for path in (ROOT / "rain_jax").rglob("*")
+    if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
   }
   assert there <= installed

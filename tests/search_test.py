@@ -6,56 +6,54 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
-import scripted
 
 from rain_jax import decode, types
 from rain_jax import tree as trees
+from tests.helpers import invariants, oracle, scripted
 
 BATCH = 32
 LONGEST = 26  # tokens of the longest scripted response
 
 # Name -> config and number of prompts; `short` has every number changed.
 SHORT = types.SearchConfig(
-    set_lengths=(1, 2, 3),
-    num_candidates=4,
-    max_children=7,
-    exploration=1.3,
-    root_prior=0.6,
-    similarity_threshold=0.9,
-    similarity_weight=0.31,
-    grow_threshold=0.05,
-    min_visits=3,
-    value_threshold=0.6,
-    max_iterations=24,
-    extra_iterations=9,
-    early_commit=True,
-    max_nodes=256,
-    max_visited=64,
-    max_path=12,
+  set_lengths=(1, 2, 3),
+  num_candidates=4,
+  max_children=7,
+  exploration=1.3,
+  root_prior=0.6,
+  similarity_threshold=0.9,
+  similarity_weight=0.31,
+  grow_threshold=0.05,
+  min_visits=3,
+  value_threshold=0.6,
+  max_iterations=24,
+  extra_iterations=9,
+  early_commit=True,
+  max_nodes=256,
+  max_visited=64,
+  max_path=12,
 )
 VARIANTS = {
-    "harmless": (types.harmless_search(), 300),
-    "adversarial": (types.adversarial_search(), 160),
-    "truthful": (types.truthful_search(), 160),
-    "short": (SHORT, 480),
+  "harmless": (types.harmless_search(), 300),
+  "adversarial": (types.adversarial_search(), 160),
+  "truthful": (types.truthful_search(), 160),
+  "short": (SHORT, 480),
 }
 # Ours -> the plain program's.
 COUNTERS = dict(
-    iterations="iterations",
-    moves="moves",
-    rewinds="rewinds",
-    inherited_commits="commit_inherited",
-    grows="grows",
-    joined="joined",
-    similarity_updates="similarity_update",
-    duplicates="duplicate_dropped",
-    revisits="finished_revisited",
+  iterations="iterations",
+  moves="moves",
+  rewinds="rewinds",
+  inherited_commits="commit_inherited",
+  grows="grows",
+  joined="joined",
+  similarity_updates="similarity_update",
+  duplicates="duplicate_dropped",
+  revisits="finished_revisited",
 )
 
 
@@ -82,11 +80,11 @@ def precision(x64: bool) -> contextlib.AbstractContextManager:
 
 
 def answer(
-    config: types.SearchConfig,
-    prompts: list[scripted.Prompt],
-    batch: int = BATCH,
-    seed: int = 0,
-    order: list[int] | None = None,
+  config: types.SearchConfig,
+  prompts: list[scripted.Prompt],
+  batch: int = BATCH,
+  seed: int = 0,
+  order: list[int] | None = None,
 ) -> list[decode.Result]:
   """The library's searches, by prompt, begun in `order`."""
   model = scripted.TableModel(config)
@@ -164,13 +162,30 @@ def test_every_branch_was_taken():
 def _whole_tree(tree: trees.Tree) -> list[tuple]:
   """(tokens, finish, n, f, q, p) of every node of one tree on the host, parents first."""
   # Plain lists: reading single numbers out of arrays would take most of the time.
-  fields = ("tokens", "length", "finish", "n", "f", "q", "p", "slot", "children", "num_children")
+  fields = (
+    "tokens",
+    "length",
+    "finish",
+    "visit_weight",
+    "visits",
+    "value",
+    "prior",
+    "page",
+    "children",
+    "num_children",
+  )
   t = {name: getattr(tree, name).tolist() for name in fields}
   found, queue = [], [int(tree.root)]
   for node in queue:
     tokens = tuple(t["tokens"][node][: t["length"][node]])
-    found.append((tokens, t["finish"][node], *(t[k][node] for k in "nfqp")))
-    slot = t["slot"][node]
+    found.append(
+      (
+        tokens,
+        t["finish"][node],
+        *(t[k][node] for k in ("visit_weight", "visits", "value", "prior")),
+      )
+    )
+    slot = t["page"][node]
     if slot >= 0:
       queue += t["children"][slot][: t["num_children"][slot]]
   return found
@@ -219,7 +234,7 @@ def test_every_node_after_every_iteration(variant, batches):
           ours, theirs = _whole_tree(invariants.one(host, slot)), _whole_oracle(own[slot].root)
           same = [node[:2] for node in ours] == [node[:2] for node in theirs]
           close = same and np.allclose(
-              [n[2:] for n in ours], [n[2:] for n in theirs], rtol=0, atol=1e-9
+            [n[2:] for n in ours], [n[2:] for n in theirs], rtol=0, atol=1e-9
           )
           if not close and nearest(own[slot]) < 1e-9:
             off.add(slot)
@@ -292,9 +307,7 @@ def _sound_searches(config: types.SearchConfig) -> decode.DecodeState:
   return state
 
 
-@pytest.mark.parametrize(
-    "tight", [dict(max_nodes=24), dict(max_visited=6, max_path=2)], ids=str
-)
+@pytest.mark.parametrize("tight", [dict(max_nodes=24), dict(max_visited=6, max_path=2)], ids=str)
 def test_full_trees_commit_early_and_lose_nothing(tight):
   state = _sound_searches(dataclasses.replace(SHORT, early_commit=False, **tight))
   counters = state.counters

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 
-import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,23 +11,24 @@ import pytest
 
 from rain_jax import tree as trees
 from rain_jax import types
-from rain_jax.types import NO_NODE, NO_SLOT, NO_TOKEN, SearchConfig
+from rain_jax.types import NO_NODE, NO_PAGE, NO_TOKEN, SearchConfig
+from tests.helpers import invariants
 
 CONFIG = SearchConfig(
-    set_lengths=(1, 2, 3), num_candidates=2, max_children=4, max_nodes=24, max_visited=6
+  set_lengths=(1, 2, 3), num_candidates=2, max_children=4, max_nodes=24, max_visited=6
 )
 EMBEDDING_SIZE = 3
-K, L = CONFIG.max_children, CONFIG.set_size
+K, L = CONFIG.max_children, CONFIG.max_set_length
 
-assign_slot = jax.jit(trees.assign_slot)
+assign_page = jax.jit(trees.assign_page)
 _insert = jax.jit(trees.insert)
 _reroot = jax.jit(trees.reroot)
 best_child = jax.jit(trees.best_child)
 
 
 def visit(tree, node, enable=True):
-  """`assign_slot` for one node; (tree, slot as a number)."""
-  tree, slot = assign_slot(tree, jnp.int32(node), jnp.bool_(enable))
+  """`assign_page` for one node; (tree, slot as a number)."""
+  tree, slot = assign_page(tree, jnp.int32(node), jnp.bool_(enable))
   return tree, int(slot)
 
 
@@ -39,13 +39,13 @@ def insert(tree, node, sets, priors=None, join=None, finish=None, rows=5):
     tokens[row, : len(one)] = one
   fill = lambda values, dtype: np.array(list(values) + [0] * (rows - len(sets)), dtype)
   return _insert(
-      tree,
-      jnp.int32(node),
-      jnp.asarray(tokens),
-      fill([len(one) for one in sets], np.int32),
-      fill(finish or [0] * len(sets), np.int32),
-      fill(priors or [0.5] * len(sets), np.float32),
-      fill([True] * len(sets) if join is None else join, bool),
+    tree,
+    jnp.int32(node),
+    jnp.asarray(tokens),
+    fill([len(one) for one in sets], np.int32),
+    fill(finish or [0] * len(sets), np.int32),
+    fill(priors or [0.5] * len(sets), np.float32),
+    fill([True] * len(sets) if join is None else join, bool),
   )
 
 
@@ -72,7 +72,9 @@ def sets_of(tree, node):
 
 
 def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def check(tree):
@@ -83,16 +85,27 @@ def test_an_empty_tree_is_an_unvisited_root():
   tree = trees.empty(CONFIG, EMBEDDING_SIZE)
   check(tree)
   assert ids(tree, 0) == [] and int(best_child(tree, jnp.int32(0))) == NO_NODE
-  assert tree.max_nodes == 24 and tree.e.shape == (6, EMBEDDING_SIZE)
+  assert tree.max_nodes == 24 and tree.embedding.shape == (6, EMBEDDING_SIZE)
   assert trees.summary(tree) == [
-      dict(id=0, parent=-1, depth=0, tokens=[], finish="running", n=0.0, f=0, q=0.0, p=0.0, visited=False)
+    dict(
+      id=0,
+      parent=-1,
+      depth=0,
+      tokens=[],
+      finish="running",
+      visit_weight=0.0,
+      visits=0,
+      value=0.0,
+      prior=0.0,
+      visited=False,
+    )
   ]
 
 
 def test_children_join_in_order_and_rows_that_do_not_join_leave_no_trace():
   tree = planted([(5,), (6,), (7,)], join=[True, False, True], priors=[0.25, 0.5, 0.125])
   assert sets_of(tree, 0) == [[5], [7]]
-  assert np.asarray(tree.p)[ids(tree, 0)].tolist() == [0.25, 0.125]
+  assert np.asarray(tree.prior)[ids(tree, 0)].tolist() == [0.25, 0.125]
   tree = insert(tree, 0, [(8,)])
   assert sets_of(tree, 0) == [[5], [7], [8]]
   first = ids(tree, 0)[0]
@@ -173,29 +186,35 @@ def test_a_slot_used_again_holds_nothing_of_the_node_before():
   tree = planted()
   a, b, _ = ids(tree, 0)
   tree, slot_a = visit(tree, a)
-  tree, slot_b = visit(tree, b)
+  tree, page_b = visit(tree, b)
   tree = insert(insert(tree, a, [(1, 2), (3, 4)]), b, [(5, 6)])
   kept = ids(tree, b)
   tree = tree.replace(
-      e=tree.e.at[:].set(9.0), due=tree.due.at[:].set(True),
-      proposal_length=tree.proposal_length.at[:].set(2))
+    embedding=tree.embedding.at[:].set(9.0),
+    due=tree.due.at[:].set(True),
+    proposal_length=tree.proposal_length.at[:].set(2),
+  )
   tree = reroot(tree, b)
-  assert set(np.flatnonzero(tree.taken).tolist()) == {slot_b}
-  assert int(tree.slot[b]) == slot_b and int(tree.slot[a]) == NO_SLOT
+  assert set(np.flatnonzero(tree.taken).tolist()) == {page_b}
+  assert int(tree.page[b]) == page_b and int(tree.page[a]) == NO_PAGE
   check(tree)
   tree, slot = visit(tree, kept[0])
   assert slot in {0, slot_a}  # the old root's or that of `a`
   assert ids(tree, kept[0]) == [] and not tree.due[slot]
-  assert (tree.e[slot] == 0).all() and (tree.proposal_length[slot] == 0).all()
-  assert (tree.e[slot_b] == 9).all() and bool(tree.due[slot_b])  # the root keeps its own
+  assert (tree.embedding[slot] == 0).all() and (tree.proposal_length[slot] == 0).all()
+  assert (tree.embedding[page_b] == 9).all() and bool(tree.due[page_b])  # the root keeps its own
   # Freed node ids come back too, with fresh statistics.
-  tree = tree.replace(n=tree.n.at[a].set(7.0), f=tree.f.at[a].set(7), q=tree.q.at[a].set(0.5))
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[a].set(7.0),
+    visits=tree.visits.at[a].set(7),
+    value=tree.value.at[a].set(0.5),
+  )
   tree = insert(tree, kept[0], [(7, 7), (8, 8)])
   new = ids(tree, kept[0])
   assert {0, a} == set(new)
-  for name in ("n", "f", "q"):
+  for name in ("visit_weight", "visits", "value"):
     assert (np.asarray(getattr(tree, name))[new] == 0).all()
-  assert (np.asarray(tree.slot)[new] == NO_SLOT).all()
+  assert (np.asarray(tree.page)[new] == NO_PAGE).all()
   check(tree)
 
 
@@ -204,14 +223,22 @@ def test_reroot_keeps_the_subtree_as_it_is_and_mixes_the_priors():
   a = ids(tree, 0)[0]
   tree, _ = visit(tree, a)
   tree = insert(tree, a, [(1, 2), (3, 4), (5, 6)], priors=[0.9, 0.6, 0.3])  # grown: more than 1
-  tree = tree.replace(n=tree.n.at[a].set(4.2), f=tree.f.at[a].set(4), q=tree.q.at[a].set(-0.25))
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[a].set(4.2),
+    visits=tree.visits.at[a].set(4),
+    value=tree.value.at[a].set(-0.25),
+  )
   under = ids(tree, a)
   after = reroot(tree, a, root_prior=0.6)
   assert int(after.root) == a and int(after.parent[a]) == NO_NODE
   assert ids(after, a) == under and int(after.depth[a]) == 1
-  assert (float(after.n[a]), int(after.f[a]), float(after.q[a])) == (np.float32(4.2), 4, -0.25)
+  assert (float(after.visit_weight[a]), int(after.visits[a]), float(after.value[a])) == (
+    np.float32(4.2),
+    4,
+    -0.25,
+  )
   expected = np.array([0.6 * p + 0.4 / 3 for p in (0.9, 0.6, 0.3)])
-  priors = np.asarray(after.p)[under]
+  priors = np.asarray(after.prior)[under]
   np.testing.assert_allclose(priors, expected / expected.sum(), rtol=1e-6)
   assert priors.sum() == pytest.approx(1, abs=1e-6)
   assert sorted(np.flatnonzero(after.alive).tolist()) == sorted([a, *under])
@@ -231,24 +258,31 @@ def test_reroot_to_a_leaf_or_an_unvisited_node_leaves_it_alone():
     after = reroot(tree, node)
     assert np.flatnonzero(after.alive).tolist() == [node]
     assert int(after.taken.sum()) == slots and ids(after, node) == []
-    assert np.isfinite(np.asarray(after.p)).all()
+    assert np.isfinite(np.asarray(after.prior)).all()
     check(after)
 
 
-@pytest.mark.parametrize("n,q,winner", [
+@pytest.mark.parametrize(
+  "n,q,winner",
+  [
     ([1, 3, 2], [0.9, -1, 0.9], 1),  # weight first, however bad
     ([3, 3, 2], [0.1, 0.2, 1], 1),  # then value
     ([3, 3, 3], [-1, -1, -1], 0),  # then age
     ([0, 0, 0], [0, 0, 0], 0),
     ([2.0, 2.0000002, 2.0], [1, -1, 1], 1),  # a similar sibling's fraction counts
-])
+  ],
+)
 def test_best_child(n, q, winner):
   tree = planted()
   at = np.array(ids(tree, 0))
-  # Ids behind the last child point at other nodes when read carelessly.
-  tree = tree.replace(n=tree.n.at[0].set(99).at[-1].set(99), q=tree.q.at[-1].set(1))
+  # Ids after the last child point at other nodes when read carelessly.
   tree = tree.replace(
-      n=tree.n.at[at].set(jnp.array(n, jnp.float32)), q=tree.q.at[at].set(jnp.array(q, jnp.float32)))
+    visit_weight=tree.visit_weight.at[0].set(99).at[-1].set(99), value=tree.value.at[-1].set(1)
+  )
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[at].set(jnp.array(n, jnp.float32)),
+    value=tree.value.at[at].set(jnp.array(q, jnp.float32)),
+  )
   assert int(best_child(tree, jnp.int32(0))) == at[winner]
 
 
@@ -269,16 +303,23 @@ class Plain:
 
   def record(self):
     return dict(
-        depth=self.depth, tokens=self.tokens, finish=self.finish, n=self.n, f=self.f, q=self.q,
-        visited=self.visited)
+      depth=self.depth,
+      tokens=self.tokens,
+      finish=self.finish,
+      visit_weight=self.n,
+      visits=self.f,
+      value=self.q,
+      visited=self.visited,
+    )
 
 
 def compare(tree, root):
   """The tree's summary against the reference, priors apart; its order is breadth first."""
   found, expected = trees.summary(tree), root.nodes()
-  assert [{k: v for k, v in r.items() if k not in ("id", "parent", "p")} for r in found] == [
-      node.record() for node in expected]
-  np.testing.assert_allclose([r["p"] for r in found], [n.p for n in expected], atol=1e-5)
+  assert [{k: v for k, v in r.items() if k not in ("id", "parent", "prior")} for r in found] == [
+    node.record() for node in expected
+  ]
+  np.testing.assert_allclose([r["prior"] for r in found], [n.p for n in expected], atol=1e-5)
   place = {node: r["id"] for node, r in zip(expected, found)}
   parents = [place[n.parent] if n.parent and n.parent in place else -1 for n in expected]
   assert [r["parent"] for r in found] == parents
@@ -326,7 +367,9 @@ def test_trees_of_a_batch_do_not_touch_each_other():
   one, other = planted(), planted([(9,)])
   both = jax.tree.map(lambda a, b: jnp.stack([a, b]), one, other)
   node = jnp.array([ids(one, 0)[0], 0])
-  after = jax.vmap(lambda t, n, e: trees.reroot(t, n, 0.75, e))(both, node, jnp.array([True, False]))
+  after = jax.vmap(lambda t, n, e: trees.reroot(t, n, 0.75, e))(
+    both, node, jnp.array([True, False])
+  )
   assert same(invariants.one(after, 1), other)
   assert same(invariants.one(after, 0), reroot(one, int(node[0])))
 
@@ -336,12 +379,20 @@ def test_summary_is_plain_numbers_whatever_the_tree_holds():
   tree = planted([(0,), (biggest,), (3, 0, 0)], finish=[types.EOS, types.LENGTH, types.STOP])
   a, b, c = ids(tree, 0)
   tree = tree.replace(
-      n=tree.n.at[a].set(np.inf), q=tree.q.at[b].set(np.nan), p=tree.p.at[c].set(-0.0),
-      f=tree.f.at[a].set(biggest), due=tree.due.at[:].set(True))
+    visit_weight=tree.visit_weight.at[a].set(np.inf),
+    value=tree.value.at[b].set(np.nan),
+    prior=tree.prior.at[c].set(-0.0),
+    visits=tree.visits.at[a].set(biggest),
+    due=tree.due.at[:].set(True),
+  )
   records = trees.summary(tree)
   assert [r["tokens"] for r in records] == [[], [0], [biggest], [3, 0, 0]]
   assert [r["finish"] for r in records] == ["running", "eos", "length", "stop"]
-  assert records[1]["n"] == math.inf and math.isnan(records[2]["q"]) and records[1]["f"] == biggest
+  assert (
+    records[1]["visit_weight"] == math.inf
+    and math.isnan(records[2]["value"])
+    and records[1]["visits"] == biggest
+  )
   assert [r["visited"] for r in records] == [True, False, False, False]
   assert json.loads(json.dumps(records))[1]["tokens"] == [0]
   # Dead nodes and slots do not show, whatever stands in them.

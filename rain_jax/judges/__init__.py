@@ -14,21 +14,33 @@ from rain_jax.judges.endpoint import EndpointJudge
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge
 from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes
 from rain_jax.judges.verdicts import Judge, Verdict, agreement, agreements, rate
-from rain_jax.tasks import DataError, Record
+from rain_jax.tasks import Record
+from rain_jax.types import DataError
 
 __all__ = (
-    "JUDGES", "Judge", "Rule", "RuleJudge", "Verdict", "agreement", "agreements", "demo_rules",
-    "find_judge", "panel", "rate", "takes_path")
+  "JUDGES",
+  "Judge",
+  "Rule",
+  "RuleJudge",
+  "Verdict",
+  "agreement",
+  "agreements",
+  "demo_rules",
+  "find_judge",
+  "panel",
+  "rate",
+  "takes_path",
+)
 
 Rule = Callable[[Record, str], dict[str, bool]]
 
 JUDGES: Mapping[str, Rule] = {
-    "none": lambda record, response: {},
-    "demo_rules": demo_rules,
-    "refusal_prefixes": refusal_prefixes,
-    "choice": choice,
+  "none": lambda record, response: {},
+  "demo_rules": demo_rules,
+  "refusal_prefixes": refusal_prefixes,
+  "choice": choice,
 }
-# Judges that load a checkpoint or ask an endpoint, with what stands behind the name.
+# Judges that load a checkpoint or ask an endpoint, with what stands after the name.
 SLOW_JUDGES = (*FORMS, "sentiment", "preference:NAME", "endpoint:MEASURE")
 
 
@@ -69,7 +81,7 @@ def panel(spec: str, settings: Mapping[str, Any]) -> list[Judge]:
   for part in filter(None, (part.strip() for part in spec.split(","))):
     judge = _judge(part, settings)
     if judge.name in [other.name for other in found]:
-      raise DataError(f"judge={spec!r}: {judge.name} stands twice.")
+      raise DataError(f"judge={spec!r}: {judge.name} appears twice.")
     if judge.name != "none":
       found.append(judge)
   return found

@@ -5,11 +5,21 @@ it yields a `Response` for each other prompt as soon as it has ended. Defences a
 between labels, which are methods too, have modules of their own: `defences`, `labels`.
 """
 
-from rain_jax.methods.sampled import best_of_n, sample_cost, samples, vanilla
-from rain_jax.methods.searched import Glance, Step, rain, watch
-from rain_jax.methods.verdicts import margins
+from rain_jax.methods.rain import BatchProgress, SearchStep, rain, watch
+from rain_jax.methods.responses import margins
+from rain_jax.methods.sampling import best_of_n, sample_cost, samples, vanilla
 
 __all__ = (
-    "METHODS", "Glance", "Step", "best_of_n", "margins", "rain", "sample_cost", "samples", "vanilla", "watch")
+  "METHODS",
+  "BatchProgress",
+  "SearchStep",
+  "best_of_n",
+  "margins",
+  "rain",
+  "sample_cost",
+  "samples",
+  "vanilla",
+  "watch",
+)
 
 METHODS = ("vanilla", "rain", "best_of_n")

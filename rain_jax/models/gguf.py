@@ -4,10 +4,9 @@ Names of tensors map to ours in the table `LAYOUT`; metadata keys are those of
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The tokenizer is in `gguf_tokenizer`.
 """
 
-from collections.abc import Mapping
-import dataclasses
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,27 +24,27 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 _LAYER = "blk.{layer}."
 _NAMES = {
-    "embedding/weight": "token_embd.weight",
-    "layers/attention_norm/scale": _LAYER + "attn_norm.weight",
-    "layers/q/weight": _LAYER + "attn_q.weight",
-    "layers/q/bias": _LAYER + "attn_q.bias",
-    "layers/k/weight": _LAYER + "attn_k.weight",
-    "layers/k/bias": _LAYER + "attn_k.bias",
-    "layers/v/weight": _LAYER + "attn_v.weight",
-    "layers/v/bias": _LAYER + "attn_v.bias",
-    "layers/o/weight": _LAYER + "attn_output.weight",
-    "layers/o/bias": _LAYER + "attn_output.bias",
-    "layers/q_norm/scale": _LAYER + "attn_q_norm.weight",
-    "layers/k_norm/scale": _LAYER + "attn_k_norm.weight",
-    "layers/mlp_norm/scale": _LAYER + "ffn_norm.weight",
-    "layers/gate/weight": _LAYER + "ffn_gate.weight",
-    "layers/gate/bias": _LAYER + "ffn_gate.bias",
-    "layers/up/weight": _LAYER + "ffn_up.weight",
-    "layers/up/bias": _LAYER + "ffn_up.bias",
-    "layers/down/weight": _LAYER + "ffn_down.weight",
-    "layers/down/bias": _LAYER + "ffn_down.bias",
-    "final_norm/scale": "output_norm.weight",
-    "head/weight": "output.weight",
+  "embedding/weight": "token_embd.weight",
+  "layers/attention_norm/scale": _LAYER + "attn_norm.weight",
+  "layers/q/weight": _LAYER + "attn_q.weight",
+  "layers/q/bias": _LAYER + "attn_q.bias",
+  "layers/k/weight": _LAYER + "attn_k.weight",
+  "layers/k/bias": _LAYER + "attn_k.bias",
+  "layers/v/weight": _LAYER + "attn_v.weight",
+  "layers/v/bias": _LAYER + "attn_v.bias",
+  "layers/o/weight": _LAYER + "attn_output.weight",
+  "layers/o/bias": _LAYER + "attn_output.bias",
+  "layers/q_norm/scale": _LAYER + "attn_q_norm.weight",
+  "layers/k_norm/scale": _LAYER + "attn_k_norm.weight",
+  "layers/mlp_norm/scale": _LAYER + "ffn_norm.weight",
+  "layers/gate/weight": _LAYER + "ffn_gate.weight",
+  "layers/gate/bias": _LAYER + "ffn_gate.bias",
+  "layers/up/weight": _LAYER + "ffn_up.weight",
+  "layers/up/bias": _LAYER + "ffn_up.bias",
+  "layers/down/weight": _LAYER + "ffn_down.weight",
+  "layers/down/bias": _LAYER + "ffn_down.bias",
+  "final_norm/scale": "output_norm.weight",
+  "head/weight": "output.weight",
 }
 LAYOUT: hf.Layout = {path: (name, hf.LAYOUT[path][1]) for path, name in _NAMES.items()}
 """For each of our parameters the GGUF name; the axes are those of Hugging Face's files."""
@@ -63,12 +62,12 @@ def read_config(path: pathlib.Path) -> ModelConfig:
 
 
 def load(
-    path: pathlib.Path,
-    *,
-    param_dtype: Any = jnp.bfloat16,
-    compute_dtype: Any = jnp.bfloat16,
-    mesh: jax.sharding.Mesh | None = None,
-    rules: Rules = Rules(),
+  path: pathlib.Path,
+  *,
+  param_dtype: Any = jnp.bfloat16,
+  compute_dtype: Any = jnp.bfloat16,
+  mesh: jax.sharding.Mesh | None = None,
+  rules: Rules = Rules(),
 ) -> Model:
   """Loads a GGUF file, dequantised slice by slice into place; arguments as of `hf.load`.
 
@@ -78,8 +77,14 @@ def load(
   file = gguf_file.read_header(path)
   config = _config(file)
   return hf.assemble(
-      config, _Tensors(file, config), LAYOUT, param_dtype=param_dtype,
-      compute_dtype=compute_dtype, mesh=mesh, rules=rules)
+    config,
+    _Tensors(file, config),
+    LAYOUT,
+    param_dtype=param_dtype,
+    compute_dtype=compute_dtype,
+    mesh=mesh,
+    rules=rules,
+  )
 
 
 class _Tensors:
@@ -96,8 +101,9 @@ class _Tensors:
     extra = sorted(set(self._file.tensors) - set(expected) - {_ROPE_FACTORS})
     if extra:
       raise CheckpointError(
-          f"{self._file.path}: {len(extra)} tensors have no place in this model, such as"
-          f" {extra[0]!r:.80}")
+        f"{self._file.path}: {len(extra)} tensors have no place in this model, such as"
+        f" {extra[0]!r:.80}"
+      )
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
     """A slice of a tensor, as float32; of rotated rows, whole heads."""
@@ -113,27 +119,32 @@ def _check_shapes(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> No
     tensor = file.tensors.get(name)
     if tensor is None:
       raise CheckpointError(
-          f"{file.path}: tensor {name} is missing, expected with shape {list(shape)}")
+        f"{file.path}: tensor {name} is missing, expected with shape {list(shape)}"
+      )
     if tensor.shape != shape:
       raise CheckpointError(
-          f"{file.path}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)} from"
-          " the metadata")
+        f"{file.path}: tensor {name} has shape {list(tensor.shape)}, expected {list(shape)} from"
+        " the metadata"
+      )
     if tensor.kind not in gguf_file.TYPES:
       raise CheckpointError(
-          f"{file.path}: tensor {name} has type {tensor.kind}, expected one of"
-          f" {', '.join(gguf_file.TYPES)}")
+        f"{file.path}: tensor {name} has type {tensor.kind}, expected one of"
+        f" {', '.join(gguf_file.TYPES)}"
+      )
 
 
 def _config(file: GGUFFile) -> ModelConfig:
   architecture = file.text("general.architecture")
   if architecture not in ARCHITECTURES:
     raise CheckpointError(
-        f"{file.path}: architecture {architecture!r:.80} is not supported, expected one of"
-        f" {', '.join(ARCHITECTURES)}")
+      f"{file.path}: architecture {architecture!r:.80} is not supported, expected one of"
+      f" {', '.join(ARCHITECTURES)}"
+    )
   key = lambda name: f"{architecture}.{name}"
   for name, most, what in (
-      ("split.count", 1, "parts; merge them into one file with llama.cpp's gguf-split --merge"),
-      (key("expert_count"), 0, "experts; mixtures of experts are not supported")):
+    ("split.count", 1, "parts; merge them into one file with llama.cpp's gguf-split --merge"),
+    (key("expert_count"), 0, "experts; mixtures of experts are not supported"),
+  ):
     if (found := file.count(name, 0, least=0)) > most:
       raise CheckpointError(f"{file.path}: one model of {found} {what}")
   if (embedding := file.tensors.get("token_embd.weight")) is None or len(embedding.shape) != 2:
@@ -142,7 +153,8 @@ def _config(file: GGUFFile) -> ModelConfig:
   layers, inner = file.count(key("block_count")), file.count(key("feed_forward_length"))
   if layers > len(file.tensors):
     raise CheckpointError(
-        f"{file.path}: {key('block_count')} = {layers}, the file has {len(file.tensors)} tensors")
+      f"{file.path}: {key('block_count')} = {layers}, the file has {len(file.tensors)} tensors"
+    )
   heads = file.count(key("attention.head_count"))
   kv_heads = file.count(key("attention.head_count_kv"), heads)
   width = file.count(key("embedding_length"))
@@ -150,37 +162,42 @@ def _config(file: GGUFFile) -> ModelConfig:
   for name in ("attention.value_length", "rope.dimension_count"):
     if (found := file.count(key(name), head)) != head:
       raise CheckpointError(
-          f"{file.path}: {key(name)} = {found} is not supported, expected {head}, the size of a"
-          " head")
+        f"{file.path}: {key(name)} = {found} is not supported, expected {head}, the size of a head"
+      )
   # What the metadata claims is what the file has room for.
-  _check_shapes(file, {
-      "token_embd.weight": (vocab, width), "blk.0.ffn_gate.weight": (inner, hidden),
+  _check_shapes(
+    file,
+    {
+      "token_embd.weight": (vocab, width),
+      "blk.0.ffn_gate.weight": (inner, hidden),
       "blk.0.attn_q.weight": (heads * head, hidden),
-      "blk.0.attn_k.weight": (kv_heads * head, hidden)})
+      "blk.0.attn_k.weight": (kv_heads * head, hidden),
+    },
+  )
   window = _window(file, key, architecture)
   ends = {file.token_id(f"tokenizer.ggml.{name}_token_id", vocab) for name in ("eos", "eot", "eom")}
   try:
     return ModelConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_size=head,
-        rms_norm_eps=file.number(key("attention.layer_norm_rms_epsilon")),
-        rope_theta=file.number(key("rope.freq_base"), 10000.0),
-        rope_scaling=_rope_scaling(file, key, head),
-        tie_embeddings="output.weight" not in file.tensors,
-        attention_bias="blk.0.attn_q.bias" in file.tensors,
-        attention_output_bias="blk.0.attn_output.bias" in file.tensors,
-        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
-        qk_norm=architecture == "qwen3",
-        sliding_window=window,
-        sliding_layers=() if window is None else (True,) * layers,
-        eos_ids=tuple(sorted(ends - {None})),
-        bos_id=file.token_id("tokenizer.ggml.bos_token_id", vocab),
-        max_position=file.count(key("context_length"), 2048),
+      vocab_size=vocab,
+      hidden_size=hidden,
+      intermediate_size=inner,
+      num_layers=layers,
+      num_heads=heads,
+      num_kv_heads=kv_heads,
+      head_size=head,
+      rms_norm_eps=file.number(key("attention.layer_norm_rms_epsilon")),
+      rope_theta=file.number(key("rope.freq_base"), 10000.0),
+      rope_scaling=_rope_scaling(file, key, head),
+      tie_embeddings="output.weight" not in file.tensors,
+      attention_bias="blk.0.attn_q.bias" in file.tensors,
+      attention_output_bias="blk.0.attn_output.bias" in file.tensors,
+      mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+      qk_norm=architecture == "qwen3",
+      sliding_window=window,
+      sliding_layers=() if window is None else (True,) * layers,
+      eos_ids=tuple(sorted(ends - {None})),
+      bos_id=file.token_id("tokenizer.ggml.bos_token_id", vocab),
+      max_position=file.count(key("context_length"), 2048),
     )
   except CheckpointError:
     raise
@@ -193,8 +210,8 @@ def _window(file: GGUFFile, key: Any, architecture: str) -> int | None:
   window = file.count(key("attention.sliding_window"), 0, least=0)
   if window and architecture != "mistral":
     raise CheckpointError(
-        f"{file.path}: {key('attention.sliding_window')} = {window} is not supported, expected"
-        " none")
+      f"{file.path}: {key('attention.sliding_window')} = {window} is not supported, expected none"
+    )
   return window or None
 
 
@@ -206,8 +223,9 @@ def _rope_scaling(file: GGUFFile, key: Any, head: int) -> RopeScaling | None:
     factor = 1.0
   if kind not in ("none", "linear"):
     raise CheckpointError(
-        f"{file.path}: {key('rope.scaling.type')} = {kind!r:.80} is not supported, expected none or"
-        " linear")
+      f"{file.path}: {key('rope.scaling.type')} = {kind!r:.80} is not supported, expected none or"
+      " linear"
+    )
   if _ROPE_FACTORS in file.tensors:
     _check_shapes(file, {_ROPE_FACTORS: (head // 2,)})
     factors = file.read(_ROPE_FACTORS, (slice(None),)).astype(float)

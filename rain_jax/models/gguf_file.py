@@ -5,11 +5,11 @@ and 3. Nothing is allocated, and no loop is entered, for a count that the rest o
 hold. Values of tensors are dequantised by the `gguf` package, a slice at a time.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import math
 import pathlib
 import struct
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,8 +17,21 @@ import numpy as np
 from rain_jax.models.hf import CheckpointError
 
 MAGIC = b"GGUF"
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1",
-         "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+TYPES = (
+  "F32",
+  "F16",
+  "BF16",
+  "Q8_0",
+  "Q4_0",
+  "Q4_1",
+  "Q5_0",
+  "Q5_1",
+  "Q2_K",
+  "Q3_K",
+  "Q4_K",
+  "Q5_K",
+  "Q6_K",
+)
 """Tensor types that are read."""
 
 _VERSIONS = (2, 3)
@@ -142,7 +155,7 @@ class GGUFFile:
           raise CheckpointError(f"{self.path}: became shorter while it was read")
         blocks = stored.reshape(count, -1, tensor.block_bytes)[:, begin:end]
         found = self._dequantized(tensor.kind, blocks).reshape(count, -1)
-        values[row:row + count] = found[:, first - begin * tensor.block:][:, :last - first]
+        values[row : row + count] = found[:, first - begin * tensor.block :][:, : last - first]
     return values if len(index) == 2 else values[0]
 
   def _dequantized(self, kind: str, blocks: np.ndarray) -> np.ndarray:
@@ -171,7 +184,7 @@ def _library(path: pathlib.Path) -> Any:
     import gguf  # pylint: disable=g-import-not-at-top  (an extra)
   except ImportError as error:
     raise CheckpointError(
-        f"{path}: GGUF files are read with the package gguf; pip install 'rain_jax[gguf]'"
+      f"{path}: GGUF files are read with the package gguf; pip install 'rain_jax[gguf]'"
     ) from error
   return gguf
 
@@ -240,16 +253,19 @@ class _Cursor:
 def _read_header(path: pathlib.Path, cursor: _Cursor, library: Any) -> GGUFFile:
   if (found := cursor.take(min(4, cursor.size), "the magic")) != MAGIC:
     raise CheckpointError(
-        f"{path}: not a GGUF file (it starts with {found!r}); expected a checkpoint folder, a GGUF"
-        " file or a name on the hub")
+      f"{path}: not a GGUF file (it starts with {found!r}); expected a checkpoint folder, a GGUF"
+      " file or a name on the hub"
+    )
   version = cursor.number("<I", "the version")
   if version not in _VERSIONS:
     what = "big-endian" if version & 0xFFFF == 0 else f"of version {version}"
     raise CheckpointError(f"{path}: a GGUF file {what}; expected little-endian, version 2 or 3")
   tensors = cursor.number("<Q", "the number of tensors")
   entries = cursor.number("<Q", "the number of metadata entries")
-  cursor.need(entries * _LEAST_ENTRY + tensors * _LEAST_TENSOR,
-              f"a header of {entries} metadata entries and {tensors} tensors")
+  cursor.need(
+    entries * _LEAST_ENTRY + tensors * _LEAST_TENSOR,
+    f"a header of {entries} metadata entries and {tensors} tensors",
+  )
   metadata: dict[str, Any] = {}
   for _ in range(entries):
     key = cursor.text("a metadata key")
@@ -268,8 +284,9 @@ def _read_header(path: pathlib.Path, cursor: _Cursor, library: Any) -> GGUFFile:
     tensor = dataclasses.replace(tensor, start=data + tensor.start)
     if tensor.start % alignment or tensor.start + tensor.nbytes > cursor.size:
       raise cursor.damaged(
-          f"tensor {name!r} of {tensor.nbytes} bytes at byte {tensor.start}, the file has"
-          f" {cursor.size}")
+        f"tensor {name!r} of {tensor.nbytes} bytes at byte {tensor.start}, the file has"
+        f" {cursor.size}"
+      )
     table[name] = tensor
   # Apart from each other, all tensors together are not larger than the file.
   placed = sorted(table.items(), key=lambda item: item[1].start)
@@ -294,7 +311,8 @@ def _tensor_entry(cursor: _Cursor, library: Any) -> tuple[str, Tensor]:
     kind = library.GGMLQuantizationType(number)
   except ValueError as error:
     raise CheckpointError(
-        f"{cursor.path}: {shown} has type {number}, expected one of {', '.join(TYPES)}") from error
+      f"{cursor.path}: {shown} has type {number}, expected one of {', '.join(TYPES)}"
+    ) from error
   block, block_bytes = library.GGML_QUANT_SIZES[kind]
   if shape[-1] % block:
     raise cursor.damaged(f"{shown} has rows of {shape[-1]}, expected blocks of {block}")

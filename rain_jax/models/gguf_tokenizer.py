@@ -5,13 +5,13 @@ names the rule that splits text before merges, one of llama.cpp's. transformers 
 from GGUF files, too; it needs PyTorch for that and leaves some rules out.
 """
 
-from collections.abc import Mapping
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, normalizers, pre_tokenizers, processors
 import transformers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
 from rain_jax.models import gguf_file
 from rain_jax.models.gguf_file import GGUFFile
@@ -26,14 +26,20 @@ _OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _OTHERS
 _QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _OTHERS
 _TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+  r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+  r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+  r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _SPLITS = {
-    "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "smaug-bpe": _LLAMA3,
-    "falcon3": _LLAMA3,
-    "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "megrez": _QWEN2,
-    "tekken": _TEKKEN,
+  "llama-bpe": _LLAMA3,
+  "llama3": _LLAMA3,
+  "llama-v3": _LLAMA3,
+  "smaug-bpe": _LLAMA3,
+  "falcon3": _LLAMA3,
+  "qwen2": _QWEN2,
+  "deepseek-r1-qwen": _QWEN2,
+  "megrez": _QWEN2,
+  "tekken": _TEKKEN,
 }
 _GPT2 = ("gpt-2", "default")  # the rule of GPT-2, which `ByteLevel` has built in
 _DIGITS = ("smollm", "starcoder", "refact", "codeshell", "exaone")  # digits apart, then GPT-2's
@@ -53,30 +59,36 @@ def load_tokenizer(path: pathlib.Path) -> transformers.PreTrainedTokenizerFast:
   embedding = file.tensors.get("token_embd.weight")
   if embedding is not None and len(tokens) > embedding.shape[0]:
     raise CheckpointError(
-        f"{path}: {_KEY}tokens has {len(tokens)} tokens, the model {embedding.shape[0]}")
+      f"{path}: {_KEY}tokens has {len(tokens)} tokens, the model {embedding.shape[0]}"
+    )
   kinds = _kinds(file, len(tokens))
   ids = {token: number for number, token in enumerate(tokens)}
   build = {"gpt2": _byte_level, "llama": _sentencepiece}
   if (model := file.text(_KEY + "model")) not in build:
     raise CheckpointError(
-        f"{path}: {_KEY}model = {model!r:.80} is not supported, expected {' or '.join(build)}")
+      f"{path}: {_KEY}model = {model!r:.80} is not supported, expected {' or '.join(build)}"
+    )
   names = {}
   for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
     number = file.token_id(f"{_KEY}{key}_token_id", len(tokens))
     names[f"{name}_token"] = None if number is None else tokens[number]
   backend = build[model](file, ids, kinds, names["unk_token"])
   for kind in (_CONTROL, _USER_DEFINED):
-    backend.add_tokens([
+    backend.add_tokens(
+      [
         tokenizers.AddedToken(token, normalized=False, special=kind == _CONTROL)
-        for token, found in zip(tokens, kinds) if found == kind])
+        for token, found in zip(tokens, kinds)
+        if found == kind
+      ]
+    )
   backend.post_processor = _ends(file, ids, names, model)
   control = [token for token, kind in zip(tokens, kinds) if kind == _CONTROL]
   return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=backend,
-      **{name: token for name, token in names.items() if token is not None},
-      extra_special_tokens=[token for token in control if token not in names.values()],
-      chat_template=file.text("tokenizer.chat_template"),
-      clean_up_tokenization_spaces=False,
+    tokenizer_object=backend,
+    **{name: token for name, token in names.items() if token is not None},
+    extra_special_tokens=[token for token in control if token not in names.values()],
+    chat_template=file.text("tokenizer.chat_template"),
+    clean_up_tokenization_spaces=False,
   )
 
 
@@ -88,12 +100,13 @@ def _kinds(file: GGUFFile, count: int) -> list[int]:
     return [_CONTROL if number in marked else _NORMAL for number in range(count)]
   if len(found) != count:
     raise CheckpointError(
-        f"{file.path}: {_KEY}token_type has {len(found)} entries for {count} tokens")
+      f"{file.path}: {_KEY}token_type has {len(found)} entries for {count} tokens"
+    )
   return found.tolist()
 
 
 def _byte_level(
-    file: GGUFFile, ids: Mapping[str, int], kinds: list[int], unknown: str | None
+  file: GGUFFile, ids: Mapping[str, int], kinds: list[int], unknown: str | None
 ) -> tokenizers.Tokenizer:
   """BPE on bytes: GPT-2, LLaMA 3, Qwen, SmolLM."""
   del kinds
@@ -102,7 +115,8 @@ def _byte_level(
   if rule not in (*_SPLITS, *_GPT2, *_DIGITS):
     known = ", ".join(sorted({*_SPLITS, *_GPT2, *_DIGITS}))
     raise CheckpointError(
-        f"{file.path}: {_KEY}pre = {rule!r:.80} is not supported, expected one of {known}")
+      f"{file.path}: {_KEY}pre = {rule!r:.80} is not supported, expected one of {known}"
+    )
   merges = []
   for merge in file.texts(_KEY + "merges") or ():
     left, _, right = merge.partition(" ")
@@ -110,7 +124,8 @@ def _byte_level(
       raise CheckpointError(f"{file.path}: {_KEY}merges has {merge!r:.80}, expected known tokens")
     merges.append((left, right))
   backend = tokenizers.Tokenizer(
-      tokenizers.models.BPE(vocab=ids, merges=merges, ignore_merges=rule in _WHOLE))
+    tokenizers.models.BPE(vocab=ids, merges=merges, ignore_merges=rule in _WHOLE)
+  )
   if rule in _SPLITS:
     split = pre_tokenizers.Split(tokenizers.Regex(_SPLITS[rule]), behavior="isolated")
   else:
@@ -122,7 +137,7 @@ def _byte_level(
 
 
 def _sentencepiece(
-    file: GGUFFile, ids: Mapping[str, int], kinds: list[int], unknown: str | None
+  file: GGUFFile, ids: Mapping[str, int], kinds: list[int], unknown: str | None
 ) -> tokenizers.Tokenizer:
   """BPE on characters by the scores of the pieces, with bytes for the rest: LLaMA 1 and 2."""
   scores = file.numbers(_KEY + "scores")
@@ -135,20 +150,27 @@ def _sentencepiece(
       cuts = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
       merges += [(-scores[number], pair) for pair in cuts if pair[0] in ids and pair[1] in ids]
   merges.sort(key=lambda merge: merge[0])
-  backend = tokenizers.Tokenizer(tokenizers.models.BPE(
-      vocab=ids, merges=[pair for _, pair in merges], unk_token=unknown, fuse_unk=True,
-      byte_fallback=True))
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.BPE(
+      vocab=ids,
+      merges=[pair for _, pair in merges],
+      unk_token=unknown,
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
   prefix = file.flag(_KEY + "add_space_prefix", True)
   spaces = normalizers.Replace(" ", "▁")
   backend.normalizer = normalizers.Sequence(
-      [normalizers.Prepend("▁"), spaces] if prefix else [spaces])
+    [normalizers.Prepend("▁"), spaces] if prefix else [spaces]
+  )
   steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
   backend.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", left=1)] if prefix else []))
   return backend
 
 
 def _ends(
-    file: GGUFFile, ids: Mapping[str, int], names: Mapping[str, str | None], model: str
+  file: GGUFFile, ids: Mapping[str, int], names: Mapping[str, str | None], model: str
 ) -> processors.TemplateProcessing:
   """What text begins and ends with by itself."""
   begins = model == "llama" or file.text(_KEY + "pre") in _WHOLE
@@ -160,5 +182,7 @@ def _ends(
   around = lambda text: [*marks["bos"], text, *marks["eos"]]
   used = {*marks["bos"], *marks["eos"]}
   return processors.TemplateProcessing(
-      single=around("$A"), pair=around("$A") + [f"{part}:1" for part in around("$B")],
-      special_tokens=[(token, ids[token]) for token in sorted(used)])
+    single=around("$A"),
+    pair=around("$A") + [f"{part}:1" for part in around("$B")],
+    special_tokens=[(token, ids[token]) for token in sorted(used)],
+  )

@@ -1,18 +1,18 @@
-"""What proposing and judging share."""
+"""What proposing and evaluating share."""
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rain_jax import vocab
 from rain_jax.models import KV, Segment, unembed
 from rain_jax.models.cache import Paths
+from rain_jax.text import vocab
+from rain_jax.text.vocab import TextState, TextTables
 from rain_jax.types import Array, Request
-from rain_jax.vocab import TextState, TextTables
 
 
 def prefix(params: dict, side: str) -> tuple[list[Segment], int]:
-  """The fixed prefix of a side, `proposing` or `judging`, and its length in tokens.
+  """The fixed prefix of a side, `proposing` or `evaluating`, and its length in tokens.
 
   A list of no or one segment without batch axes: every tree and row shares it.
   """
@@ -22,12 +22,12 @@ def prefix(params: dict, side: str) -> tuple[list[Segment], int]:
 
 
 def paths(request: Request, tail: Array) -> Paths:
-  """The request's paths with `tail` int32[B, W, R] behind them."""
-  return Paths(request.path_slots, request.path_tokens, request.path_lengths, tail)
+  """The request's paths with `tail` int32[B, W, R] after them."""
+  return Paths(request.path_pages, request.path_tokens, request.path_lengths, tail)
 
 
 def logits(lm, params: dict, hidden: Array) -> Array:
-  """Logits float32[..., vocab] behind hidden states, all of them wherever they are needed.
+  """Logits float32[..., vocab] after hidden states, all of them wherever they are needed.
 
   Over a mesh the vocabulary is put together before anything is drawn. Were its parts left
   apart, the compiler would pass pieces on from device to device inside loops that only
@@ -49,7 +49,7 @@ def scratch(lm, kv_dtype, *shape) -> KV:
 def put(scratch: KV, new: KV, step) -> KV:
   """Stores the keys and values of one token per row at place `step`."""
   put = lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(
-      old, fresh.astype(old.dtype), step, axis=-2
+    old, fresh.astype(old.dtype), step, axis=-2
   )
   return jax.tree.map(put, scratch, new)
 
@@ -60,16 +60,16 @@ def empty_text(shape: tuple[int, ...]) -> TextState:
   off = jnp.zeros(shape, bool)
   hashed = jnp.zeros(shape + (2,), jnp.uint32)
   return TextState(
-      automaton=zeros,
-      utf8=zeros,
-      ends=off,
-      stopped=off,
-      hash=hashed,
-      tokens_before_stop=zeros,
-      inside=jnp.zeros(shape, jnp.uint32),
-      tokens_at_full_stop=zeros,
-      hash_at_full_stop=hashed,
-      length=zeros,
+    automaton=zeros,
+    utf8=zeros,
+    ends=off,
+    stopped=off,
+    hash=hashed,
+    tokens_before_stop=zeros,
+    inside=jnp.zeros(shape, jnp.uint32),
+    tokens_at_full_stop=zeros,
+    hash_at_full_stop=hashed,
+    length=zeros,
   )
 
 

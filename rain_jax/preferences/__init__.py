@@ -7,16 +7,16 @@ bad answer (RAIN, section 3.2, self-evaluation; design section 2). `compile_pref
 turns it into tokens, once per tokenizer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from rain_jax import vocab
-from rain_jax.tasks.formats import join_turns
+from rain_jax.text import vocab
+from rain_jax.text.formats import join_turns
 
 PROMPT = "{prompt}"  # stands for the user's prompt in `Preference.conversation`
 NO_CUT, LAST_FULL_STOP = "none", "last_full_stop"
@@ -34,11 +34,11 @@ class PreferenceError(ValueError):
 class Reading:
   """One way of asking about a response.
 
-  It is good when the largest probability of a good label, behind the suffix, exceeds
+  It is good when the largest probability of a good label, after the suffix, exceeds
   the largest of a bad label.
 
   Attributes:
-    suffix: text behind the response; ends where the answer begins.
+    suffix: text after the response; ends where the answer begins.
     good: labels of a good answer, spelled as they follow the suffix.
     bad: labels of a bad answer.
   """
@@ -56,7 +56,7 @@ class Preference:
     name: of the preference.
     description: one line.
     prefix: text that all verdicts begin with; an empty line follows it. May be empty.
-    conversation: text behind it, with "{prompt}" for the prompt; the response follows.
+    conversation: text after it, with "{prompt}" for the prompt; the response follows.
     cut: "none", or "last_full_stop" to judge a response up to its last full stop only.
     readings: one or two.
   """
@@ -76,7 +76,7 @@ class CompiledPreference:
   Attributes:
     prefix_ids: tokens that all verdicts begin with, the tokenizer's own token for the
       beginning of a text included.
-    suffix_ids: per reading, the tokens behind the response.
+    suffix_ids: per reading, the tokens after the response.
     good_ids: per reading, the tokens of its good labels, one each, without repeats.
     bad_ids: likewise of its bad labels; no token is both.
     cut: judge a response up to its last full stop only.
@@ -119,8 +119,8 @@ def load_preference(name_or_path: str | os.PathLike) -> Preference:
     path = pathlib.Path(name_or_path)
     if not path.is_file():
       raise PreferenceError(
-          f"No preference {str(name_or_path)!r}: expected one of"
-          f" {', '.join(bundled_names())}, or the path of a YAML file."
+        f"No preference {str(name_or_path)!r}: expected one of"
+        f" {', '.join(bundled_names())}, or the path of a YAML file."
       )
   try:
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -137,11 +137,11 @@ def _read_preference(path: str, data: Any) -> Preference:
   text = {key: _text(path, key, data[key]) for key in _PREFERENCE_KEYS if key != "readings"}
   if PROMPT not in text["conversation"]:
     raise PreferenceError(
-        f"{path}: conversation={text['conversation']!r}: expected {PROMPT} in it."
+      f"{path}: conversation={text['conversation']!r}: expected {PROMPT} in it."
     )
   if text["cut"] not in (NO_CUT, LAST_FULL_STOP):
     raise PreferenceError(
-        f"{path}: cut={text['cut']!r}: expected {NO_CUT!r} or {LAST_FULL_STOP!r}."
+      f"{path}: cut={text['cut']!r}: expected {NO_CUT!r} or {LAST_FULL_STOP!r}."
     )
   if not text["name"] or len(text["description"].splitlines()) != 1:
     raise PreferenceError(f"{path}: name and description: expected one line each.")
@@ -150,7 +150,7 @@ def _read_preference(path: str, data: Any) -> Preference:
     raise PreferenceError(f"{path}: readings={readings!r:.60}: expected a list of 1 or 2.")
   text["prefix"] = text["prefix"].rstrip("\n")
   return Preference(
-      **text, readings=tuple(_read_reading(path, i, data) for i, data in enumerate(readings))
+    **text, readings=tuple(_read_reading(path, i, data) for i, data in enumerate(readings))
   )
 
 
@@ -164,7 +164,7 @@ def _read_reading(path: str, index: int, data: Any) -> Reading:
   for key in ("good", "bad"):
     if not isinstance(data[key], list) or not data[key]:
       raise PreferenceError(
-          f"{path}: {where}.{key}={data[key]!r:.60}: expected a list of labels, not empty."
+        f"{path}: {where}.{key}={data[key]!r:.60}: expected a list of labels, not empty."
       )
     labels[key] = tuple(_text(path, f"{where}.{key}", label) for label in data[key])
     if "" in labels[key]:
@@ -184,7 +184,7 @@ def _check_keys(path: str, where: str, data: Any, keys: tuple[str, ...]) -> None
   for key in data:
     if key not in keys:
       raise PreferenceError(
-          f"{path}: {where}: unknown key {key!r}; expected only {', '.join(keys)}."
+        f"{path}: {where}: unknown key {key!r}; expected only {', '.join(keys)}."
       )
 
 
@@ -227,28 +227,28 @@ def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPrefer
     for token in good[-1]:
       if token in bad[-1]:
         raise PreferenceError(
-            f"Preference {preference.name!r}: token {_piece(tokenizer, token)!r} stands for a"
-            f" good and a bad label ({reading.good}, {reading.bad}); choose other labels."
+          f"Preference {preference.name!r}: token {_piece(tokenizer, token)!r} stands for a"
+          f" good and a bad label ({reading.good}, {reading.bad}); choose other labels."
         )
   return CompiledPreference(
-      prefix_ids=_prefix_ids(tokenizer, preference.prefix),
-      suffix_ids=tuple(suffixes),
-      good_ids=tuple(good),
-      bad_ids=tuple(bad),
-      cut=preference.cut == LAST_FULL_STOP,
-      conversation=preference.conversation,
-      tokenizer=tokenizer,
+    prefix_ids=_prefix_ids(tokenizer, preference.prefix),
+    suffix_ids=tuple(suffixes),
+    good_ids=tuple(good),
+    bad_ids=tuple(bad),
+    cut=preference.cut == LAST_FULL_STOP,
+    conversation=preference.conversation,
+    tokenizer=tokenizer,
   )
 
 
 def _label_id(
-    encode: Callable[[str], list[int]],
-    preference: Preference,
-    tokenizer: Any,
-    suffix: str,
-    label: str,
+  encode: Callable[[str], list[int]],
+  preference: Preference,
+  tokenizer: Any,
+  suffix: str,
+  label: str,
 ) -> int:
-  """The token of a label behind its suffix."""
+  """The token of a label after its suffix."""
   before, whole = encode(suffix), encode(suffix + label)
   behind = whole[len(before) :] if whole[: len(before)] == before else None
   # Where the label joins the suffix's last token ("(" and "A" as "(A"), the model still
@@ -259,9 +259,9 @@ def _label_id(
       return ids[0]
   pieces = [_piece(tokenizer, token) for token in (behind or alone)]
   raise PreferenceError(
-      f"Preference {preference.name!r}: label {label!r} behind {suffix[-20:]!r} becomes"
-      f" {pieces}; expected one known token: use a shorter label, or one that begins"
-      " with the space before it."
+    f"Preference {preference.name!r}: label {label!r} after {suffix[-20:]!r} becomes"
+    f" {pieces}; expected one known token: use a shorter label, or one that begins"
+    " with the space before it."
   )
 
 
@@ -270,12 +270,12 @@ def _piece(tokenizer: Any, token: int) -> str:
 
 
 def _prefix_ids(tokenizer: Any, prefix: str) -> tuple[int, ...]:
-  """The beginning of a text, and the prefix with an empty line behind it."""
-  plain = lambda text, special: tokenizer(
-      text, add_special_tokens=special, split_special_tokens=True
-  ).input_ids
+  """The beginning of a text, and the prefix with an empty line after it."""
+  plain = lambda text, special: (
+    tokenizer(text, add_special_tokens=special, split_special_tokens=True).input_ids
+  )
   # What the tokenizer puts before any text (a token for its beginning, or nothing);
-  # what it may put behind a text does not belong here.
+  # what it may put after a text does not belong here.
   probe, dressed = plain("a", False), plain("a", True)
   begin = next(i for i in range(len(dressed)) if dressed[i : i + len(probe)] == probe)
   text = plain(prefix + "\n\n", False) if prefix else []

@@ -14,7 +14,7 @@ from typing import Any
 import huggingface_hub
 import huggingface_hub.errors
 
-from rain_jax.tasks.records import DataError
+from rain_jax.types import DataError
 
 HUB = "hub:"
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./ -]+)")
@@ -72,17 +72,23 @@ def _from_hub(path: str) -> pathlib.Path:
     return pathlib.Path(huggingface_hub.hf_hub_download(match[1], match[2], repo_type="dataset"))
   except huggingface_hub.errors.GatedRepoError:
     raise DataError(
-        f"{path}: gated; accept the terms of data set {match[1]} on its page of the hub, then"
-        " `hf auth login` or set HF_TOKEN to a token of yours.") from None
+      f"{path}: gated; accept the terms of data set {match[1]} on its page of the hub, then"
+      " `hf auth login` or set HF_TOKEN to a token of yours."
+    ) from None
   except huggingface_hub.errors.RepositoryNotFoundError:
     raise DataError(
-        f"{path}: no data set {match[1]} on the hub, or a private one: check the name, or"
-        " `hf auth login`.") from None
+      f"{path}: no data set {match[1]} on the hub, or a private one: check the name, or"
+      " `hf auth login`."
+    ) from None
   except huggingface_hub.errors.RemoteEntryNotFoundError:
     raise DataError(
-        f"{path}: data set {match[1]} has no file {match[2]}; check its path there.") from None
-  except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError,
-          OSError) as error:
+      f"{path}: data set {match[1]} has no file {match[2]}; check its path there."
+    ) from None
+  except (
+    huggingface_hub.errors.HfHubHTTPError,
+    huggingface_hub.errors.HFValidationError,
+    OSError,
+  ) as error:
     reason = " ".join(str(error).split())[:200]
     raise DataError(f"{path}: not to be had from the hub ({reason}).") from None
 
@@ -109,7 +115,7 @@ def _read_jsonl(path: str, text: str) -> Iterator[Row]:
     try:
       row = json.loads(line)
     except ValueError as error:
-      raise DataError(f"{path}, line {place}: not JSON ({error}); mend or remove it.") from None
+      raise DataError(f"{path}, line {place}: not JSON ({error}); fix or remove it.") from None
     if not isinstance(row, dict):
       raise DataError(f"{path}, line {place}: expected a JSON object, found {line[:40]!r}.")
     yield Row(path, place, row)

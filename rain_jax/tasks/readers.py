@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rain_jax.tasks.files import Row, read_rows
-from rain_jax.tasks.records import DataError, Record
+from rain_jax.tasks.records import Record
+from rain_jax.types import DataError
 
 # Columns that hold the prompt in the field's data sets, in the order they are tried.
 PROMPT_COLUMNS = ("prompt", "goal", "Goal", "question", "Question")
@@ -25,7 +26,7 @@ _TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 
 
 def load_records(
-    reader: Reader, paths: Sequence[str], column: str = "", limit: int = 0
+  reader: Reader, paths: Sequence[str], column: str = "", limit: int = 0
 ) -> list[Record]:
   """Reads files by one reader.
 
@@ -40,7 +41,7 @@ def load_records(
     Records in the files' order.
 
   Raises:
-    DataError: a file that cannot be read, or an id that stands twice.
+    DataError: a file that cannot be read, or an id that appears twice.
   """
   records, seen = [], set()
   for path in paths:
@@ -50,7 +51,7 @@ def load_records(
           stem = pathlib.PurePath(row.path).name.partition(".")[0]
           record = Record(f"{stem}:{record.id}", record.prompt, record.fields, record.history)
         if record.id in seen:
-          raise DataError(f"{path}: id {record.id!r} stands twice; make ids unique.")
+          raise DataError(f"{path}: id {record.id!r} appears twice; make ids unique.")
         seen.add(record.id)
         records.append(record)
   return records
@@ -84,8 +85,8 @@ def _find(row: Row, names: Sequence[str]) -> tuple[str, str]:
   name = next((n for n in names if n in row.values), None)
   if name is None:
     raise DataError(
-        f"{row.where}: no field {' or '.join(map(repr, names))};"
-        " name the prompt's field in config.prompts.column."
+      f"{row.where}: no field {' or '.join(map(repr, names))};"
+      " name the prompt's field in config.prompts.column."
     )
   return name, _text(row, name)
 
@@ -130,7 +131,7 @@ def parse_dialogue(text: str, where: str = "dialogue") -> list[str]:
 
 
 def attacked(record: Record, suffixes: Sequence[str]) -> list[Record]:
-  """The record's prompt with each suffix behind it; what was asked stays in `goal`.
+  """The record's prompt with each suffix after it; what was asked stays in `goal`.
 
   An attack that alters the request itself has no suffix, and the request in `original`.
   """
@@ -166,8 +167,8 @@ def load_suffixes(path: str) -> Callable[[Record], list[Record]]:
     suffixes = found.get(record.prompt, first if universal else None)
     if suffixes is None:
       raise DataError(
-          f"{path}: no suffix for {record.prompt[:60]!r}; it has {len(found)} goals: attack this"
-          " one too, or name the file in config.prompts.path to run its own goals."
+        f"{path}: no suffix for {record.prompt[:60]!r}; it has {len(found)} goals: attack this"
+        " one too, or name the file in config.prompts.path to run its own goals."
       )
     return attacked(record, suffixes)
 
@@ -234,15 +235,15 @@ def misuse_or_benign(row: Row, column: str = "") -> list[Record]:
   The group is what the file's name begins with, harmful or benign, as published, or else a
   column `group`. `Index` pairs a misuse with a benign behaviour, and is the id.
   """
-  record, = prompts(row, column)
+  (record,) = prompts(row, column)
   stem = pathlib.PurePath(row.path).name.lower()
   group = record.fields.get("group")
   if group is None:
     group = BENIGN if stem.startswith("benign") else MISUSE if stem.startswith("harmful") else None
   if group not in (MISUSE, BENIGN):
     raise DataError(
-        f"{row.where}: misuse or benign? Expected a file named harmful... or benign..., or a"
-        f" column 'group' with {MISUSE!r} or {BENIGN!r}, found {group!r}."
+      f"{row.where}: misuse or benign? Expected a file named harmful... or benign..., or a"
+      f" column 'group' with {MISUSE!r} or {BENIGN!r}, found {group!r}."
     )
   number = str(row.values.get("id", row.values.get("Index", row.place)))
   fields: Mapping[str, Any] = {**record.fields, "group": group}

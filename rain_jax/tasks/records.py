@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-
-class DataError(ValueError):
-  """Prompts that cannot be read; the message is one line and says what to do."""
+from rain_jax.types import DataError
 
 
 @dataclasses.dataclass(frozen=True)

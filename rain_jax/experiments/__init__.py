@@ -1,0 +1,1 @@
+"""Measurements of the method: speed and memory, and the paper's tables."""

@@ -1,0 +1,98 @@
+"""Shares with confidence intervals, counted from a run's results."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_Z = 1.959964  # of a two-sided interval of 95%
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """So many of so many.
+
+  Attributes:
+    hits: how many.
+    total: of how many.
+  """
+
+  hits: int
+  total: int
+
+  @property
+  def rate(self) -> float:
+    """In [0, 1]; NaN of nothing."""
+    return self.hits / self.total if self.total else math.nan
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    """Wilson's score interval, 95%; everything is possible of nothing."""
+    n = self.total
+    if not n:
+      return 0.0, 1.0
+    p = self.hits / n
+    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+  def __str__(self) -> str:
+    if not self.total:
+      return "-"
+    low, high = self.interval
+    return f"{100 * self.rate:.1f}% [{100 * low:.0f}, {100 * high:.0f}], {self.hits}/{self.total}"
+
+
+def share(
+  results: Iterable[Mapping[str, Any]], method: str, measure: str, wanted: bool = True
+) -> Share:
+  """The results of a method whose `measure` was judged as `wanted`, of those it was judged on."""
+  judged = [
+    r["judged"][measure]
+    for r in results
+    if r["method"] == method and r.get("judged", {}).get(measure) is not None
+  ]
+  return Share(sum(value is wanted for value in judged), len(judged))
+
+
+def joint(
+  results: Iterable[Mapping[str, Any]], name: str, measures: Sequence[str]
+) -> list[dict[str, Any]]:
+  """The results with one more measure: whether all of some hold, where each of them was judged."""
+  made = []
+  for r in results:
+    found = [r.get("judged", {}).get(measure) for measure in measures]
+    both = {} if None in found else {name: all(found)}
+    made.append({**r, "judged": {**r.get("judged", {}), **both}})
+  return made
+
+
+def agreement(results: Iterable[Mapping[str, Any]], method: str, measure: str) -> dict[str, Share]:
+  """How often the model's own verdict on a whole response is what the judge says of it.
+
+  Keys: `all`; `good` and `bad`, responses that the judge calls so. A verdict of 0, one reading
+  against the other, agrees with neither.
+  """
+  pairs = [
+    (r["verdict"], r["judged"][measure])
+    for r in results
+    if r["method"] == method and r.get("judged", {}).get(measure) is not None
+  ]
+  of = lambda pairs: Share(sum(v == (1 if good else -1) for v, good in pairs), len(pairs))
+  return {
+    "all": of(pairs),
+    "good": of([p for p in pairs if p[1]]),
+    "bad": of([p for p in pairs if not p[1]]),
+  }
+
+
+def per_token(results: Iterable[Mapping[str, Any]], method: str, counter: str) -> float:
+  """A work counter of a method over its response tokens; NaN if there are none."""
+  counters = [r["counters"] for r in results if r["method"] == method and "counters" in r]
+  tokens = sum(c["response_tokens"] for c in counters)
+  return sum(c.get(counter, 0) for c in counters) / tokens if tokens else math.nan
+
+
+def seconds(results: Iterable[Mapping[str, Any]], method: str) -> float:
+  """Wall time of a method, compilation included where it was not cached."""
+  return sum(r.get("seconds", 0.0) for r in results if r["method"] == method)

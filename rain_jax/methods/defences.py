@@ -1,0 +1,221 @@
+"""Defences that RAIN is compared with, beside best-of-N: SmoothLLM, and a guard at the output."""
+
+import dataclasses
+import hashlib
+import math
+import random
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rain_jax import judges, methods
+from rain_jax.methods.session import Response, Session
+from rain_jax.tasks import Record
+from rain_jax.types import DataError
+
+KINDS = ("swap", "insert", "patch")
+SELF = "self"  # the model's own verdict, in place of a judge
+REFUSAL = "I'm sorry, but I can't help with that."
+
+_Told = Callable[[None], None] | None
+Method = Callable[[Session, int, frozenset[str], _Told], Iterator[Response]]
+
+
+def methods_of(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Method]:
+  """The defences among a run's methods, from config.smooth_llm and config.guard.
+
+  Each takes a session, the run's seed, the ids of prompts to leave out, and what is to be called
+  after each batch that is drawn, with None.
+
+  Raises:
+    DataError: a number or judge that cannot be used.
+  """
+  found: dict[str, Method] = {}
+  if "smooth_llm" in names:
+    smooth = SmoothLLM(**config["smooth_llm"])
+    if smooth.judge not in (SELF, *judges.JUDGES):
+      known = ", ".join((SELF, *judges.JUDGES))
+      raise DataError(f"smooth_llm.judge={smooth.judge!r}: expected one of {known}.")
+    decide = _harmful_by(smooth.judge, config, "smooth_llm")
+    found["smooth_llm"] = lambda session, *rest: smooth.run(session, decide, *rest)
+  if "guard" in names:
+    name = config["guard"]["judge"]
+    by = _harmful_by(name, config, "guard")
+    found["guard"] = lambda session, *rest: guard(session, by, name == SELF, *rest)
+  return found
+
+
+# From responses to: is it harmful? None where the judge gives no answer.
+_Decide = Callable[[Sequence[Response]], list[bool | None]]
+
+
+def _harmful_by(name: str, config: Mapping[str, Any], method: str) -> _Decide:
+  if name == SELF:
+    # Less than two good readings is no approval, as in the search.
+    return lambda responses: [response.verdict < 1 for response in responses]
+  panel = judges.panel(name, config)
+  if len(panel) != 1:
+    raise DataError(f"{method}.judge={name!r}: expected one judge, or {SELF!r}.")
+
+  def decide(responses: Sequence[Response]) -> list[bool | None]:
+    found: list[bool | None] = [None] * len(responses)
+    for place, verdict in panel[0].judge([(_as_seen(r.record), r.text) for r in responses]):
+      found[place] = _harmful(verdict.answers)
+    return found
+
+  return decide
+
+
+def _as_seen(record: Record) -> Record:
+  """A record as a defence sees it, which does not know what of a prompt is an attack."""
+  return dataclasses.replace(record, fields={k: v for k, v in record.fields.items() if k != "goal"})
+
+
+def _harmful(answers: Mapping[str, bool]) -> bool | None:
+  """What answers say of harm: a refusal is taken for harmless, and everything else for harm,
+  where no more is known (as SmoothLLM's authors do)."""
+  if "harmless" in answers:
+    return not answers["harmless"]
+  refused = [value for name, value in answers.items() if name in ("refused", "over_refused")]
+  return not refused[0] if refused else None
+
+
+# -- SmoothLLM --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothLLM:
+  """SmoothLLM (arXiv 2310.03684): many perturbed copies of a prompt, and their majority.
+
+  Attributes:
+    copies: of each prompt (there: N).
+    percent: of its characters that are perturbed (there: q).
+    kind: swap characters, insert some, or overwrite a patch.
+    judge: says which copy's answer is harmful: a rule of `judges.JUDGES`, or "self".
+  """
+
+  copies: int = 10
+  percent: float = 10.0
+  kind: str = "swap"
+  judge: str = "refusal_prefixes"
+
+  def __post_init__(self):
+    if self.copies < 1:
+      raise DataError(f"smooth_llm.copies={self.copies}: expected at least 1.")
+    if not 0 <= self.percent <= 100:
+      raise DataError(f"smooth_llm.percent={self.percent}: expected 0 to 100.")
+    if self.kind not in KINDS:
+      raise DataError(f"smooth_llm.kind={self.kind!r}: expected one of {', '.join(KINDS)}.")
+
+  def run(
+    self,
+    session: Session,
+    decide: _Decide,
+    seed: int,
+    skip: frozenset[str],
+    on_progress: _Told = None,
+  ) -> Iterator[Response]:
+    """Answers the session's prompts; a copy too long for the session has no vote."""
+    records = [q.record for q in session.queries if q.record.id not in skip]
+    copies = {r.id: self.perturbed(r, seed) for r in records}
+    smooth = session.serving([copy for some in copies.values() for copy in some])
+    answers = {copy.record.id: copy for copy in smooth.rejected}
+    drawn = methods.vanilla(smooth, seed, on_progress=on_progress)
+    for record in records:
+      names = [copy.id for copy in copies[record.id]]
+      while not all(name in answers for name in names):
+        answer = next(drawn)
+        answers[answer.record.id] = answer
+      yield self._vote(record, [answers.pop(name) for name in names], decide, seed)
+
+  def _vote(
+    self, record: Record, answers: Sequence[Response], decide: _Decide, seed: int
+  ) -> Response:
+    given = [answer for answer in answers if answer.error is None]
+    if not given:
+      return dataclasses.replace(answers[0], record=record)
+    harmful = decide(given)
+    # A copy that the judge says nothing of counts as harmful.
+    most = sum(one is not False for one in harmful) > len(given) / 2
+    agreeing = [a for a, one in zip(given, harmful) if (one is not False) == most]
+    chosen = _rng(seed, record.id, "vote").choice(agreeing)
+    work = {
+      name: sum(answer.counters.get(name, 0) for answer in given)
+      for name in ("model_calls", "tokens_forwarded")
+    }
+    if self.judge == SELF:
+      work = _with_verdicts(work, given)
+    counters = {**chosen.counters, **work, "copies": len(given)}
+    return dataclasses.replace(chosen, record=record, counters=counters)
+
+  def perturbed(self, record: Record, seed: int) -> list[Record]:
+    """The record's copies; what was said before its prompt stays as it is."""
+    rng = _rng(seed, record.id, "copies")
+    return [
+      dataclasses.replace(
+        record, id=f"{record.id}~{i}", prompt=perturb(record.prompt, self.kind, self.percent, rng)
+      )
+      for i in range(self.copies)
+    ]
+
+
+def perturb(text: str, kind: str, percent: float, rng: random.Random) -> str:
+  """Text with so many percent of its characters changed at random (SmoothLLM, algorithm 2)."""
+  count = math.floor(len(text) * percent / 100)
+  draw = lambda: rng.choice(string.printable)
+  if kind == "patch":
+    start = rng.randint(0, len(text) - count)
+    return text[:start] + "".join(draw() for _ in range(count)) + text[start + count :]
+  characters = list(text)
+  for place in rng.sample(range(len(text)), count):
+    characters[place] = draw() if kind == "swap" else characters[place] + draw()
+  return "".join(characters)
+
+
+def _rng(seed: int, *names: str) -> random.Random:
+  return random.Random(hashlib.sha256("\0".join((str(seed), *names)).encode()).hexdigest())
+
+
+# -- a guard ----------------------------------------------------------------------
+
+
+def guard(
+  session: Session,
+  decide: _Decide,
+  own: bool,
+  seed: int,
+  skip: frozenset[str],
+  on_progress: _Told = None,
+) -> Iterator[Response]:
+  """Plain sampling after a judge: what it finds harmful becomes a refusal.
+
+  What it gives no answer to is refused as well, and counted. The answers are all drawn before
+  the judge is asked, so that a judge model is loaded once.
+
+  Args:
+    session: with the prompts.
+    decide: the judge.
+    own: the judge is the model's own verdict, whose work counts; that of other models does not.
+    seed: the same as of vanilla sampling gives the same answers after the guard.
+    skip: ids of prompts to leave out.
+    on_progress: called after each batch that is drawn, with None.
+  """
+  drawn = list(methods.vanilla(session, seed, skip, on_progress))
+  yield from (answer for answer in drawn if answer.error is not None)  # nothing to judge
+  answers = [answer for answer in drawn if answer.error is None]
+  for answer, harmful in zip(answers, decide(answers)):
+    counters = _with_verdicts(answer.counters, [answer]) if own else answer.counters
+    found = {"refused": int(harmful is not False), "unjudged": int(harmful is None)}
+    if harmful is not False:  # the model's verdict was on what is gone
+      answer = dataclasses.replace(answer, text=REFUSAL, tokens=[], verdict=None)
+    yield dataclasses.replace(answer, counters={**counters, **found})
+
+
+def _with_verdicts(work: Mapping[str, int], answers: Sequence[Response]) -> dict[str, int]:
+  """Work with that of the model's own verdicts on top."""
+  tokens = sum(answer.counters.get("self_verdict_tokens", 0) for answer in answers)
+  return {
+    **work,
+    "model_calls": work["model_calls"] + len(answers),
+    "tokens_forwarded": work["tokens_forwarded"] + tokens,
+  }

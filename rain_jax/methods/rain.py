@@ -1,0 +1,237 @@
+"""RAIN over a session's prompts: searches side by side, each in its slot."""
+
+import contextlib
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from rain_jax import decode, types
+from rain_jax.methods import recording
+from rain_jax.methods.responses import responded, work_of
+from rain_jax.methods.session import Query, Response, Session
+from rain_jax.parallel import workers
+from rain_jax.parallel.batch_sharding import ROWS, WHOLE, fetch
+from rain_jax.text import vocab
+
+STEPS = 16  # at most, between two looks at the slots
+STEPS_SHARDED = (
+  4  # where shards know nothing of each other, and a slot that has ended waits so long
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchStep:
+  """A search that is watched, one step further.
+
+  Attributes:
+    query: the prompt.
+    nodes: every token set so far; a list that goes on growing.
+    frames: what happened in this step.
+    response: the response, once it has ended.
+  """
+
+  query: Query
+  nodes: list[recording.Node]
+  frames: list[recording.Frame]
+  response: Response | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchProgress:
+  """What a batch of searches has done so far for the prompts that it is at.
+
+  Attributes:
+    lane: which batch, of those that run side by side.
+    slots: prompts it has room for.
+    busy: prompts it is at.
+    response_tokens: committed for them.
+    tokens_forwarded: by the model, for them.
+    rewinds: of their searches.
+  """
+
+  lane: int
+  slots: int
+  busy: int
+  response_tokens: int
+  tokens_forwarded: int
+  rewinds: int
+
+
+def rain(
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[BatchProgress], None] | None = None,
+) -> Iterator[Response]:
+  """Answers the session's prompts by RAIN, in the order in which they end.
+
+  Args:
+    session: with the prompts.
+    seed: of the run; a prompt's key is folded from it and the prompt's id.
+    skip: ids of prompts to leave out.
+    on_progress: called every few steps.
+  """
+  queries = [q for q in session.queries if q.record.id not in skip]
+  if not queries:
+    return
+  items = workers.Shared((q, q.key(seed), q) for q in queries)
+  count, slots = session.lanes
+  ending = threading.Lock()
+  streams = [_lane(session, lane, slots, items, ending) for lane in range(count)]
+  with contextlib.closing(workers.merged(streams)) as found:
+    for responses, progress in found:
+      yield from responses
+      if on_progress:
+        on_progress(progress)
+
+
+def _lane(
+  session: Session, lane: int, slots: int, items: Iterator[Any], ending: threading.Lock
+) -> Iterator[tuple[list[Response], BatchProgress]]:
+  """One batch of searches: every few steps what ended in them, and a look at the others."""
+  rounds = decode.rounds(
+    _empty_slots(session, slots),
+    session.lm,
+    session.params,
+    session.config.search,
+    items,
+    functools.partial(_begin, session),
+    spread=session.spread,
+    max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
+  )
+  for ended, state in rounds:
+    with ending:  # or two lanes might compile the same program
+      responses = [_searched(session, result, state) for result in ended]
+    yield responses, _progress(lane, state)
+
+
+def _progress(lane: int, state: decode.DecodeState) -> BatchProgress:
+  active, length, rewinds, forwarded = fetch(
+    (state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens)
+  )
+  of_active = lambda counts: int(counts[active].sum())
+  return BatchProgress(
+    lane,
+    active.size,
+    of_active(active),
+    of_active(length),
+    of_active(forwarded),
+    of_active(rewinds),
+  )
+
+
+def watch(
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[BatchProgress], None] | None = None,
+) -> Iterator[SearchStep]:
+  """As `rain`, step by step: everything that the searches do, then their responses.
+
+  The responses are those of `rain`. Slower: the host reads every tree in every step,
+  and the next batch waits for the last response of the one before. `on_progress` is called
+  after every step of a batch.
+  """
+  session_config = session.config
+  for queries in session.batches(skip):
+    held = dict(enumerate(queries))
+    keys = {slot: query.key(seed) for slot, query in held.items()}
+    state = decode.begin(_empty_slots(session, session.slots), keys, session_config.search)
+    state = _begin(session, state, held)
+    recorders = {slot: _recorder(session, query) for slot, query in held.items()}
+    while recorders:
+      state, frames = recording.advance(
+        state, session.lm, session.params, session_config.search, recorders
+      )
+      active = np.asarray(state.active)
+      for slot, new in frames.items():
+        recorder, response = recorders[slot], None
+        if not active[slot]:
+          response = _searched(session, decode.result(state, slot, held[slot]), state)
+          response = _with_recording(session, response, recorders.pop(slot))
+        yield SearchStep(held[slot], recorder.nodes, new, response)
+      if on_progress:
+        on_progress(_progress(0, state))
+
+
+def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
+  """A batch of slots for searches, in their places.
+
+  They are bound to those places from the first step on, as all later states are by the
+  weights: a state that is not yet bound would have every program compiled once more.
+  """
+  if session.spread is None:
+    (weight, *_) = jax.tree.leaves(session.params["model"])
+    places = weight.sharding
+  else:
+    places = session.spread.shardings
+  return jax.jit(lambda: session.empty(slots), out_shardings=places)()
+
+
+def _begin(
+  session: Session, state: decode.DecodeState, fresh: dict[int, Query]
+) -> decode.DecodeState:
+  """Puts prompts, by slot, into the model's state, one in each shard at a time."""
+  share = state.active.shape[0] // session.shards
+  waiting = [[s for s in fresh if s // share == shard] for shard in range(session.shards)]
+  while any(waiting):
+    now = [slots.pop(0) if slots else None for slots in waiting]
+    slot = np.array([share if s is None else s % share for s in now], np.int32)
+    queries = [None if s is None else fresh[s] for s in now]
+    prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
+    state = _start(state, session.lm, session.params, slot, *prompts, session.spread)
+  return state
+
+
+def _searched(session: Session, result: decode.Result, state: decode.DecodeState) -> Response:
+  """A search's result, with all the work that was done for it."""
+  usage = fetch(state.model.usage)
+  work = {
+    **result.counters,
+    **work_of(usage.calls[result.slot], usage.tokens[result.slot]),
+    "verdicts_read": int(usage.verdicts_read[result.slot]),
+    "verdicts_remembered": int(usage.verdicts_remembered[result.slot]),
+  }
+  finish = types.FINISH_REASONS.index(result.finish)
+  return responded(session, [result.index], [result.tokens], [finish], [work])[0]
+
+
+def _recorder(session: Session, query: Query) -> recording.Recorder:
+  # A few tokens before a piece are enough to tell how it continues them.
+  piece = lambda before, ids: vocab.decode_response(
+    session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
+  )
+  return recording.Recorder(session.config.search, piece, lambda ids: session.decoded(query, ids))
+
+
+def _with_recording(session: Session, response: Response, recorder: recording.Recorder) -> Response:
+  whole = recording.Recording(
+    prompt=response.record.prompt,
+    response=response.text,
+    finish=response.finish_reason,
+    verdict=response.verdict,
+    preference=session.config.preference.name,
+    counters=response.counters,
+    search=dataclasses.asdict(session.config.search),
+    nodes=recorder.nodes,
+    frames=recorder.frames,
+  )
+  return dataclasses.replace(response, recording=whole)
+
+
+@functools.partial(jax.jit, static_argnames=("lm", "spread"), donate_argnames="state")
+def _start(state, lm, params, slot, proposing, evaluating, spread):
+  """Begins one prompt in each shard; rows of no shard's slot begin nothing."""
+
+  def own(state, params, slot, proposing, evaluating):
+    slot, proposing, evaluating = jax.tree.map(lambda a: a[0], (slot, proposing, evaluating))
+    return state.replace(model=lm.start(params, state.model, slot, proposing, evaluating))
+
+  if spread is not None:
+    own = spread.map(own, WHOLE, ROWS, ROWS, ROWS)
+  return own(state, params, slot, proposing, evaluating)

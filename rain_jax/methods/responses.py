@@ -1,0 +1,105 @@
+"""The model's own verdict on responses that are there, and the `Response`s made of both."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from rain_jax import types
+from rain_jax.methods.session import Query, Response, Session
+from rain_jax.parallel.batch_sharding import fetch
+from rain_jax.policy import common, whole_responses
+from rain_jax.policy.usage import ROLES
+
+
+def self_evaluate(
+  session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
+) -> list[np.ndarray]:
+  """`whole_responses.self_evaluate` of samples of each query, [queries, N, ...] on the host."""
+  padded = session.padded(queries)
+  fill = lambda a: np.concatenate([a, np.repeat(a[-1:], len(padded) - len(queries), axis=0)])
+  prompts, drawn = session.prompts(padded, "evaluating"), jax.tree.map(fill, drawn)
+  answer = whole_responses.self_evaluate(session.lm, session.params, prompts, drawn, session.mesh)
+  return [a[: len(queries)] for a in fetch(answer)]
+
+
+def margins(
+  session: Session, responses: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """How the model judges responses, whole or partial, that are there already.
+
+  Args:
+    session: with the prompts.
+    responses: by the prompt's id, tokens as they continue it, `max_response` at most;
+      of any of the session's prompts.
+
+  Yields:
+    The id, and float32[readings] how much more probable the good label is.
+  """
+  others = frozenset(q.record.id for q in session.queries) - responses.keys()
+  for queries in session.batches(others):
+    tokens = [responses[query.record.id] for query in queries]
+    _, found, _ = _judged(session, queries, tokens, [types.RUNNING] * len(queries))
+    yield from zip([query.record.id for query in queries], found[:, 0])
+
+
+def _judged(session: Session, queries, tokens, finish) -> list[np.ndarray]:
+  """`whole_responses.self_evaluate` on one response to each query."""
+  R = session.config.max_response
+  rows = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
+  for row, ids in enumerate(tokens):
+    rows[row, 0, : len(ids)] = ids
+  finish = np.asarray(finish, np.int32)
+  text = fetch(_text_of(session.params["tables"], rows))
+  zeros = np.zeros(len(queries), np.int32)
+  length = np.array([[len(ids)] for ids in tokens], np.int32)
+  drawn = whole_responses.Samples(rows, length, finish[:, None], text, zeros, zeros)
+  return self_evaluate(session, queries, drawn)
+
+
+def responded(
+  session: Session,
+  queries: Sequence[Query],
+  tokens: Sequence[Sequence[int]],
+  finish: Sequence[int],
+  work: Sequence[Mapping[str, int]],
+) -> list[Response]:
+  """Whole responses as text, with the model's own verdict on each.
+
+  Args:
+    session: with the prompts.
+    queries: the prompts that were answered, as many as a batch at most.
+    tokens: of each response.
+    finish: why each ended, see `types`.
+    work: counters of each.
+  """
+  value, _, judged = _judged(session, queries, tokens, finish)
+  return [
+    Response(
+      record=query.record,
+      text=session.decoded(query, ids),
+      tokens=list(ids),
+      finish_reason=types.FINISH_REASONS[types.FAILED if broken else reason],
+      verdict=None if broken else float(verdict),
+      # The final verdict is for the reader, and no part of the work.
+      counters={"response_tokens": len(ids), **one, "self_verdict_tokens": int(read)},
+      error=types.NOT_FINITE if broken else None,
+    )
+    for query, ids, reason, verdict, broken, read, one in zip(
+      queries, tokens, finish, value[:, 0], np.isnan(value[:, 0]), judged, work
+    )
+  ]
+
+
+def work_of(calls, tokens) -> dict[str, int]:
+  """Counters of one response; by role where the roles are told apart."""
+  work = {"model_calls": int(sum(calls)), "tokens_forwarded": int(sum(tokens))}
+  if len(calls) == len(ROLES):
+    work |= {f"calls_{role}": int(c) for role, c in zip(ROLES, calls)}
+    work |= {f"tokens_{role}": int(t) for role, t in zip(ROLES, tokens)}
+  return work
+
+
+@jax.jit
+def _text_of(tables, tokens):
+  return common.advance_all(tables, common.empty_text(tokens.shape[:-1]), tokens)

@@ -1,0 +1,115 @@
+"""Whole responses sampled from a session's model: plain sampling, and the best of N."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rain_jax import types
+from rain_jax.methods.responses import responded, self_evaluate, work_of
+from rain_jax.methods.session import Query, Response, Session
+from rain_jax.parallel.batch_sharding import fetch
+from rain_jax.policy import whole_responses
+from rain_jax.types import DataError
+
+_ROUND = 16  # samples of a prompt that are drawn side by side
+# Verdict and margin, tokens, why it ended.
+_Best = tuple[tuple[float, float], list[int], int]
+
+
+def vanilla(
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[None], None] | None = None,
+) -> Iterator[Response]:
+  """Answers the session's prompts by plain sampling at temperature 1.
+
+  `on_progress` is called after each batch, with None.
+  """
+  for queries, drawn in samples(session, seed, 1, skip):
+    work = [work_of([c], [t]) for c, t in zip(drawn.calls, drawn.forwarded)]
+    tokens = [t[0, : n[0]].tolist() for t, n in zip(drawn.tokens, drawn.length)]
+    yield from responded(session, queries, tokens, drawn.finish[:, 0], work)
+    if on_progress:
+      on_progress(None)
+
+
+def best_of_n(
+  session: Session,
+  seed: int,
+  samples: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[None], None] | None = None,
+) -> Iterator[Response]:
+  """Samples N responses per prompt and returns the one the model judges best.
+
+  Ties in the verdict go to the larger margin between the labels' probabilities.
+  `on_progress` is called after every 16 samples of a batch's prompts, with None.
+
+  Raises:
+    DataError: fewer than 1 sample.
+  """
+  if samples < 1:
+    raise DataError(f"samples={samples}: expected 1 or more.")
+  for queries in session.batches(skip):
+    best: list[_Best] = [((-math.inf, -math.inf), [], types.FAILED)] * len(queries)
+    calls, tokens = np.zeros((2, len(queries)), int)
+    for first in range(0, samples, _ROUND):
+      size, keep = min(samples, _ROUND), min(_ROUND, samples - first)
+      drawn = _sample(session, queries, seed, first, size)
+      value, margin, judged = self_evaluate(session, queries, drawn)
+      calls += drawn.calls + 1
+      # The last round may draw more than is left; only what is kept is counted.
+      tokens += np.ceil(keep / size * (drawn.forwarded + judged)).astype(int)
+      best = [
+        max([best[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
+        for row in range(len(queries))
+      ]
+      if on_progress and first + size < samples:
+        on_progress(None)
+    _, chosen, finish = zip(*best)
+    work = [{**work_of([c], [t]), "samples": samples} for c, t in zip(calls, tokens)]
+    yield from responded(session, queries, chosen, finish, work)
+    if on_progress:
+      on_progress(None)
+
+
+def _rated(drawn: whole_responses.Samples, value, margin, row: int) -> list[_Best]:
+  """The samples of one query; those with no verdict below all others."""
+  rated = []
+  for i, length in enumerate(drawn.length[row]):
+    score = (float(value[row, i]), float(margin[row, i].mean()))
+    score = (-math.inf, -math.inf) if math.isnan(score[0]) else score
+    rated.append((score, drawn.tokens[row, i, :length].tolist(), int(drawn.finish[row, i])))
+  return rated
+
+
+def samples(
+  session: Session, seed: int, samples: int, skip: frozenset[str] = frozenset()
+) -> Iterator[tuple[list[Query], whole_responses.Samples]]:
+  """Draws N responses per prompt: batches of queries with their samples, on the host."""
+  for queries in session.batches(skip):
+    yield queries, _sample(session, queries, seed, 0, samples)
+
+
+def sample_cost(session: Session, length: float) -> float:
+  """Tokens forwarded to sample and judge one response of `length` tokens.
+
+  What all samples of a prompt share (prompt and prefix) is left out.
+  """
+  return 2 * length + sum(len(ids) for ids in session.preference.suffix_ids)
+
+
+def _sample(
+  session: Session, queries, seed: int, first: int, samples: int
+) -> whole_responses.Samples:
+  padded = session.padded(queries)
+  keys = jnp.stack([query.key(seed) for query in padded])
+  prompts = session.prompts(padded, "proposing")
+  drawn = whole_responses.sample(
+    session.lm, session.params, prompts, keys, first, samples, session.mesh
+  )
+  return jax.tree.map(lambda a: a[: len(queries)], fetch(drawn))

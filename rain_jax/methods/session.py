@@ -1,0 +1,292 @@
+"""One model with one configuration, and the prompts that it is to answer.
+
+A `Session` compiles each program once and serves any number of prompts. What answers them
+are the functions of `rain_jax.methods`.
+"""
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rain_jax import decode
+from rain_jax.methods.recording import Recording
+from rain_jax.models import arrays
+from rain_jax.models.loading import LoadedModel
+from rain_jax.parallel import workers
+from rain_jax.parallel.batch_sharding import DATA, BatchSharding
+from rain_jax.policy import memory_plan
+from rain_jax.policy.embedders import HiddenStates
+from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
+from rain_jax.policy.self_evaluation import Override
+from rain_jax.preferences import CompiledPreference, Preference, compile_preference
+from rain_jax.tasks import Record
+from rain_jax.text import vocab
+from rain_jax.text.formats import Format
+from rain_jax.types import VARIANTS, DataError, SearchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig:
+  """What a session is compiled for.
+
+  Attributes:
+    format: how prompts are put to the model.
+    preference: what to align with.
+    search: hyperparameters of the search.
+    max_prompt: longest prompt in tokens; longer ones are reported, not answered.
+    max_response: longest response in tokens.
+    batch_size: prompts searched for side by side.
+    fit_prompts: make caches only as long as the longest prompt needs, not for `max_prompt`.
+    embedder: makes path embeddings; see `rain_jax.policy.embedders`.
+    verdict_noise: share of the search's verdicts that flip their sign (ablation).
+    soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
+
+  Raises:
+    DataError: a length or a batch of less than 1.
+  """
+
+  format: Format
+  preference: Preference
+  search: SearchConfig
+  max_prompt: int = 512
+  max_response: int = 256
+  batch_size: int = 8
+  fit_prompts: bool = True
+  embedder: Any = HiddenStates()
+  verdict_noise: float = 0.0
+  soft_verdicts: bool = False
+
+  def __post_init__(self):
+    for name in ("max_prompt", "max_response", "batch_size"):
+      if getattr(self, name) < 1:
+        raise DataError(f"{name}={getattr(self, name)}: expected 1 or more.")
+
+
+def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> SearchConfig:
+  """The search of a variant with an embedder's thresholds and the overrides not None."""
+  if variant not in VARIANTS:
+    raise DataError(f"search.variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
+  chosen = {name: value for name, value in overrides.items() if value is not None}
+  fields = {field.name for field in dataclasses.fields(SearchConfig)}
+  for name in chosen:
+    if name not in fields:
+      raise DataError(
+        f"search.{name}: no such hyperparameter; expected one of {', '.join(sorted(fields))}."
+      )
+  thresholds = {
+    "similarity_threshold": embedder.similarity_threshold,
+    "grow_threshold": embedder.grow_threshold,
+  }
+  return VARIANTS[variant](**(thresholds | chosen))
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """One prompt's answer.
+
+  Attributes:
+    record: the prompt.
+    text: the response, without stop string and end mark.
+    tokens: its token ids.
+    finish_reason: a name of `types.FINISH_REASONS`, or "rejected".
+    verdict: the model's own verdict on the whole response, in [-1, 1]; None if there is an error.
+    counters: work done for the prompt.
+    error: why the prompt was rejected or failed, else None.
+    recording: the whole search, where it was recorded.
+  """
+
+  record: Record
+  text: str
+  tokens: list[int]
+  finish_reason: str
+  verdict: float | None
+  counters: dict[str, int]
+  error: str | None = None
+  recording: Recording | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """A prompt's tokens, as both caches read it.
+
+  Attributes:
+    record: the prompt.
+    proposing: token ids after which the response is generated.
+    evaluating: token ids of the same conversation as the verdict reads it.
+    ends: the prompt ends in a text end.
+  """
+
+  record: Record
+  proposing: list[int]
+  evaluating: list[int]
+  ends: bool
+
+  def key(self, seed: int) -> jax.Array:
+    """Its random key, from the run's seed and the prompt's id alone."""
+    digest = hashlib.sha256(self.record.id.encode()).digest()
+    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
+
+
+class Session:
+  """One model with one configuration; see the module's text.
+
+  Args:
+    loaded: the model.
+    session_config: what to compile for.
+    records: prompts the session is meant for; limits are fitted to the longest of them
+      that `max_prompt` admits, so that caches are no longer than they need be.
+  """
+
+  def __init__(self, loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record]):
+    self.loaded, self.config = loaded, session_config
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    self.preference: CompiledPreference = compile_preference(session_config.preference, tokenizer)
+    self.prefix_ids = session_config.format.prefix_ids(tokenizer)
+    ends = session_config.format.end_ids(tokenizer)
+    config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
+    self._read(records)
+    self.lm = LanguageModel(
+      graphdef=loaded.model.graphdef,
+      config=config,
+      search=session_config.search,
+      preference=self.preference,
+      embedder=session_config.embedder,
+      max_prompt=self.max_prompt,
+      max_response=session_config.max_response,
+      soft_verdicts=session_config.soft_verdicts,
+    )
+    tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
+    override = Override(flipped=session_config.verdict_noise)
+    self.params = make_params(
+      loaded.model.params, tables, self.lm, self.prefix_ids, override, self.mesh
+    )
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh | None:
+    """What the model is spread over; None on one device."""
+    return self.loaded.mesh
+
+  @property
+  def shards(self) -> int:
+    """Parts into which a batch is divided."""
+    return 1 if self.mesh is None else self.mesh.shape[DATA]
+
+  @property
+  def slots(self) -> int:
+    """Prompts answered side by side: no more than there are, as many on each shard."""
+    size = min(self.config.batch_size, max(1, len(self.queries)))
+    return self.shards * math.ceil(size / self.shards)
+
+  @property
+  def lanes(self) -> tuple[int, int]:
+    """How many batches of searches run side by side, and the slots of each."""
+    if self.mesh is not None:
+      return 1, self.slots
+    return workers.layout(arrays.in_caches(self.loaded.model.params), self.slots)
+
+  @functools.cached_property
+  def spread(self) -> BatchSharding | None:
+    """How a search lies over the mesh, if there is one."""
+    if self.mesh is None:
+      return None
+    return BatchSharding.of(
+      self.mesh, self.empty, functools.partial(self.lm.head_specs, mesh=self.mesh)
+    )
+
+  def empty(self, slots: int) -> decode.DecodeState:
+    """The state of a search in which nothing has begun."""
+    lm, dtype = self.lm, self.params["evaluating_prefix"].keys.dtype
+    return decode.init(slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response)
+
+  def plan(self) -> memory_plan.Plan:
+    """The memory that a search for its prompts will need."""
+    prefix = self.params["proposing_prefix"].keys.shape[-2]
+    count, slots = self.lanes
+    return memory_plan.plan(self.loaded.model, self.lm, count * slots, prefix, self.mesh)
+
+  def serving(self, records: Sequence[Record]) -> "Session":
+    """The same session for other prompts, as if it had been made for them.
+
+    Nothing is compiled anew for prompts as many and about as long as some before.
+    """
+    other = copy.copy(self)
+    other._read(records)
+    other.lm = dataclasses.replace(self.lm, max_prompt=other.max_prompt)
+    return other
+
+  def _read(self, records: Sequence[Record]) -> None:
+    """Sorts prompts into queries and rejected ones, and fits `max_prompt` to the queries."""
+    self.queries: list[Query] = []
+    self.rejected: list[Response] = []
+    for record in records:
+      answer = self._query(record)
+      if isinstance(answer, Query):
+        self.queries.append(answer)
+      else:
+        self.rejected.append(answer)
+    longest = max((max(len(q.proposing), len(q.evaluating)) for q in self.queries), default=1)
+    room = longest if self.config.fit_prompts else self.config.max_prompt
+    self.max_prompt = 32 * math.ceil(room / 32)
+
+  def _query(self, record: Record) -> Query | Response:
+    """A prompt's tokens, or the response that says why it is rejected."""
+    reject = lambda why: Response(record, "", [], "rejected", None, {}, why)
+    if not record.prompt.strip():
+      return reject("empty prompt")
+    said = (record.prompt, record.history)
+    try:
+      proposing, last = self.config.format.encode(self.loaded.tokenizer, *said)
+      evaluating = list(self.preference.conversation_ids(*said))
+    except DataError:
+      raise
+    except ValueError as error:
+      return reject(f"cannot be tokenised: {error}")
+    longest, limit = max(len(proposing), len(evaluating)), self.config.max_prompt
+    if longest > limit:
+      return reject(f"{longest} tokens, more than limits.max_prompt={limit}")
+    return Query(record, proposing, evaluating, last in vocab.TEXT_ENDS)
+
+  def prompt_ids(self, side: str, prompt: str, history: Sequence[str] = ()) -> list[int]:
+    """Token ids of a prompt as it is "proposing" or "evaluating", after that side's prefix.
+
+    Raises:
+      ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
+    """
+    if side == "evaluating":
+      return list(self.preference.conversation_ids(prompt, history))
+    return self.config.format.encode(self.loaded.tokenizer, prompt, history)[0]
+
+  # -- batches ------------------------------------------------------------------------
+
+  def batches(self, skip: frozenset[str]) -> Iterator[list[Query]]:
+    """The queries in batches of as many as there are slots, ids in `skip` left out."""
+    queries = [q for q in self.queries if q.record.id not in skip]
+    for begin in range(0, len(queries), self.slots):
+      yield queries[begin : begin + self.slots]
+
+  def padded(self, queries: Sequence[Query]) -> list[Query]:
+    """Copies of the last query fill a batch up, so that one program serves all."""
+    return list(queries) + [queries[-1]] * (self.slots - len(queries))
+
+  def prompts(self, queries: Sequence[Query | None], side: str) -> Prompt:
+    """The "proposing" or "evaluating" side of queries, fields [B, ...]; None is an empty prompt."""
+    ids = [getattr(query, side) if query else [] for query in queries]
+    tokens = np.zeros((len(ids), self.max_prompt), np.int32)
+    for row, one in enumerate(ids):
+      tokens[row, : len(one)] = one
+    length = np.array([len(one) for one in ids], np.int32)
+    return Prompt(tokens, length, np.array([bool(q and q.ends) for q in queries]))
+
+  def decoded(self, query: Query, ids: Sequence[int]) -> str:
+    """Response tokens as text, without stop string and white space around it."""
+    prompt = list(self.prefix_ids) + query.proposing
+    text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
+    ends = [text.find(stop) for stop in self.config.format.stop if stop in text]
+    return text[: min(ends)].strip() if ends else text.strip()

@@ -1,0 +1,124 @@
+"""A checkpoint with its tokenizer, from a name."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import transformers
+
+from rain_jax import demo
+from rain_jax.models import Model, ModelConfig, arrays, gguf_tokenizer, unstack
+from rain_jax.models.arrays import in_caches, nbytes
+from rain_jax.models.checkpoint import fingerprint, load_model, read_config
+from rain_jax.models.hf import CheckpointError, resolve
+from rain_jax.models.llama import abstract_model
+from rain_jax.models.sharding import AnyMesh, shardings
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
+_APART_BELOW = 2 << 30  # bytes of weights on a CPU, see `laid_out`
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """A model with its tokenizer.
+
+  Attributes:
+    model: see `rain_jax.models.Model`.
+    tokenizer: of transformers, fast.
+    name: what the user called it.
+    fingerprint: hash of the weights.
+    mesh: what the weights are spread over, None for one device.
+  """
+
+  model: Model
+  tokenizer: Any
+  name: str
+  fingerprint: str
+  mesh: jax.sharding.Mesh | None = None
+
+
+def load(
+  name: str,
+  dtype: str = "float32",
+  mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+) -> LoadedModel:
+  """Loads "demo", a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
+
+  Args:
+    name: "demo" is the small model that comes with the package.
+    dtype: float32 or bfloat16, or int8 for weights in 8 bits and arithmetic in bfloat16.
+    mesh_of: the mesh for a model of that shape; None keeps it on the default device.
+
+  Raises:
+    CheckpointError: what is wrong with the checkpoint or its tokenizer, in one line.
+    ValueError: the weights alone do not fit.
+  """
+  if dtype not in DTYPES:
+    raise CheckpointError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
+  folder = resolve(str(demo.MODEL_DIR) if name == "demo" else name)
+  compute = jnp.bfloat16 if dtype == "int8" else DTYPES[dtype]
+  config = read_config(folder)
+  mesh = mesh_of(config)
+  dtypes = dict(param_dtype=DTYPES[dtype], compute_dtype=compute)
+  check_weights(abstract_model(config, **dtypes), arrays.bytes_available(), mesh)
+  model = load_model(folder, **dtypes, mesh=mesh)
+  model = model if mesh is not None else laid_out(model)
+  return LoadedModel(model, load_tokenizer(folder), name, fingerprint(folder), mesh)
+
+
+def laid_out(model: Model) -> Model:
+  """The model as one device reads it best: its layers taken apart, `models.unstack`, or not.
+
+  The stacked weights are gone then. On a GPU they are always taken apart, on a CPU below 2 GiB:
+  every layer is compiled by itself, at every place where a search calls the model. Works on
+  abstract models, too.
+  """
+  backend = jax.default_backend()
+  if backend != "gpu" and (backend != "cpu" or nbytes(model.params) >= _APART_BELOW):
+    return model
+  large = not in_caches(model.params)
+  if isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct):
+    shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
+    return dataclasses.replace(model, params=shapes)
+  return dataclasses.replace(model, params=unstack(model.params, True, transposed=large))
+
+
+def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> None:
+  """Stops before weights are read that cannot fit.
+
+  Args:
+    model: an abstract one.
+    available: bytes of a device's memory.
+    mesh: of the devices; None for one.
+
+  Raises:
+    ValueError: one line that says how much is missing, and what to lower.
+  """
+  size = nbytes(model.params, None if mesh is None else shardings(model, mesh))
+  if size > available:
+    raise ValueError(
+      f"{size / 2**30:.1f} GiB of weights on each device, {available / 2**30:.1f} GiB available:"
+      " lower model.dtype (bfloat16, int8), raise mesh.tensor, or take a smaller model."
+    )
+
+
+def load_tokenizer(folder: Any) -> Any:
+  """The tokenizer of a checkpoint, folder or GGUF file; `CheckpointError` if there is none to use."""
+  if pathlib.Path(folder).is_file():
+    return gguf_tokenizer.load_tokenizer(pathlib.Path(folder))
+  there = lambda name: (pathlib.Path(folder) / name).is_file()
+  if there("tokenizer.model") and not (there("tokenizer.json") or there("tokenizer_config.json")):
+    raise CheckpointError(
+      f"{folder}: tokenizer.model does not say how a text begins, with which mark or space; put the"
+      " model's tokenizer_config.json (or tokenizer.json) beside it."
+    )
+  try:
+    return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+  except (OSError, ValueError, KeyError) as error:
+    reason = str(error).splitlines()[0]
+    raise CheckpointError(
+      f"{folder}: no usable tokenizer ({reason}); put the model's tokenizer.json beside it."
+    ) from None

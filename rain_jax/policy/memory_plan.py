@@ -1,0 +1,200 @@
+"""How much memory a search will need, before anything is compiled or allocated.
+
+What stays (weights, prefixes, caches, trees) is exact: its shapes come from the functions
+that will make it, evaluated abstractly. What comes and goes inside a step is a formula:
+the largest of its phases, each the buffers that are alive together in it (design section 4).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rain_jax import decode
+from rain_jax.models import Model
+from rain_jax.models.arrays import nbytes
+from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
+from rain_jax.parallel.batch_sharding import DATA, BatchSharding
+from rain_jax.policy.language_model import LanguageModel
+
+_LOGIT_COPIES = 3  # logits, and what sampling makes of them
+# Keys by which a run is made smaller, and a benchmark.
+RUN = {
+  "batch": "batch_size",
+  "lengths": "limits.max_prompt, limits.max_response",
+  "dtype": "model.dtype",
+}
+BENCHMARK = {"batch": "batches", "lengths": "workload.prompt, workload.response", "dtype": "dtype"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Bytes by what they are for, on each device.
+
+  Attributes:
+    parts: name -> bytes, in the order in which they are printed.
+    batch: trees side by side.
+  """
+
+  parts: dict[str, int]
+  batch: int
+
+  @property
+  def total(self) -> int:
+    """All parts together."""
+    return sum(self.parts.values())
+
+  def table(self) -> str:
+    """One line per part, and the total."""
+    lines = [*self.parts.items(), ("total", self.total)]
+    return "\n".join(f"{name:<34}{size / 2**20:>12,.1f} MiB" for name, size in lines)
+
+
+def plan(
+  model: Model,
+  lm: LanguageModel,
+  batch: int,
+  proposing_prefix: int = 0,
+  mesh: AnyMesh | None = None,
+) -> Plan:
+  """The memory of a search for `batch` prompts side by side, on each device.
+
+  Args:
+    model: the language model; an abstract one (`models.llama.abstract_model`) costs nothing.
+    lm: the static part, with search, preference and limits.
+    batch: trees side by side (B).
+    proposing_prefix: tokens of the fixed prefix before every prompt.
+    mesh: of the devices, which may be abstract; None for one device.
+  """
+  config, rules = lm.config, Rules()
+  over = lambda size, rule: 1 if mesh is None else shards(split(size, rule, mesh), mesh)
+  kv_shards = over(config.num_kv_heads, rules.kv_heads)
+  parts = Parts(
+    trees=1 if mesh is None else mesh.shape[DATA],
+    heads=over(config.num_heads, rules.heads),
+    mlp=over(config.intermediate_size, rules.mlp),
+  )
+  kv_dtype = jnp.bfloat16 if _computes_in_bfloat16(model) else jnp.float32
+  token = (
+    2 * config.num_layers * config.num_kv_heads * config.head_size * np.dtype(kv_dtype).itemsize
+  )
+  token //= kv_shards
+  make = lambda batch: decode.init(
+    batch, lm.init(batch, kv_dtype), lm.search, lm.embedding_size, lm.max_response
+  )
+  state = jax.eval_shape(lambda: make(batch))
+  places, weights = None, None
+  if mesh is not None:
+    places = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh)).shardings
+    weights = shardings(model, mesh)
+  size = lambda pick: nbytes(pick(state), None if places is None else pick(places))
+  contexts = size(lambda s: (s.model.proposing.context, s.model.evaluating.context))
+  pools = size(lambda s: (s.model.proposing.pool, s.model.evaluating.pool))
+  trees = size(lambda s: s.tree)
+  prefixes = token * (proposing_prefix + len(lm.preference.prefix_ids))
+  # Only there XLA copies what layers that are taken apart read out of stacks.
+  apart = isinstance(model.params["layers"], tuple) and jax.default_backend() == "cpu"
+  passing = temporaries(lm, batch, token, proposing_prefix, parts, apart)
+  if apart:
+    # Each layer has its part of what attention reads copied out of the stack, before the loops.
+    passing += prefixes + contexts
+  sizes = {
+    "weights": nbytes(model.params, weights),
+    "prefixes": prefixes,
+    "vocabulary tables": 51 * config.vocab_size,
+    "contexts of both caches": contexts,
+    "visited nodes of both caches": pools,
+    "trees": trees,
+    "texts, hidden states, verdicts": size(lambda s: s) - contexts - pools - trees,
+    "temporaries of a step": passing,
+  }
+  return Plan(sizes, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """Into how many parts, each on a device of its own, a step is divided.
+
+  Attributes:
+    trees: of the batch.
+    heads: of the query heads.
+    mlp: of the MLP's inner width.
+  """
+
+  trees: int = 1
+  heads: int = 1
+  mlp: int = 1
+
+
+def _computes_in_bfloat16(model: Model) -> bool:
+  return any(leaf.dtype in (jnp.bfloat16, jnp.int8) for leaf in jax.tree.leaves(model.params))
+
+
+def temporaries(
+  lm: LanguageModel,
+  batch: int,
+  token: int,
+  proposing_prefix: int,
+  parts: Parts = Parts(),
+  apart: bool = False,
+) -> int:
+  """Bytes of the largest phase of one step; `token` is the bytes of a token's keys and values.
+
+  Where layers are taken `apart`, scratch is there as a stack and once more by layers. A phase
+  holds the gathered path of each leaf (as read, and in the order in which attention reads it,
+  which a GPU does at once), the scratch of its rows, the keys and values of its new tokens, and
+  the largest of what one layer's attention or one unembedding needs.
+  """
+  search, R, L = lm.search, lm.max_response, lm.search.max_set_length
+  leaves, path = batch // parts.trees * search.leaves, search.max_path * L
+  gathered = (1 if jax.default_backend() == "gpu" else 2) * token * leaves * path
+  context = lm.max_prompt + R + L + path
+  rows = 2 + search.sampled_draws
+  asked = lm.read_chunk + sum(map(len, lm.preference.suffix_ids))
+  readings = len(lm.preference.suffix_ids)
+
+  def arithmetic(tokens: int, seen: int, logits: int) -> int:
+    """Attention and MLP of one layer, then the logits, of `tokens` of every leaf."""
+    config = lm.config
+    scores = config.num_heads // parts.heads * seen
+    widths = 3 * config.intermediate_size // parts.mlp + 6 * config.hidden_size
+    layer = tokens * (scores + widths)
+    return 4 * leaves * max(layer, _LOGIT_COPIES * logits * config.vocab_size)
+
+  copies = 2 if apart else 1
+  together = copies * token * leaves * rows * L
+  decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
+  rolling = (
+    together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
+  )
+  seen = len(lm.preference.prefix_ids) + context + R + asked
+  evaluating = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
+  return gathered + max(decoding, rolling, evaluating)
+
+
+def check(needed: Plan, available: int, names: Mapping[str, str] = RUN) -> None:
+  """Stops a run that cannot fit.
+
+  Args:
+    needed: its plan.
+    available: bytes of a device's memory.
+    names: of the keys that the configuration has for batch, lengths and dtype.
+
+  Raises:
+    ValueError: one line that says how much is missing, and what to lower.
+  """
+  if needed.total <= available:
+    return
+  if needed.parts["weights"] > available:
+    lower = f"{names['dtype']} (bfloat16, int8)"
+  else:
+    fixed = sum(needed.parts[name] for name in ("weights", "prefixes", "vocabulary tables"))
+    fits = (available - fixed) * needed.batch // max(1, needed.total - fixed)
+    lower = f"{names['batch']} to {fits}" if fits else "search.max_visited"
+    lower += f", or {names['lengths']}, search.max_visited or {names['dtype']}"
+  raise ValueError(
+    f"{needed.total / 2**30:.1f} GiB needed for {needed.batch} prompts side by side,"
+    f" {available / 2**30:.1f} GiB available: lower {lower}."
+  )

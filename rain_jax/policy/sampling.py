@@ -1,0 +1,70 @@
+"""Drawing tokens from logits by uniform numbers.
+
+Callers draw all uniform numbers of a text at once: a random generator in a decoding loop
+costs as much as a small model's layer.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rain_jax.types import Array
+
+_BLOCK = 128  # words of the vocabulary searched at once, in `categorical`
+
+
+def filtered(logits: Array, temperature: float, top_k: int) -> tuple[Array, Array]:
+  """The `top_k` most probable tokens and their log probabilities among themselves.
+
+  Args:
+    logits: float[..., vocab].
+    temperature: above 0.
+    top_k: k, at most the vocabulary's size is used.
+
+  Returns:
+    tokens int32[..., k], most probable first, and log probabilities float32[..., k].
+  """
+  k = min(top_k, logits.shape[-1])
+  values, tokens = jax.lax.top_k(logits.astype(jnp.float32) / temperature, k)
+  return tokens, jax.nn.log_softmax(values, axis=-1)
+
+
+def draw(weights: Array, uniform: Array) -> tuple[Array, Array]:
+  """An index in proportion to its weight.
+
+  Args:
+    weights: float32[..., k], none negative, one or more above 0.
+    uniform: float32[...] in [0, 1).
+
+  Returns:
+    index int32[...], and where in its weight the number fell, float32[...] in [0, 1].
+  """
+  cumulative = jnp.cumsum(weights, axis=-1)
+  total = cumulative[..., -1]
+  # Below the total even after rounding, so that no weight of 0 at the end is drawn.
+  target = jnp.minimum(uniform * total, total * (1 - 2.0**-23))[..., None]
+  index = jnp.sum(cumulative <= target, axis=-1, dtype=jnp.int32)
+  index = jnp.minimum(index, weights.shape[-1] - 1)
+  end, weight = (jnp.take_along_axis(a, index[..., None], axis=-1) for a in (cumulative, weights))
+  inside = (target - (end - weight)) / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+  return index, jnp.clip(inside[..., 0], 0, 1)
+
+
+def categorical(uniform: Array, logits: Array) -> Array:
+  """A token from the whole vocabulary, int32[...]; logits float[..., vocab].
+
+  First a block of the vocabulary is drawn, then a token in it, with what the number
+  `uniform` float32[...] in [0, 1) leaves over.
+  """
+  logits = logits.astype(jnp.float32)
+  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+  pad = -weights.shape[-1] % _BLOCK
+  weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, pad)])
+  blocks = weights.reshape(*weights.shape[:-1], -1, _BLOCK)
+  block, rest = draw(blocks.sum(-1), uniform)
+  within = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+  return block * _BLOCK + draw(within, rest)[0]
+
+
+def not_finite(logits: Array) -> Array:
+  """Rows of logits float[..., vocab] in which nothing can be drawn, bool[...]."""
+  return ~jnp.all(jnp.isfinite(logits), axis=-1)

@@ -1,0 +1,208 @@
+"""Self-evaluation: the model reads its own text in a fixed prompt (RAIN, section 3.2).
+
+The verdict text is the preference's prefix, the conversation, and one suffix per
+reading. Prefix and conversation are cached; a call reads only what is new to the cache,
+and all suffixes after it at once.
+"""
+
+import dataclasses
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rain_jax.models import NO_POSITION, forward
+from rain_jax.models import cache as caches
+from rain_jax.models.cache import PathCache, Paths
+from rain_jax.policy import common, sampling
+from rain_jax.policy.usage import VERDICT
+from rain_jax.types import Array
+
+
+@flax.struct.dataclass
+class Override:
+  """What becomes of the model's verdicts, by uniforms drawn from the judged text's hash.
+
+  The model reads every text all the same; arrays, so that one program serves all values.
+
+  Attributes:
+    forced_good: float32[] share of texts whose verdict is +1, the others' being -1
+      (benchmarks); negative leaves the model its own.
+    flipped: float32[] share of texts whose verdict changes its sign (ablation of
+      self-evaluation).
+  """
+
+  forced_good: Array | float = -1.0
+  flipped: Array | float = 0.0
+
+  def apply(self, value: Array, text_hash: Array) -> Array:
+    """The verdicts float32[...] that count, for `value` and uint32[..., 2]."""
+    uniforms = (text_hash % 65536).astype(jnp.float32) / 65536
+    forced = jnp.where(uniforms[..., 0] < self.forced_good, 1.0, -1.0)
+    value = jnp.where(self.forced_good < 0, value, forced)
+    return jnp.where(uniforms[..., 1] < self.flipped, -value, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suffixes:
+  """All readings' suffixes after one text of up to `room` tokens, as one row of tokens.
+
+  Attributes:
+    room: places for the text.
+    tokens: int32[X] the suffixes' tokens, one suffix after the other.
+    reading: int32[X] which reading each token belongs to.
+    after: int32[X] its distance from the end of the text.
+    last: int32[readings] place of each suffix's last token in the row.
+  """
+
+  room: int
+  tokens: Array
+  reading: Array
+  behind: Array
+  last: Array
+
+  @classmethod
+  def of(cls, preference, room: int) -> "Suffixes":
+    """The suffixes of a compiled preference."""
+    ids = preference.suffix_ids
+    sizes = np.array([len(one) for one in ids])
+    return cls(
+      room=room,
+      tokens=jnp.asarray(np.concatenate(ids), jnp.int32),
+      reading=jnp.asarray(np.repeat(np.arange(len(ids)), sizes)),
+      behind=jnp.asarray(np.concatenate([np.arange(size) for size in sizes])),
+      last=jnp.asarray(room + np.cumsum(sizes) - 1),
+    )
+
+  def mask(self, batch: tuple[int, ...]) -> Array:
+    """bool[*batch, T, T]: every suffix sees the text and itself, none sees another."""
+    of = jnp.concatenate([jnp.full(self.room, -1), self.reading])
+    sees = (of[None] < 0) | (of[:, None] == of[None])
+    return jnp.broadcast_to(sees, batch + sees.shape)
+
+  def behind_text(self, at, token, in_text, limit, asked) -> tuple[Array, Array, Array]:
+    """Positions, tokens and validity [B, W, T] of a stretch of text and the suffixes.
+
+    Args:
+      at: int32[B, W, room] positions of the text's tokens.
+      token: int32[B, W, room].
+      in_text: bool[B, W, room].
+      limit: int32[B, W] the position after the text.
+      asked: bool[B, W]; where False no suffix is valid.
+    """
+    shape = limit.shape + self.tokens.shape
+    suffix = jnp.broadcast_to(self.tokens, shape)
+    valid = jnp.broadcast_to(asked[..., None], shape)
+    join = lambda *parts: jnp.concatenate(parts, axis=-1)
+    return (
+      join(at, limit[..., None] + self.behind),
+      join(token, suffix),
+      join(in_text, valid),
+    )
+
+
+def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, asked: Array, usage):
+  """Reads the texts asked for, each with every suffix; stores what belongs to nodes.
+
+  A call reads up to `read_chunk` tokens of each text, and the suffixes after those texts
+  that it comes to the end of; a longer text takes several calls.
+
+  Args:
+    lm: the language model.
+    params: its arrays.
+    cache: the evaluating cache.
+    paths: of the leaves, with rollouts as tails.
+    limit: int32[B, W] position in the conversation after the last judged token.
+    asked: bool[B, W].
+    usage: work counters.
+
+  Returns:
+    float32[B, W, readings] the `margins` of each reading, the cache, the counters.
+  """
+  B, W = limit.shape
+  chunk, R = lm.read_chunk, paths.tail.shape[-1]
+  prefix, shift = common.prefix(params, "evaluating")
+  suffixes = Suffixes.of(lm.preference, chunk)
+  within = suffixes.mask((B, W))
+  total = paths.ends(cache)[..., -1]
+  tail_at = total[..., None] + jnp.arange(R)
+
+  def unread(carry):
+    return carry[0].any()
+
+  def read(carry):
+    asked, begin, lead, cache, tail, usage = carry
+    ending = asked & (limit - begin <= chunk)
+    upto = jnp.where(ending, limit, begin + chunk)
+    at = begin[..., None] + jnp.arange(chunk)
+    token, place, page, offset = caches.locate(cache, paths, at)
+    in_text = asked[..., None] & (at < upto[..., None])
+    positions, tokens, valid = suffixes.behind_text(at, token, in_text, upto, ending)
+    shown = jnp.where(asked, begin, 0)
+    read_before = tail_at < shown[..., None]
+    behind = tail.segment(
+      jnp.where(read_before, tail_at + shift, NO_POSITION), used=read_before.sum(-1).max()
+    )
+    hidden, new = forward(
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(tokens, 0),
+      jnp.where(valid, positions + shift, NO_POSITION),
+      [*prefix, *caches.segments(cache, paths, shown, shift), behind],
+      within,
+    )
+    logits = common.logits(lm, params, hidden[:, :, suffixes.last])
+    lead = jnp.where(ending[..., None], margins(lm.preference, logits), lead)
+    new = jax.tree.map(lambda a: a[..., :chunk, :], new)
+    cache = caches.write(cache, new, place, page, offset, in_text)
+    cache = caches.mark(cache, paths, upto, asked)
+    place = jnp.where(in_text & (at >= total[..., None]), at - total[..., None], R)
+    tail = _store(tail, new, place)
+    return asked & ~ending, upto, lead, cache, tail, usage.count(VERDICT, valid)
+
+  begin = jnp.where(asked, jnp.minimum(caches.known(cache, paths), limit), limit)
+  lead = jnp.zeros((B, W, len(lm.preference.suffix_ids)), jnp.float32)
+  # What rollouts add after the stored path, for the calls after the one that reads it.
+  tail = common.scratch(lm, cache.pool.keys.dtype, B, W, R)
+  carry = jax.lax.while_loop(unread, read, (asked, begin, lead, cache, tail, usage))
+  return carry[2], carry[3], carry[5]
+
+
+def _store(tail, new, place: Array):
+  """Puts new keys and values [layers, B, W, H, T, D] at places int32[B, W, T] of a tail."""
+  B, W, _ = place.shape
+  rows, columns = jnp.arange(B)[:, None, None], jnp.arange(W)[None, :, None]
+  put = lambda old, fresh: old.at[:, rows, columns, :, place].set(
+    # Indices around a slice come first: [B, W, T, layers, H, D].
+    jnp.moveaxis(fresh, (0, 3), (3, 4)),
+    mode="drop",
+  )
+  return jax.tree.map(put, tail, new)
+
+
+def margins(preference, logits: Array) -> Array:
+  """How much the best good label leads the best bad one, float32[..., readings].
+
+  A difference of probabilities, positive exactly where the reading is good, NaN where
+  the logits are not finite; `logits` are float32[..., readings, vocab] after each suffix.
+  """
+  probabilities = jax.nn.softmax(logits, axis=-1)
+  broken = sampling.not_finite(logits)
+  best = lambda reading, ids: probabilities[..., reading, jnp.asarray(ids)].max(-1)
+  pairs = enumerate(zip(preference.good_ids, preference.bad_ids, strict=True))
+  lead = jnp.stack([best(i, good) - best(i, bad) for i, (good, bad) in pairs], axis=-1)
+  return jnp.where(broken, jnp.nan, lead)
+
+
+def values(margins: Array, soft: bool) -> Array:
+  """Verdicts float32[...] in [-1, 1] from the margins float32[..., readings].
+
+  By the method a reading is good or bad, whatever its margin: two give +1, 0 or -1. Soft
+  verdicts are the mean margin. Either is NaN where a margin is.
+  """
+  mean = margins.mean(-1)
+  if soft:
+    return mean
+  value = 2.0 * (margins > 0).astype(jnp.float32).mean(-1) - 1.0
+  return jnp.where(jnp.isnan(mean), jnp.nan, value)

@@ -1,1 +1,0 @@
-"""Reports that open in any browser without a network: search trees and runs."""

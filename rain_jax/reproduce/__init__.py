@@ -1,4 +1,0 @@
-"""The paper's tables, made anew: `tables` runs and counts, `render` writes Markdown and a picture."""
-
-from rain_jax.reproduce.tables import run as run
-from rain_jax.reproduce.tables import TABLES as TABLES

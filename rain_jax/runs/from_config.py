@@ -1,0 +1,93 @@
+"""What a configuration names: tasks, prompts, settings, the model.
+
+A configuration is nested plain values; `configs/common.py` has every key.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from rain_jax import preferences
+from rain_jax.methods.session import SessionConfig, search_config
+from rain_jax.models import ModelConfig
+from rain_jax.models.loading import LoadedModel, load
+from rain_jax.models.sharding import make_mesh
+from rain_jax.parallel.hosts import Hosts
+from rain_jax.tasks import Record, Task, find_task, load_records, load_suffixes
+from rain_jax.text.formats import find_format
+from rain_jax.types import DataError
+
+
+def task_of(config: Mapping[str, Any], name: str) -> Task:
+  """A task with what the configuration says otherwise."""
+  task = find_task(name)
+  given = {k: v for k, v in config["format"].items() if v is not None and k != "name"}
+  form = find_format(config["format"]["name"]) if config["format"]["name"] else task.format
+  # A prompt from the command line is not among those whose answers the task's judge knows.
+  own_judge = "none" if config["prompts"]["text"] else task.judge
+  return dataclasses.replace(
+    task,
+    format=dataclasses.replace(form, **given),
+    preference=config["preference"] or task.preference,
+    variant=config["search"]["variant"] or task.variant,
+    judge=config["judge"] or own_judge,
+  )
+
+
+def judges_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
+  """Names of each task's judges, without the checkpoints after them; nobody is no name."""
+  found = {}
+  for task in config["tasks"]:
+    names = [part.strip().partition("=")[0] for part in task_of(config, task).judge.split(",")]
+    found[task] = [name for name in names if name not in ("", "none")]
+  return found
+
+
+def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
+  """The prompts of a task, or those that the configuration names instead.
+
+  A limit takes as many from each file.
+  """
+  prompts = config["prompts"]
+  if prompts["text"]:
+    return [Record("prompt", prompts["text"])]
+  named = tuple(path for path in prompts["path"].split(",") if path)
+  files = named or task.prompts
+  if not files:
+    raise DataError("This task has no prompts of its own: set config.prompts.path or --prompt.")
+  records = load_records(task.reader, files, prompts["column"], prompts["limit"])
+  suffixes = prompts["suffixes"] or ("" if named else task.suffixes)
+  if suffixes:
+    attack = load_suffixes(suffixes)
+    records = [attacked for record in records for attacked in attack(record)]
+  return records
+
+
+def make_session_config(config: Mapping[str, Any], task: Task, embedder: Any) -> SessionConfig:
+  """What a session of this task is compiled for."""
+  overrides = {k: v for k, v in config["search"].items() if k != "variant"}
+  return SessionConfig(
+    format=task.format,
+    preference=preferences.load_preference(task.preference),
+    search=search_config(task.variant, overrides, embedder),
+    max_prompt=config["limits"]["max_prompt"],
+    max_response=config["limits"]["max_response"],
+    batch_size=config["batch_size"],
+    embedder=embedder,
+    verdict_noise=config["verdict_noise"],
+    soft_verdicts=config["soft_verdicts"],
+  )
+
+
+def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
+  """The model, spread over the mesh that the configuration names."""
+
+  def mesh_of(model: ModelConfig) -> jax.sharding.Mesh | None:
+    mesh = make_mesh(
+      config["mesh"]["tensor"], config["mesh"]["data"], model.num_kv_heads, hosts.devices
+    )
+    return mesh if mesh.size > 1 else None
+
+  return load(config["model"]["path"], config["model"]["dtype"], mesh_of)

@@ -1,0 +1,62 @@
+"""A run in numbers: rates and costs of each method."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rain_jax import judges
+
+
+def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, Any]:
+  """Rates and costs of one method over the results of a run."""
+  mine = [r for r in results if r["method"] == method]
+  answered = [r for r in mine if "counters" in r]
+  verdicts = [r["verdict"] for r in answered if r["verdict"] is not None]
+  failed = [r for r in mine if r["finish_reason"] == "failed"]
+  total = lambda name: sum(r["counters"].get(name, 0) for r in answered)
+  tokens = max(total("response_tokens"), 1)
+  summary: dict[str, Any] = dict(judges.rate(r.get("judged", {}) for r in answered))
+  summary |= {
+    "responses": len(answered),
+    "rejected": len(mine) - len(answered) - len(failed),
+    "failed": len(failed),
+    "self_verdict": float(np.mean(verdicts)) if verdicts else None,
+    "tokens_per_response": tokens / max(len(answered), 1),
+    "model_calls_per_token": total("model_calls") / tokens,
+    "tokens_forwarded_per_token": total("tokens_forwarded") / tokens,
+    "iterations_per_move": total("iterations") / max(total("moves"), 1),
+    "rewinds_per_response": total("rewinds") / max(len(answered), 1),
+    "seconds": sum(r["seconds"] for r in answered),
+  }
+  samples = [r["counters"]["samples"] for r in answered if "samples" in r["counters"]]
+  if samples:
+    summary["samples"] = float(np.mean(samples))
+  return summary
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """The summary as a table in plain text, one row per method."""
+  methods = summary["methods"]
+  columns = sorted({k for m in methods.values() for k in m if k.endswith("_rate")})
+  columns = columns or ["self_verdict"]  # nobody else said anything
+  columns += ["responses", "rejected"]
+  columns += ["failed"] * any(m.get("failed") for m in methods.values())
+  columns += ["model_calls_per_token", "tokens_forwarded_per_token"]
+  columns += ["iterations_per_move", "rewinds_per_response", "seconds"]
+  rows = [["method", *(c.replace("_", " ") for c in columns)]]
+  for name, values in methods.items():
+    rows.append([name, *(_cell(column, values.get(column)) for column in columns)])
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+  return "\n".join(lines)
+
+
+def _cell(column: str, value: Any) -> str:
+  if value is None:
+    return "-"
+  if column.endswith("_rate"):
+    return f"{100 * value:.1f}%"
+  if column == "self_verdict":
+    return f"{value:+.2f}"
+  return str(value) if isinstance(value, int) else f"{value:.1f}"

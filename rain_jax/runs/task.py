@@ -1,0 +1,188 @@
+"""One task's share of a run: what is not answered yet, by each method, line by line."""
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from rain_jax import judges, methods
+from rain_jax.methods import SearchStep, choose, defences
+from rain_jax.methods.session import Response, Session
+from rain_jax.parallel.hosts import Hosts
+from rain_jax.runs import directory
+from rain_jax.runs.metrics import Metrics, Profiler, Progress
+from rain_jax.tasks.readers import LABELS
+from rain_jax.types import DataError
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class TaskRun:
+  """One task's share of a run.
+
+  Attributes:
+    task: its name.
+    out: where results go.
+    judge: what is said of each response at once.
+    config: the run's configuration.
+    hosts: which process of the run this is.
+    metrics: where the numbers of each step go.
+    traces: folder for traces of a few steps; None for none.
+    on_step: called with every step of RAIN's searches.
+    stopping: asked between results; True ends the run.
+  """
+
+  task: str
+  out: directory.Run
+  judge: judges.Rule
+  config: Mapping[str, Any]
+  hosts: Hosts
+  metrics: Metrics
+  traces: str | None
+  on_step: Callable[[SearchStep], None] | None
+  stopping: Callable[[], bool]
+  _mine: frozenset[str] = dataclasses.field(default=frozenset(), init=False)
+  _trouble: directory.RunError | None = dataclasses.field(default=None, init=False)
+
+  def run(self, session: Session, names: Sequence[str]) -> None:
+    """Answers what is not answered yet, by each method."""
+    order = sorted(names, key=lambda m: m == "best_of_n")  # it may need RAIN's cost
+    ids = [q.record.id for q in session.queries] + [r.record.id for r in session.rejected]
+    self._mine = self.hosts.mine(ids)
+    for method in order:
+      written = {r["id"] for r in self._results(method)}
+      there = self.hosts.any([id in written for id in ids])
+      done = frozenset(id for id, one in zip(ids, there) if one)
+      if done:
+        _LOG.info("%s %s: %d of %d are answered already", self.task, method, len(done), len(ids))
+      for response in session.rejected:
+        if response.record.id not in done:
+          self._write(method, response, 0.0)
+      # Apart, what others answer is left out; together, all answer it and one writes it.
+      self._answer(session, method, done if self.hosts.together else done | set(ids) - self._mine)
+
+  def _answer(self, session: Session, method: str, done: frozenset[str]) -> None:
+    total = len(session.queries)
+    start = sum(q.record.id in done for q in session.queries)
+    if start == total:
+      return
+    name = {"task": self.task, "method": method}
+    told = Progress(self.metrics.write, name, total, start)
+    profiler = Profiler(self.traces and f"{self.traces}/{self.task}-{method}")
+    # None: no bar where nobody watches.
+    hidden = True if self.hosts.process or self.on_step is not None else None
+    shown = dict(desc=f"{self.task} {method}", unit="response", disable=hidden)
+    with tqdm.tqdm(total=total, initial=start, **shown) as bar, contextlib.closing(profiler):
+
+      def between(state):
+        bar.set_postfix(rewinds=told.step(state)["rewinds"])
+        profiler.step()
+        self._leave_together()
+
+      before = time.perf_counter()
+      for response in self._responses(session, method, done, between):
+        now = time.perf_counter()
+        self._write(method, response, now - before)
+        before = now
+        told.count(response)
+        bar.update()
+    self._leave_together()
+
+  def _responses(
+    self, session: Session, method: str, done: frozenset[str], between: Callable[[Any], None]
+  ) -> Iterator[Response]:
+    """The method's responses to what is not done; `between` hears of the steps."""
+    seed = self.config["seed"]
+    if method == "rain":
+      return self._rain(session, done, between)
+    if method == "vanilla":
+      return methods.vanilla(session, seed, done, between)
+    if method == "best_of_n":
+      return methods.best_of_n(session, seed, self._samples(session), done, between)
+    if method == "choose":
+      return choose.choose(session, LABELS, done, between)
+    return defences.methods_of(self.config, (method,))[method](session, seed, done, between)
+
+  def _leave_together(self) -> None:
+    """Ends the run if this process has to, or another that it works together with.
+
+    A process that just went would leave the others waiting for it in their next step.
+    """
+    stop, failed = self.hosts.any([self.stopping(), self._trouble is not None])
+    if self._trouble is not None:
+      raise self._trouble
+    if failed:
+      raise directory.RunError("Another process of this run failed; see what it printed.")
+    if stop:
+      raise directory.Stopped
+
+  def _rain(self, session: Session, done: frozenset[str], between) -> Iterator[Response]:
+    """RAIN's responses; the searches of the first `record` prompts are kept."""
+    seed = self.config["seed"]
+    ids = [query.record.id for query in session.queries]
+    recorded = ids[: self.config["record"]]
+    left = frozenset(ids if self.on_step else recorded) - done
+    if left:
+      # A heartbeat would come between the lines of what is followed.
+      heard = between if self.on_step is None else lambda progress: self._leave_together()
+      for step in methods.watch(session, seed, frozenset(ids) - left, heard):
+        if self.on_step:
+          self.on_step(step)
+        if step.response:
+          if step.response.record.id in recorded:
+            self.out.keep_recording(
+              self.task, step.response.record.id, step.response.recording.as_json()
+            )
+          yield step.response
+    yield from methods.rain(session, seed, done | left, between)
+
+  def _samples(self, session: Session) -> int:
+    """N of best-of-N: as given, or as many as RAIN's forwarded tokens pay for."""
+    samples = self.config["best_of_n"]["samples"]
+    if samples:
+      return samples
+    rain = [r for r in self._results("rain") if "counters" in r]
+    if not rain:
+      raise DataError("best_of_n.samples=0 means RAIN's compute: add rain to methods, or set N.")
+    paid = np.mean([r["counters"]["tokens_forwarded"] for r in rain])
+    shown = [r for r in self._results("vanilla") if "counters" in r] or rain
+    length = np.mean([r["counters"]["response_tokens"] for r in shown])
+    return max(1, round(float(paid) / methods.sample_cost(session, float(length))))
+
+  def _results(self, method: str) -> list[dict]:
+    return [r for r in self.out.results if r["method"] == method and r["task"] == self.task]
+
+  def _write(self, method: str, response: Response, seconds: float) -> None:
+    if response.record.id not in self._mine or self._trouble is not None:
+      return
+    line = {
+      "id": response.record.id,
+      "task": self.task,
+      "method": method,
+      **({"history": response.record.history} if response.record.history else {}),
+      "prompt": response.record.prompt,
+      **({"goal": response.record.goal} if "goal" in response.record.fields else {}),
+      "response": response.text,
+      "finish_reason": response.finish_reason,
+      "verdict": response.verdict,
+    }
+    if response.error is not None:
+      line["error"] = response.error
+    else:
+      judged = self.judge(response.record, response.text)
+      if judged:
+        line["judged"] = judged
+      line["counters"] = response.counters
+      line["seconds"] = round(seconds, 4)
+    try:
+      self.out.append(line)
+    except directory.RunError as error:
+      if not self.hosts.together:
+        raise
+      self._trouble = error

@@ -1,0 +1,332 @@
+"""The paper's tables: intervals, counting, pages, and the runs that each table is made of."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as xml
+
+import pytest
+
+from rain_jax.experiments.reproduce import TABLES, paper, render, run
+from rain_jax.experiments.reproduce.count import Share, agreement, per_token, share
+from rain_jax.experiments.reproduce.tables import Step
+from rain_jax.methods.session import search_config
+from rain_jax.runs import from_config, job, judgements
+from rain_jax.types import DataError
+from tests import conftest
+from tests.runs import job_test
+
+
+def line(method, verdict=1.0, tokens=10, **judged):
+  return {
+    "method": method,
+    "judged": judged,
+    "verdict": verdict,
+    "seconds": 1.0,
+    "judges": ["a", "b"],
+    "counters": {
+      "response_tokens": tokens,
+      "model_calls": 2 * tokens,
+      "tokens_forwarded": 30 * tokens,
+    },
+  }
+
+
+@pytest.mark.parametrize(
+  "hits, total, low, high",
+  [
+    (0, 10, 0.0, 0.2775),
+    (5, 10, 0.2366, 0.7634),
+    (10, 10, 0.7225, 1.0),
+    (82, 100, 0.7333, 0.8830),
+  ],
+)
+def test_wilson_intervals(hits, total, low, high):
+  assert Share(hits, total).interval == pytest.approx((low, high), abs=1e-4)
+
+
+def test_nothing_is_known_of_nothing():
+  assert Share(0, 0).interval == (0.0, 1.0) and str(Share(0, 0)) == "-"
+
+
+def test_counting():
+  lines = [
+    line("rain", 1.0, harmless=True),
+    line("rain", -1.0, harmless=True),
+    line("rain", -1.0, harmless=False),
+    line("rain", 0.0, harmless=False),
+    line("rain", 1.0, helpful=True),
+    line("vanilla", 1.0, harmless=False),
+  ]
+  assert share(lines, "rain", "harmless") == Share(2, 4)
+  assert share(lines, "vanilla", "harmless", wanted=False) == Share(1, 1)
+  assert agreement(lines, "rain", "harmless") == {
+    "all": Share(2, 4),
+    "good": Share(1, 2),
+    "bad": Share(1, 2),
+  }
+  assert per_token(lines, "rain", "tokens_forwarded") == 30
+
+
+STEPS = {
+  "hh": ("harmless", "helpful"),
+  "advbench": ("plain", "gcg"),
+  "truthfulqa": ("answers",),
+  "imdb": ("reviews",),
+  "self_evaluation": ("harmless", "answers"),
+  "ablation": ("full", "no_growth"),
+  "sample_efficiency": ("vanilla", "best of 4"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_pages_hold_every_row_and_pictures_every_bar(name):
+  if name == "time":
+    row = {
+      "model": "demo",
+      "batch": 1,
+      "seconds_per_token": 0.01,
+      "model_calls_per_token": 1.0,
+      "tokens_forwarded_per_token": 2.0,
+      "verdicts": "mixed",
+    }
+    results = {
+      "time": [
+        {**row, "method": "vanilla", "mode": "cached", "ratio_to_vanilla": 1.0},
+        {
+          **row,
+          "method": "rain",
+          "mode": "exact",
+          "ratio_to_vanilla": 23.5,
+          "ratio_to_vanilla_range": (22.0, 24.0),
+        },
+      ]
+    }
+  else:
+    judged = dict(harmless=True, helpful=True, truthful=True, positive=False)
+    lines = [line(method, **judged) for method in ("rain", "vanilla") for _ in range(3)]
+    results = {step: lines for step in STEPS[name]}
+  table = TABLES[name](results)
+  page = render.markdown(table, {"model": "a|b"}, f"{name}.svg")
+  rows = [one for one in page.splitlines() if one.startswith("|")]
+  assert len(rows) == 2 + len(table.rows) + 3 and "a\\|b" in rows[-1]
+  picture = xml.fromstring(render.svg(table))
+  assert sum(child.tag.endswith("rect") for child in picture) == len(table.bars) > 0
+
+
+def test_the_papers_figures_stand_beside_their_own_setting():
+  lines = [line("vanilla", harmless=False)]
+  column = lambda table: {row[0]: row[table.columns.index("paper")] for row in table.rows}
+  table = TABLES["advbench"]({"gcg": lines, "universal": lines})
+  assert column(table) == {
+    "GCG, one suffix each": paper.ATTACK_SUCCESS["vanilla"],
+    "GCG, one suffix for all": "",
+  }
+  assert len(table.notes) == 1 and "attack success by a, b [95%]" in table.columns
+  table = TABLES["advbench"]({"universal": lines})
+  assert set(column(table).values()) == {""} and "94%" in table.notes[1]
+  assert column(TABLES["ablation"]({"full": lines})) == {"full": paper.NOT_CHECKED}
+
+
+def test_times_show_verdicts_and_range():
+  row = {
+    "model": "7b",
+    "batch": 1,
+    "seconds_per_token": 0.01,
+    "model_calls_per_token": 1.0,
+    "tokens_forwarded_per_token": 2.0,
+    "verdicts": "mixed",
+    "mode": "exact",
+  }
+  table = TABLES["time"](
+    {
+      "time": [
+        {**row, "method": "vanilla", "ratio_to_vanilla": 1.0},
+        {
+          **row,
+          "method": "rain",
+          "ratio_to_vanilla": 23.5,
+          "ratio_to_vanilla_range": [22.0, 24.0],
+          "seconds_per_token_range": [0.0094, 0.012],
+        },
+      ]
+    }
+  )
+  cells = [dict(zip(table.columns, row)) for row in table.rows]
+  assert [c["verdicts"] for c in cells] == ["", "mixed"]
+  assert [c["ms per token"] for c in cells] == ["10.00", "10.00 [9.40, 12.00]"]
+  assert [c["times vanilla"] for c in cells] == ["1.00", "23.50 [22.00, 24.00]"]
+  assert (table.bars[1].low, table.bars[1].high) == (22.0, 24.0)
+
+
+def test_truthful_answers_may_be_informative_too():
+  lines = [
+    line("rain", truthful=True, informative=True),
+    line("rain", truthful=True, informative=False),
+    line("rain", truthful=True),
+  ]
+  table = TABLES["truthfulqa"]({"answers": lines})
+  cells = dict(zip(table.columns, table.rows[0]))
+  assert cells["truthful [95%]"].endswith("3/3") and cells["informative [95%]"].endswith("1/2")
+  assert cells["truthful and informative [95%]"].endswith("1/2")
+  assert "informative [95%]" not in TABLES["truthfulqa"]({"answers": lines[2:]}).columns
+
+
+def plain_step(checkpoint, folder, judge):
+  """Two prompts, answered by vanilla sampling."""
+  config = json.loads(json.dumps(job_test.CONFIG))
+  config["model"]["path"] = str(checkpoint)
+  config |= {"methods": ("vanilla",), "judge": judge}
+  config["prompts"]["path"] = str(folder / "prompts.txt")
+  (folder / "prompts.txt").write_text("the cat sat\nfar away\n", "utf-8")
+  return Step("plain", "answer", config)
+
+
+def test_a_table_is_made_of_runs_and_made_once(checkpoint, tmp_path):
+  said = []
+  steps = [plain_step(checkpoint, tmp_path, "refusal_prefixes")]
+  run("advbench", steps, str(tmp_path / "out"), said.append)
+  page = (tmp_path / "out" / "advbench.md").read_text("utf-8")
+  assert said == [page] and "100.0% [34, 100], 2/2" in page  # nothing is refused
+  for fact in ("cores", "device", "versions", "jax", "model", "refusal_prefixes", "processor"):
+    assert fact in page
+  for fact in (
+    "| seed | 0 |",
+    "| prompts of plain | 2 |",
+    "attack success by refusal_prefixes [95%]",
+  ):
+    assert fact in page
+  before = (tmp_path / "out" / "plain" / "results.jsonl").read_text("utf-8")
+  run("advbench", steps, str(tmp_path / "out"), said.append)
+  assert (tmp_path / "out" / "plain" / "results.jsonl").read_text("utf-8") == before
+  assert said[1] == page
+  one = [
+    {
+      "task": "dialogue",
+      "id": "1",
+      "method": "vanilla",
+      "judge": "human:ann",
+      "by": "refused",
+      "measure": "refused",
+      "answers": {"refused": True},
+    }
+  ]
+  judgements.append(
+    str(tmp_path / "out" / "plain"), [*one, {**one[0], "id": "2", "answers": {"refused": False}}]
+  )
+  run("advbench", steps, str(tmp_path / "out"), said.append)
+  assert "| unjudged of plain by human:ann | 0 of 2 |" in said[2]
+  assert (
+    "| agreement of refusal_prefixes and human:ann on refused in plain | 50.0% of 2, Cohen's kappa"
+    " 0.00 |"
+  ) in said[2]
+  assert "100.0% [34, 100], 2/2" in said[2]  # the run's own judge fills the column
+
+
+def test_a_run_that_was_made_without_a_judge_is_judged_later(checkpoint, tmp_path):
+  said, workdir = [], str(tmp_path / "out")
+  steps = [plain_step(checkpoint, tmp_path, "none")]
+  config = steps[0].config
+  run("advbench", steps, workdir, said.append)
+  assert "| attack success [95%] |" in said[0] and "| judge of plain | none |" in said[0]
+  settings = {
+    "judge": "refusal_prefixes",
+    "judging": config["judging"],
+    "endpoint": config["endpoint"],
+  }
+  job.judge_again(str(tmp_path / "out" / "plain"), config, settings, lambda line: None)
+  run("advbench", steps, workdir, said.append)
+  assert "attack success by refusal_prefixes [95%]" in said[1] and "2/2" in said[1]
+  assert "| judge of plain | refusal_prefixes |" in said[1]
+
+
+@pytest.mark.parametrize(
+  "kind, changes, says",
+  [
+    ("answer", {"judge": ""}, "'second' has no judge"),
+    ("answer", {"judge": "endpoint:harmless"}, "endpoint.url"),
+    (
+      "attack",
+      {"judge": "harmbench", "attack": {"method": "best_of_n"}},
+      "'second' asks a rule.*second=refusal_prefixes",
+    ),
+  ],
+)
+def test_a_judge_that_is_missing_is_known_before_the_first_step(tmp_path, kind, changes, says):
+  config = {**job_test.CONFIG, "tasks": ("hh_harmless",)}
+  steps = [
+    Step("first", "answer", {**config, "judge": "none"}),
+    Step("second", kind, {**config, **changes}),
+  ]
+  with pytest.raises(DataError, match=says) as error:
+    run("hh", steps, str(tmp_path / "out"))
+  assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_unknown_tables_are_refused(tmp_path):
+  with pytest.raises(DataError, match="'magic': expected one of hh, advbench"):
+    run("magic", [], str(tmp_path))
+
+
+_LIST = """
+import sys
+sys.path.insert(0, "scripts")
+import json, cli, reproduce
+from absl import flags
+flags.FLAGS(["reproduce", "--table=hh", "--workdir=" + sys.argv[1], *sys.argv[2:]])
+steps, refused = {}, {}
+for name in reproduce._STEPS:
+  for mode in ("demo", "real"):
+    try:
+      found = reproduce._made(name, mode == "demo")
+    except ValueError as error:
+      refused[name + " " + mode] = str(error)
+      flags.FLAGS.judge = ["truth=/models/truth"]  # without the step
+      found = reproduce._made(name, mode == "demo")
+      flags.FLAGS.judge = ["truth=/models/truth", "harmless=refusal_prefixes"]
+    steps.setdefault(name, {})[mode] = [[s.name, s.kind, s.config] for s in found]
+print(json.dumps([steps, refused]))
+"""
+
+
+def test_every_step_of_every_table_can_be_configured(tmp_path):
+  flags = [
+    "--model=/models/x",
+    "--dtype=bfloat16",
+    "--judge=truth=/models/truth,harmless=refusal_prefixes",
+    "--prompts=a.csv",
+    "--limit=7",
+  ]
+  made = subprocess.run(
+    [sys.executable, "-c", _LIST, str(tmp_path), *flags],
+    cwd=conftest.ROOT,
+    text=True,
+    capture_output=True,
+    check=True,
+    env={"PYTHONPATH": str(conftest.ROOT), "HOME": "/nowhere"},
+  )
+  tables, refused = json.loads(made.stdout)
+  assert tables.keys() == TABLES.keys()
+  for name, modes in tables.items():
+    for mode, steps in modes.items():
+      assert steps and len({step for step, _, _ in steps}) == len(steps)
+      for step, kind, config in steps:
+        if kind == "time":
+          assert config["dtype"] == "bfloat16"
+          # A shape's own verdicts would mean nothing.
+          assert config["verdicts"] == (["model"] if mode == "demo" else ["good", "mixed", "bad"])
+          continue
+        assert config["model"] == {"path": "/models/x", "dtype": "bfloat16"}
+        assert config["prompts"]["limit"] == 7 and config["prompts"]["path"]
+        assert config["judge"] == (
+          "refusal_prefixes" if step == "harmless" else "truth=/models/truth"
+        )
+        task = from_config.task_of(config, config["tasks"][0])
+        overrides = {k: v for k, v in config["search"].items() if k != "variant"}
+        embedder = type("", (), {"similarity_threshold": 0.9, "grow_threshold": 0.1})
+        search_config(task.variant, overrides, embedder)
+  assert {name.split()[0] for name in refused} == tables.keys() - {"hh", "self_evaluation"}
+  assert (
+    "harmless=refusal_prefixes: this table has no step 'harmless'; expected one of plain"
+    in (refused["advbench demo"])
+  )

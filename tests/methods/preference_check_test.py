@@ -1,0 +1,140 @@
+"""Checking a preference: the numbers by hand, the margins of texts read whole, bad examples."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from rain_jax import preferences
+from rain_jax.demo import world
+from rain_jax.methods import preference_check
+from rain_jax.methods.session import SessionConfig, search_config
+from rain_jax.models import loading
+from rain_jax.policy import labels
+from rain_jax.policy.embedders import HiddenStates
+from rain_jax.tasks import Record
+from rain_jax.text import formats
+from rain_jax.types import DataError
+from rain_jax.views import check_page
+
+READINGS = (
+  preferences.Reading("\n\nAnswer: (", ("A",), ("B",)),
+  preferences.Reading("\n\nSo: (", ("B", "C"), ("A",)),
+)
+MINE = preferences.Preference(
+  "mine", "One line.", "Judge.\n\nsat: (A)", "Human: {prompt}\n\nAssistant:", "none", READINGS
+)
+EXAMPLES = [
+  preference_check.Example(Record("0", "the cat"), "sat on a mat,", True),
+  preference_check.Example(Record("1", "was it then?"), " It was gone far away.", False),
+  preference_check.Example(Record("2", "the cat", history=("on a mat", "then")), "\nYes", False),
+]
+
+
+def test_margins_are_those_of_whole_texts(checkpoint):
+  loaded = loading.load(str(checkpoint))
+  session_config = SessionConfig(
+    formats.DIALOGUE, MINE, search_config("harmless", {}, HiddenStates()), batch_size=2
+  )
+  found = preference_check.margins(loaded, session_config, EXAMPLES)
+  assert found.shape == (3, 2)
+  compiled = preferences.compile_preference(MINE, loaded.tokenizer)
+  spoken = [" sat on a mat,", " It was gone far away.", "\nYes"]
+  for reading in range(2):
+    texts = []
+    for example, text in zip(EXAMPLES, spoken):
+      texts.append(
+        [
+          *compiled.prefix_ids,
+          *compiled.conversation_ids(example.record.prompt, example.record.history),
+          *preferences.vocab.encode_continuation(loaded.tokenizer, text),
+          *compiled.suffix_ids[reading],
+        ]
+      )
+    tokens = [*compiled.good_ids[reading], *compiled.bad_ids[reading]]
+    read = labels.probabilities(loaded.model, texts, [[token] for token in tokens], 4)
+    count = len(compiled.good_ids[reading])
+    expected = read[:, :count].max(-1) - read[:, count:].max(-1)
+    np.testing.assert_allclose(found[:, reading], expected, atol=1e-5)
+
+
+def test_the_numbers_count_what_they_say():
+  good = np.array([True, True, True, False, False])
+  margins = np.array([[0.8, 0.6], [0.5, -0.2], [-0.7, -0.7], [-0.4, -0.2], [0.25, 0.05]])
+  found = preference_check.measure(good, margins)
+  assert found["all"]["accuracy"] == pytest.approx(2 / 5)
+  assert found["good"] == pytest.approx(
+    {"examples": 3, "accuracy": 1 / 3, "soft_accuracy": 2 / 3, "ties": 1 / 3, "margin": 0.05}
+  )
+  assert found["bad"] == pytest.approx(
+    {"examples": 2, "accuracy": 1 / 2, "soft_accuracy": 1 / 2, "ties": 0, "margin": -0.075}
+  )
+  assert found["readings"] == pytest.approx([3 / 5, 2 / 5])
+  assert sum(one["examples"] for one in found["calibration"]) == 5
+  top = found["calibration"][-1]
+  assert (
+    top["from"] == pytest.approx(0.6) and top["good"] == 1 and top["margin"] == pytest.approx(0.7)
+  )
+  # Bins: -0.7 (good), -0.3 (bad), 0.15 (one of each), 0.7 (good).
+  assert found["calibration_error"] == pytest.approx((0.85 + 0.35 + 2 * 0.075 + 0.15) / 5)
+  lines = preference_check.table(found).splitlines()
+  assert any(line.split()[-3:] == ["40.0%", "33.3%", "50.0%"] for line in lines)
+  assert "agree on 80.0%" in preference_check.table(found)
+
+
+def test_one_reading_or_one_label_alone():
+  found = preference_check.measure(np.array([True, True]), np.array([[0.5], [-0.5]]))
+  assert found["bad"]["accuracy"] is None and found["all"]["ties"] == 0
+  assert "agree" not in preference_check.table(found)
+
+
+def test_the_page_shows_the_worst_first_and_no_markup_of_others():
+  examples = [dataclasses.replace(e, response=f"<script>{n}") for n, e in enumerate(EXAMPLES)]
+  margins = np.array([[0.9, 0.9], [0.2, 0.2], [0.6, 0.4]])
+  found = preference_check.measure(preference_check.labels(examples), margins)
+  html = check_page.render("title", preference_check.table(found), found, examples, margins)
+  assert "<script>" not in html and html.index("&lt;script&gt;2") < html.index("&lt;script&gt;1")
+  assert "&lt;script&gt;0" not in html and html.count("<svg") == 3
+
+
+@pytest.mark.parametrize("preference", preferences.bundled_names())
+def test_the_demo_world_has_examples_for_every_bundled_template(preference):
+  examples = preference_check.demo_examples(preference, 41)
+  assert [e.record.id for e in examples] == [str(n) for n in range(41)]
+  assert sum(e.good for e in examples) == 21
+  assert (
+    preference_check.demo_examples(preference, 41)
+    == examples
+    != preference_check.demo_examples(preference, 41, seed=1)
+  )
+  if preference != "truthful":
+    kind = preference_check.DEMO_KINDS[preference]
+    assert all(world.has_flaw(kind, {}, e.response) != e.good for e in examples)
+
+
+def test_examples_from_a_file_and_what_is_wrong_with_others(tmp_path):
+  path = tmp_path / "examples.jsonl"
+
+  def read(*rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return preference_check.load_examples(str(path))
+
+  row = {"prompt": "p", "response": "r", "label": "good"}
+  assert read(row, row | {"label": "bad", "history": ["a", "b"], "id": 7}) == [
+    preference_check.Example(Record("0", "p"), "r", True),
+    preference_check.Example(Record("1", "p", history=("a", "b")), "r", False),
+  ]
+  for change, says in (
+    ({"label": "fine"}, "expected 'good' or 'bad'"),
+    ({"response": " "}, "'response'"),
+    ({"history": "a"}, "'history'"),
+    ({"prompt": None}, "'prompt'"),
+    ({"prompt": 3}, "is 3, expected text"),
+  ):
+    with pytest.raises(DataError, match=f"examples.jsonl, line 2: .*{says}"):
+      read(row, row | change)
+  with pytest.raises(DataError, match="line 1: 'response' is missing; expected prompt, response"):
+    read({"prompt": "p", "label": "good"})
+  with pytest.raises(DataError, match="harmless, adversarial_harmless, truthful, positive only"):
+    preference_check.demo_examples("mine", 4)

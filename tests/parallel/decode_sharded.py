@@ -1,0 +1,33 @@
+"""Slots on eight virtual devices that refill by themselves; run by decode_test.py in a process of
+its own."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+
+from rain_jax.methods.rain import STEPS_SHARDED
+from rain_jax.parallel.batch_sharding import WHOLE, BatchSharding
+from tests import decode_test
+from tests.helpers import scripted
+
+SHARDS = 8
+
+
+def main():
+  assert jax.device_count() == SHARDS, jax.devices()
+  mesh = jax.make_mesh((SHARDS,), ("data",), axis_types=(AxisType.Auto,))
+  whole = lambda state: jax.tree.map(lambda _: WHOLE, state)
+  spread = BatchSharding.of(mesh, decode_test.fresh, whole)
+  params = jax.tree.map(jnp.asarray, scripted.make_tables())
+  for slots in (1, 4):
+    batch = SHARDS * slots
+    state = jax.device_put(decode_test.fresh(batch), spread.shardings)
+    useful, waiting = decode_test.shares_of_useful_slots(
+      params, state, 40 * batch, STEPS_SHARDED, spread
+    )
+    assert useful >= 0.85 and waiting < 0.7
+  print("all checks passed")
+
+
+if __name__ == "__main__":
+  main()

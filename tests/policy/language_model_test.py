@@ -1,0 +1,350 @@
+"""The language model's side of the search against the same texts read whole, without caches."""
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rain_jax import decode, types
+from rain_jax.models import forward, init_model, unembed
+from rain_jax.models import testing as models
+from rain_jax.policy import language_model, rollout, self_evaluation
+from rain_jax.policy.embedders import HiddenStates
+from rain_jax.preferences import CompiledPreference
+from rain_jax.text import vocab
+
+R = 24
+
+
+def make(
+  tokenizer, search, readings=2, cut=False, prefix=(), cls=language_model.LanguageModel, **more
+):
+  """A tiny random model as `LanguageModel`, with its params."""
+  model = models.random_model("llama2")
+  config = dataclasses.replace(model.config, vocab_size=len(tokenizer), eos_ids=(1,))
+  model = init_model(config, jax.random.key(3))
+  labels = [(tokenizer.convert_tokens_to_ids("A"),), (tokenizer.convert_tokens_to_ids("B"),)]
+  suffixes = [(40, 41, 42), (43, 44)][:readings]
+  preference = CompiledPreference(
+    **{f.name: None for f in dataclasses.fields(CompiledPreference)}
+    | dict(
+      prefix_ids=(0, 20, 21, 22),
+      suffix_ids=tuple(suffixes),
+      good_ids=tuple(labels[:readings]),
+      bad_ids=tuple(labels[::-1][:readings]),
+      cut=cut,
+    )
+  )
+  lm = cls(
+    model.graphdef,
+    config,
+    search,
+    preference,
+    HiddenStates(),
+    max_prompt=12,
+    max_response=R,
+    read_chunk=8,
+    **more,
+  )
+  tables = vocab.build_tables(tokenizer, ["Human:"], vocab_size=config.vocab_size)
+  return lm, language_model.make_params(model.params, tables, lm, list(prefix))
+
+
+PROMPTS = [[0, 50, 51, 52], [0, 60, 61, 62, 63, 64, 65], [0, 70], [0, 80, 81], [0, 9, 8, 7, 6]]
+JUDGED = [[30, 31], [33, 34, 35, 36, 37], [38], [39, 40], [41, 42, 43]]
+
+
+def as_prompt(ids):
+  tokens = np.zeros(12, np.int32)
+  tokens[: len(ids)] = ids
+  return language_model.Prompt(tokens, np.int32(len(ids)), np.bool_(False))
+
+
+def search_all(lm, params, batch=2, prompts=range(len(PROMPTS)), seed=0, broken=()):
+  """All prompts through `decode.serve`; {prompt: Result} and the last state.
+
+  The model's caches hold no numbers after the prompts that are `broken`.
+  """
+  state = decode.init(batch, lm.init(batch, jnp.float32), lm.search, lm.embedding_size, R)
+  begin = jax.jit(lm.start)
+
+  def start(state, fresh):
+    for slot, number in fresh.items():
+      one, two = as_prompt(PROMPTS[number]), as_prompt(JUDGED[number])
+      model = begin(params, state.model, slot, one, two)
+      if number in broken:
+        context = jax.tree.map(lambda a: a.at[:, slot].set(jnp.nan), model.proposing.context)
+        model = model.replace(proposing=model.proposing.replace(context=context))
+      state = state.replace(model=model)
+    return state
+
+  items = [(n, jax.random.fold_in(jax.random.key(seed), n), n) for n in prompts]
+  results, usage = {}, {}
+  for result, state in decode.serve(state, lm, params, lm.search, items, start):
+    results[result.index] = result
+    usage[result.index] = jax.tree.map(
+      lambda a: np.asarray(a)[result.slot] if a.ndim and a.shape[0] == batch else np.asarray(a),
+      state.model.usage,
+    )
+  return results, usage, state
+
+
+LOG = []
+
+
+class Recorder(language_model.LanguageModel):
+  """Writes down what was asked, drawn and answered."""
+
+  def _judge(self, params, state, request, drawn):
+    value, after = super()._judge(params, state, request, drawn)
+    jax.debug.callback(
+      lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
+      state.proposing.tokens,
+      state.proposing.length,
+      state.evaluating.tokens,
+      state.evaluating.length,
+      state.text.length,
+      request,
+      drawn,
+      value,
+      ordered=True,
+    )
+    return value, after
+
+
+def read_whole(lm, params, ids):
+  """Hidden states and logits of a text read without any cache."""
+  ids = jnp.asarray(ids, jnp.int32)
+  hidden, _ = forward(lm.graphdef, params["model"], ids, jnp.arange(ids.shape[0]))
+  return hidden, np.asarray(unembed(lm.graphdef, params["model"], hidden), np.float64)
+
+
+def padded_reader(lm, params, size=96):
+  """`read_whole` for texts of any length with one compilation."""
+  whole = jax.jit(lambda ids: forward(lm.graphdef, params["model"], ids, jnp.arange(size))[0])
+  head = jax.jit(lambda hidden: unembed(lm.graphdef, params["model"], hidden))
+
+  def read(ids):
+    hidden = whole(jnp.asarray(list(ids) + [0] * (size - len(ids)), jnp.int32))[: len(ids)]
+    return np.asarray(hidden, np.float64), np.asarray(head(hidden), np.float64)
+
+  return read
+
+
+def top_k_log_probs(logits, temperature, k):
+  logits = logits / temperature
+  kept = np.sort(logits)[-k]
+  logits = np.where(logits >= kept, logits, -np.inf)
+  return logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
+
+
+# The second case has soft verdicts.
+@pytest.mark.parametrize(
+  "leaves,to_eos,readings,prefix", [(1, False, 2, ()), (3, True, 1, (0, 11, 12))]
+)
+def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix):
+  LOG.clear()
+  search = types.SearchConfig(
+    leaves=leaves,
+    rollout_to_eos=to_eos,
+    temperature=1.5 if to_eos else 1.0,
+    max_iterations=12,
+    extra_iterations=4,
+    max_nodes=256,
+    max_visited=32,
+    max_path=6,
+    min_visits=3,
+  )
+  lm, params = make(
+    bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder, soft_verdicts=to_eos
+  )
+  _, _, state = search_all(lm, params)
+  jax.block_until_ready(state)
+  jax.effects_barrier()
+  read = padded_reader(lm, params)
+  seen = collections.Counter()
+  for tokens, length, evaluating, evaluating_length, committed, request, drawn, value in LOG[::3]:
+    for b, w in np.ndindex(request.mode.shape):
+      if request.mode[b, w] != types.VISIT:
+        continue
+      path = request.path_tokens[b, w][request.path_tokens[b, w] >= 0].tolist()
+      leaf = list(prefix) + tokens[b, : length[b]].tolist() + path
+      tail = drawn.rollout[b, w, : drawn.rollout_length[b, w]].tolist()
+      response = tokens[b, length[b] - committed[b] : length[b]].tolist() + path + tail
+      check_candidates(lm, read, leaf, request, drawn, b, w, seen)
+      check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
+      conversation = evaluating[b, : evaluating_length[b] - committed[b]].tolist()
+      check_verdict(bpe_tokenizer, lm, read, conversation, response, value[b, w], to_eos, seen)
+  for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
+    assert seen[what], (what, seen)
+
+
+def check_candidates(lm, read, leaf, request, drawn, b, w, seen):
+  rows = np.flatnonzero(drawn.lengths[b, w])
+  if request.finish[b, w] != types.RUNNING:
+    assert len(rows) == 0
+    return
+  _, logits = read(leaf)
+  if request.depth[b, w] == 0:
+    seen["first"] += 1
+    expected = np.argsort(-logits[-1], kind="stable")[: lm.search.max_children]
+    assert drawn.tokens[b, w, : len(expected), 0].tolist() == expected.tolist()
+    probs = top_k_log_probs(logits[-1], 1.0, lm.search.max_children)
+    np.testing.assert_allclose(drawn.log_weights[b, w, : len(expected)], probs[expected], atol=1e-4)
+    return
+  seen["deeper"] += 1
+  config = lm.search
+  size = config.set_lengths[min(request.depth[b, w], len(config.set_lengths) - 1)]
+  for row in rows[:4]:
+    ids = drawn.tokens[b, w, row, : drawn.lengths[b, w, row]].tolist()
+    assert len(ids) == size or drawn.finish[b, w, row] != types.RUNNING
+    _, logits = read(leaf + ids[:-1])
+    total = 0.0
+    for i, token in enumerate(ids):
+      behind = logits[len(leaf) - 1 + i]
+      probs = top_k_log_probs(behind, config.temperature, config.top_k)
+      assert np.isfinite(probs[token])
+      total += probs[token]
+      if row == 0:
+        assert behind[token] >= behind.max() - 1e-5
+        seen["greedy"] += 1
+    np.testing.assert_allclose(drawn.log_weights[b, w, row], total, atol=2e-4)
+
+
+def check_rollout(tokenizer, lm, response, request, drawn, b, w, to_eos, seen):
+  finish = drawn.rollout_finish[b, w]
+  text = tokenizer.decode(response, skip_special_tokens=True)
+  if response and response[-1] == 1:
+    assert finish == types.EOS
+    seen["eos"] += 1
+  elif "Human:" in text:
+    assert finish == types.STOP
+  elif len(response) >= R:
+    assert finish == types.LENGTH
+  elif not to_eos and response:
+    assert finish == types.RUNNING and text[-1] in vocab.TEXT_ENDS
+  seen["rolled"] += drawn.rollout_length[b, w] > 0
+
+
+def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen):
+  judged = [t for t in response if t != 1]
+  text = tokenizer.decode(judged)
+  if "Human:" in text:
+    keep = [
+      i for i in range(len(judged) + 1) if len(tokenizer.decode(judged[:i])) <= text.index("Human:")
+    ]
+    judged = judged[: keep[-1]]
+  if cut:
+    stops = [i + 1 for i, t in enumerate(judged) if "." in tokenizer.decode([t])]
+    judged = judged[: stops[-1]] if stops else judged
+  start = list(lm.preference.prefix_ids) + conversation + judged
+  leads = []
+  for suffix, yes, no in zip(
+    lm.preference.suffix_ids, lm.preference.good_ids, lm.preference.bad_ids, strict=True
+  ):
+    _, logits = read(start + list(suffix))
+    chance = np.exp(logits[-1] - logits[-1].max())
+    chance /= chance.sum()
+    leads.append(chance[list(yes)].max() - chance[list(no)].max())
+  if lm.soft_verdicts:
+    assert value == pytest.approx(np.mean(leads), abs=1e-5), (response, judged)
+  elif min(map(abs, leads)) > 1e-6:
+    assert value == pytest.approx(2 * np.mean(np.array(leads) > 0) - 1), (response, judged)
+  seen["good" if value > 0 else "bad"] += 1
+
+
+def test_verdicts_are_signs_or_means_of_margins():
+  margins = jnp.array([[0.2, 0.4], [0.9, -0.1], [-0.3, 0.0], [0.0, 0.0]])
+  np.testing.assert_array_equal(self_evaluation.values(margins, soft=False), [1, 0, -1, -1])
+  np.testing.assert_allclose(
+    self_evaluation.values(margins, soft=True), [0.3, 0.4, -0.15, 0], atol=1e-6
+  )
+  broken = jnp.array([[0.2, jnp.nan]])
+  assert jnp.isnan(self_evaluation.values(broken, soft=True)) and jnp.isnan(
+    self_evaluation.values(broken, soft=False)
+  )
+
+
+def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypatch):
+  calls = []
+
+  def counted(graphdef, params, tokens, positions, segments=(), mask=None):
+    jax.debug.callback(lambda p: calls.append((int((p >= 0).sum()), p.size)), positions)
+    return forward(graphdef, params, tokens, positions, segments, mask)
+
+  search = types.SearchConfig(
+    max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6
+  )
+  lm, params = make(bpe_tokenizer, search)
+  params["override"] = self_evaluation.Override(jnp.float32(0.5), jnp.float32(0.0))
+  for module in (language_model, rollout, self_evaluation):
+    monkeypatch.setattr(module, "forward", counted)
+  results, usage, state = search_all(lm, params)
+  jax.block_until_ready(state)
+  jax.effects_barrier()
+  last = jax.tree.map(np.asarray, state.model.usage)
+  assert len(results) == len(PROMPTS)
+  assert len(calls) == last.run_calls[0].sum()
+  assert sum(size for _, size in calls) == last.run_slots.sum()
+  assert sum(valid for valid, _ in calls) == sum(u.tokens.sum() for u in usage.values())
+  assert all(0 < u.calls.sum() <= last.run_calls[0].sum() for u in usage.values())
+  # Every visit is judged by the model or from memory, once.
+  for number, result in results.items():
+    judged = usage[number].verdicts_read + usage[number].verdicts_remembered
+    assert judged == result.counters["iterations"]
+  assert sum(u.verdicts_remembered for u in usage.values()) > 0
+
+
+def test_verdicts_are_forced_and_flipped_by_lots_of_the_text():
+  hashes = jax.random.bits(jax.random.key(0), (4000, 2), jnp.uint32)
+  own = jnp.where(jnp.arange(4000) % 2 == 0, 1.0, 0.0)
+  apply = lambda **shares: np.asarray(self_evaluation.Override(**shares).apply(own, hashes))
+  np.testing.assert_array_equal(apply(), own)
+  forced = apply(forced_good=0.25)
+  assert set(forced) == {-1.0, 1.0} and np.mean(forced > 0) == pytest.approx(0.25, abs=0.03)
+  flipped = apply(flipped=0.1)
+  assert np.mean(flipped[::2] < 0) == pytest.approx(0.1, abs=0.03)
+  assert not flipped[1::2].any()
+
+
+def test_slots_and_neighbours_do_not_matter(bpe_tokenizer):
+  search = types.SearchConfig(
+    max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6
+  )
+  lm, params = make(bpe_tokenizer, search)
+  alone, usage_alone, _ = search_all(lm, params, batch=3, prompts=[2])
+  together, usage, _ = search_all(lm, params, batch=3, prompts=[4, 2, 0, 1, 3])
+  again, _, _ = search_all(lm, params, batch=3, prompts=[3, 1, 0, 4, 2])
+  assert alone[2].tokens == together[2].tokens == again[2].tokens
+  assert alone[2].counters == together[2].counters
+  np.testing.assert_array_equal(usage_alone[2].tokens, usage[2].tokens)
+  assert {n: r.tokens for n, r in together.items()} == {n: r.tokens for n, r in again.items()}
+  other, _, _ = search_all(lm, params, batch=3, seed=1)
+  assert {n: r.tokens for n, r in other.items()} != {n: r.tokens for n, r in again.items()}
+
+  # Output that is no number fails its prompt alone, and leaves nothing after in the slot.
+  failing, _, _ = search_all(lm, params, batch=3, prompts=[3, 1, 0, 4, 2], broken=[1, 3])
+  for number, result in failing.items():
+    if number in (1, 3):
+      assert result.finish == "failed" and result.tokens == []
+    else:
+      assert (result.tokens, result.finish) == (again[number].tokens, again[number].finish)
+
+
+def test_the_loop_holds_no_copy_of_the_caches(bpe_tokenizer):
+  search = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
+  lm, params = make(bpe_tokenizer, search)
+  state = jax.eval_shape(
+    lambda: decode.init(4, lm.init(4, jnp.float32), search, lm.embedding_size, R)
+  )
+  compiled = decode.advance.lower(state, lm, params, search, 8).compile()
+  caches = sum(
+    a.size * 4
+    for c in (state.model.proposing, state.model.evaluating)
+    for a in jax.tree.leaves((c.context, c.pool))
+  )
+  temporary = compiled.memory_analysis().temp_size_in_bytes
+  assert temporary < caches, (temporary, caches)

@@ -1,0 +1,45 @@
+"""Draws follow their probabilities, to the last token and without ever leaving them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rain_jax.policy import sampling
+
+
+@pytest.mark.parametrize("vocab", [5, 128, 1000])
+def test_tokens_come_as_often_as_their_probabilities_say(vocab):
+  rng = np.random.default_rng(vocab)
+  logits = jnp.asarray(rng.normal(0, 2, vocab), jnp.float32)
+  expected = np.asarray(jax.nn.softmax(logits))
+  count = 40_000
+  # Evenly spread numbers: every token gets its share, up to one number per block and token.
+  uniform = (jnp.arange(count) + 0.5) / count
+  tokens = np.asarray(sampling.categorical(uniform, jnp.broadcast_to(logits, (count, vocab))))
+  share = np.bincount(tokens, minlength=vocab) / count
+  np.testing.assert_allclose(share, expected, atol=3 / count)
+
+
+def test_impossible_tokens_are_never_drawn():
+  logits = jnp.full(300, -jnp.inf).at[jnp.array([0, 130, 131, 290])].set(0.0)
+  uniform = jnp.concatenate([jnp.linspace(0, 1, 1001)[:-1], jnp.array([1 - 2.0**-24, 1.0])])
+  tokens = np.asarray(sampling.categorical(uniform, jnp.broadcast_to(logits, (1002, 300))))
+  assert set(tokens.tolist()) == {0, 130, 131, 290}
+  assert (np.diff(tokens) >= 0).all()
+
+
+def test_a_draw_tells_where_in_its_weight_it_fell():
+  index, inside = sampling.draw(jnp.array([0.0, 1.0, 3.0, 0.0]), jnp.float32(0.625))
+  assert int(index) == 2 and float(inside) == pytest.approx(0.5)
+
+
+def test_filtered_probabilities_are_those_of_the_kept_tokens():
+  logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
+  tokens, log_probs = sampling.filtered(logits, 1.0, 2)
+  assert tokens.tolist() == [1, 3]
+  np.testing.assert_allclose(np.exp(log_probs), [4 / 7, 3 / 7], rtol=1e-6)
+  hot, log_probs = sampling.filtered(logits, 2.0, 9)
+  assert sorted(hot.tolist()) == [0, 1, 2, 3]
+  root = np.sqrt([0.4, 0.3, 0.2, 0.1])
+  np.testing.assert_allclose(np.exp(log_probs), root / root.sum(), rtol=1e-6)

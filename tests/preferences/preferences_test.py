@@ -1,0 +1,220 @@
+"""Preference files: what is read, what is refused, and the tokens they become."""
+
+import dataclasses
+import os
+import pathlib
+
+import pytest
+import yaml
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+from rain_jax import preferences
+from rain_jax.preferences import PreferenceError, compile_preference, load_preference
+from rain_jax.text import vocab
+
+BUNDLED = ("adversarial_harmless", "harmless", "positive", "truthful")
+GOOD_FILE = {
+  "name": "mine",
+  "description": "One line.",
+  "prefix": "Judge.\n\nExample: (A)\n",
+  "conversation": "Human: {prompt}\n\nAssistant:",
+  "cut": "none",
+  "readings": [{"suffix": "\n\nAnswer: (", "good": ["A"], "bad": ["B"]}],
+}
+
+
+def write(folder, data) -> pathlib.Path:
+  path = folder / "mine.yaml"
+  path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), encoding="utf-8")
+  return path
+
+
+def mine(**changes) -> preferences.Preference:
+  reading = preferences.Reading("\n\nAnswer: (", ("A",), ("B",))
+  preference = preferences.Preference(
+    "mine", "One line.", "", "Human: {prompt}\n\nAssistant:", "none", (reading,)
+  )
+  return dataclasses.replace(preference, **changes)
+
+
+def llama() -> PreTrainedTokenizerFast:
+  default = pathlib.Path(__file__).parents[2] / ".." / "shared" / "data"
+  path = pathlib.Path(os.environ.get("RAIN_JAX_TEST_DATA", default)) / "llama_tokenizer.model"
+  if not path.exists():
+    pytest.skip(f"LLaMA tokenizer not found at {path}; set RAIN_JAX_TEST_DATA.")
+  return LlamaTokenizer.from_pretrained(str(path), add_bos_token=True)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+  """Byte-level BPE of the bundled templates, without BOS, in which "(A" is one piece.
+
+  Words may begin with any one mark, as in the tokenizers of LLaMA 3 and Qwen.
+  """
+  words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+  backend = Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(Regex(words), "isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  backend.decoder = decoders.ByteLevel()
+  texts = [load_preference(name).prefix for name in BUNDLED]
+  backend.train_from_iterator(
+    [*texts, "(A (B\n(A\n(B" * 50, " Yes No\nYes\nNo\n" * 20],
+    trainers.BpeTrainer(
+      vocab_size=600,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      special_tokens=["</s>"],
+      show_progress=False,
+    ),
+  )
+  return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+@pytest.fixture(scope="module", params=[llama, byte_level])
+def tokenizer(request):
+  return request.param()
+
+
+def test_bundled_preferences_are_these():
+  assert tuple(preferences.bundled_names()) == BUNDLED
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_preference_compiles_to_the_text_it_says(name, tokenizer):
+  preference = load_preference(name)
+  assert preference.name == name
+  compiled = compile_preference(preference, tokenizer)
+  prompt = "What is {this} and {prompt}?"
+  ids = list(compiled.prefix_ids)
+  starts_with_bos = tokenizer.bos_token_id is not None
+  assert (ids[0] == tokenizer.bos_token_id) == starts_with_bos
+  judged = compiled.conversation_ids(prompt)
+  answer = vocab.encode_continuation(tokenizer, " It is tea.")
+  for reading, suffix in zip(preference.readings, compiled.suffix_ids, strict=True):
+    whole = tokenizer.decode([*ids, *judged, *answer, *suffix], skip_special_tokens=True)
+    conversation = preference.conversation.replace("{prompt}", prompt)
+    assert whole == preference.prefix + "\n\n" + conversation + " It is tea." + reading.suffix
+  for reading, good, bad in zip(preference.readings, compiled.good_ids, compiled.bad_ids):
+    assert {vocab.decode_response(tokenizer, ids, [token]) for token in good} == set(reading.good)
+    assert {vocab.decode_response(tokenizer, ids, [token]) for token in bad} == set(reading.bad)
+  assert compiled.cut == (name == "truthful")
+  assert hash(compiled) == hash(compile_preference(preference, tokenizer))
+
+
+def test_two_readings_swap_the_options():
+  for name in ("harmless", "adversarial_harmless", "positive"):
+    first, second = load_preference(name).readings
+    assert (first.good, first.bad) == (second.bad, second.good)
+    assert first.suffix != second.suffix
+
+
+def test_label_that_would_join_its_suffix_is_taken_alone():
+  tokenizer = byte_level()
+  names = tokenizer.get_vocab()
+  suffix = "\n\nAnswer:\n("
+  assert vocab.encode_continuation(tokenizer, suffix + "A")[-1] == names["(A"]
+  reading = preferences.Reading(suffix, ("A",), ("B",))
+  compiled = compile_preference(mine(readings=(reading,)), tokenizer)
+  assert compiled.suffix_ids[0][-1] == names["("]
+  assert (compiled.good_ids, compiled.bad_ids) == (((names["A"],),), ((names["B"],),))
+
+
+def test_empty_prefix_leaves_the_beginning_of_text(tokenizer):
+  compiled = compile_preference(mine(), tokenizer)
+  begin = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+  assert compiled.prefix_ids == begin
+
+
+def test_prompt_cannot_smuggle_in_special_tokens(tokenizer):
+  compiled = compile_preference(mine(), tokenizer)
+  ids = compiled.conversation_ids("Hi </s> there {prompt}")
+  assert tokenizer.eos_token_id not in ids
+  text = vocab.decode_response(tokenizer, list(compiled.conversation_ids("x")), ids)
+  assert text == "Human: Hi </s> there {prompt}\n\nAssistant:"
+
+
+def test_labels_of_one_token_twice_count_once():
+  reading = preferences.Reading("\n\nAnswer: (", ("A", "A"), ("B",))
+  compiled = compile_preference(mine(readings=(reading,)), byte_level())
+  assert len(compiled.good_ids[0]) == 1
+
+
+def test_label_of_several_tokens_is_refused(tokenizer):
+  reading = preferences.Reading("\n\nAnswer: (", ("Abracadabra",), ("B",))
+  with pytest.raises(PreferenceError, match=r"'mine': label 'Abracadabra' after .* becomes \["):
+    compile_preference(mine(readings=(reading,)), tokenizer)
+
+
+def test_unknown_label_is_refused():
+  backend = Tokenizer(models.BPE(vocab={"<unk>": 0, "a": 1, "\n": 2}, merges=[], unk_token="<unk>"))
+  backend.decoder = decoders.Fuse()
+  tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+  reading = preferences.Reading("\n\n", ("X",), ("a",))
+  with pytest.raises(PreferenceError, match=r"label 'X' .* becomes \['<unk>'\]"):
+    compile_preference(mine(readings=(reading,)), tokenizer)
+
+
+def test_labels_that_share_a_token_are_refused():
+  reading = preferences.Reading("\n\nAnswer: (", ("A",), ("A",))
+  with pytest.raises(PreferenceError, match="token 'A' stands for a good and a bad label"):
+    compile_preference(mine(readings=(reading,)), byte_level())
+
+
+def test_own_file_is_read(tmp_path):
+  preference = load_preference(write(tmp_path, GOOD_FILE))
+  assert preference == load_preference(str(tmp_path / "mine.yaml"))
+  assert preference.prefix == "Judge.\n\nExample: (A)"
+  assert preference.readings == (preferences.Reading("\n\nAnswer: (", ("A",), ("B",)),)
+
+
+def changed(**changes):
+  return {**GOOD_FILE, **changes}
+
+
+def reading(**changes):
+  return changed(readings=[{**GOOD_FILE["readings"][0], **changes}])
+
+
+@pytest.mark.parametrize(
+  "data, message",
+  [
+    ({k: v for k, v in GOOD_FILE.items() if k != "cut"}, "the file: key 'cut' is missing"),
+    (changed(colour="red"), "the file: unknown key 'colour'"),
+    (changed(conversation="Human: {Prompt}"), "expected {prompt} in it"),
+    (changed(cut="first"), "cut='first': expected 'none' or 'last_full_stop'"),
+    (changed(name=""), "expected one line each"),
+    (changed(description="a\nb"), "expected one line each"),
+    (changed(prefix=None), "prefix: None is not text"),
+    (changed(readings=[]), "expected a list of 1 or 2"),
+    (changed(readings=GOOD_FILE["readings"] * 3), "expected a list of 1 or 2"),
+    (changed(readings=["A"]), "readings[0]: expected the keys suffix, good, bad"),
+    (reading(suffix=""), "readings[0].suffix='': expected the text that asks"),
+    (reading(good=[]), "readings[0].good=[]: expected a list of labels, not empty"),
+    (reading(good="A"), "readings[0].good='A': expected a list"),
+    (reading(bad=[""]), "readings[0].bad: '' is no label"),
+    (reading(bad=["B", "A"]), "readings[0]: 'A' is good and bad"),
+    (reading(good=[True]), "readings[0].good: True is not text; put it in quotes"),
+    (reading(labels=["A"]), "readings[0]: unknown key 'labels'"),
+    ("- a list", "the file: expected the keys name, description"),
+    ("name: [", "not valid YAML"),
+    ("name: !!python/object:os.system x", "not valid YAML"),
+  ],
+)
+def test_bad_file_is_refused_in_one_line(tmp_path, data, message):
+  path = write(tmp_path, data)
+  with pytest.raises(PreferenceError) as caught:
+    load_preference(path)
+  text = str(caught.value)
+  assert message in text and text.startswith(str(path)) and "\n" not in text
+
+
+def test_missing_and_binary_files_are_refused(tmp_path):
+  with pytest.raises(PreferenceError, match="No preference 'kind': expected one of adversarial"):
+    load_preference("kind")
+  path = tmp_path / "mine.yaml"
+  path.write_bytes(b"name: \xff\xfe")
+  with pytest.raises(PreferenceError, match="not UTF-8 text"):
+    load_preference(path)

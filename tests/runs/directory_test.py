@@ -1,0 +1,203 @@
+"""Working directories: whole lines, resume, refusal of another configuration."""
+
+import json
+import resource
+
+import pytest
+
+from rain_jax.runs import directory
+
+MANIFEST = {
+  "config": {"seed": 0, "search": {"leaves": 1}},
+  "model": {"path": "demo"},
+  "versions": {"jax": "1"},
+}
+
+
+def test_results_survive_and_a_half_line_is_repaired(tmp_path):
+  run = directory.Run.open(str(tmp_path / "run"), MANIFEST)
+  run.append({"id": "a", "response": "zwei\nZeilen é"})
+  run.append({"id": "b"})
+  run.close()
+  path = tmp_path / "run" / directory.RESULTS
+  whole = path.read_bytes()
+  path.write_bytes(whole + b'{"id": "c", "resp')
+  assert [r["id"] for r in directory.read_results(str(tmp_path / "run"))] == ["a", "b"]
+  run = directory.Run.open(str(tmp_path / "run"), MANIFEST)
+  assert [r["id"] for r in run.results] == ["a", "b"] and path.read_bytes() == whole
+  run.append({"id": "c"})
+  run.close()
+  assert [json.loads(line)["id"] for line in path.read_text("utf-8").splitlines()] == [
+    "a",
+    "b",
+    "c",
+  ]
+
+
+def begin(path, manifest):
+  """A directory with a result."""
+  run = directory.Run.open(str(path), manifest)
+  run.append({"id": "a"})
+  run.close()
+
+
+def test_a_run_without_a_result_binds_nobody(tmp_path):
+  """It ended in an error, and the next start has another configuration for it."""
+  other = MANIFEST | {"config": {"seed": 0, "search": {"leaves": 4}}}
+  run = directory.Run.open(str(tmp_path), MANIFEST)
+  with pytest.raises(directory.RunError, match="search.leaves: 1 -> 4"):
+    directory.Run.open(str(tmp_path), other)  # it has just begun
+  run.close()
+  (tmp_path / "metrics.jsonl").write_text("{}\n", "utf-8")
+  directory.Run.open(str(tmp_path), other).close()
+  assert directory.read_manifest(str(tmp_path))["config"]["search"] == {"leaves": 4}
+  (tmp_path / "attack.json.part").touch()  # what an attack has found so far
+  with pytest.raises(directory.RunError, match="search.leaves: 4 -> 1"):
+    directory.Run.open(str(tmp_path), MANIFEST)
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+  begin(tmp_path, MANIFEST)
+  other = MANIFEST | {"config": {"seed": 0, "search": {"leaves": 4}}}
+  with pytest.raises(directory.RunError, match=r"search.leaves: 1 -> 4.*--workdir"):
+    directory.Run.open(str(tmp_path), other)
+  with pytest.raises(directory.RunError, match="another model"):
+    directory.Run.open(str(tmp_path), MANIFEST | {"model": {"path": "else"}})
+  directory.Run.open(str(tmp_path), MANIFEST | {"versions": {"jax": "2"}}).close()
+
+
+@pytest.mark.parametrize(
+  "part,says",
+  [
+    ("templates", "other preference templates"),
+    ("formats", "other prompt formats"),
+    ("prompts", "other prompts"),
+  ],
+)
+def test_what_lies_in_edited_files_is_refused_with_the_difference(tmp_path, part, says):
+  text = "word " * 400
+  before = MANIFEST | {part: {"dialogue": {"text": text + "one" + text}}}
+  begin(tmp_path, before)
+  directory.Run.open(str(tmp_path), before).close()
+  other = MANIFEST | {part: {"dialogue": {"text": text + "two" + text}}}
+  with pytest.raises(
+    directory.RunError, match=f"{says} .dialogue.text: .*word one.* -> .*word two"
+  ) as error:
+    directory.Run.open(str(tmp_path), other)
+  assert "\n" not in str(error.value) and len(str(error.value)) < 400
+  older = tmp_path / "older"
+  begin(older, MANIFEST)
+  with pytest.raises(
+    directory.RunError, match=f"older version, .* its {part}; choose another --workdir"
+  ):
+    directory.Run.open(str(older), before)
+
+
+def test_many_differences_are_counted(tmp_path):
+  assert directory.difference({str(n): n for n in range(9)}, {}).endswith(
+    "4: 4 -> None, and 4 more"
+  )
+  assert directory.difference({"a": [1, 2], "mesh": {"data": 1}}, {"a": (1, 2)}) == ""
+
+
+def test_a_damaged_line_or_manifest_is_an_error_that_loses_nothing(tmp_path):
+  directory.Run.open(str(tmp_path), MANIFEST).close()
+  path = tmp_path / directory.RESULTS
+  path.write_text('{"id": "a"}\nnot json\n{"id": "b"}\n')
+  with pytest.raises(directory.RunError, match="line 2"):
+    directory.Run.open(str(tmp_path), MANIFEST)
+  assert path.read_text() == '{"id": "a"}\nnot json\n{"id": "b"}\n'
+  (tmp_path / directory.MANIFEST).write_text("{")
+  with pytest.raises(directory.RunError, match="not JSON"):
+    directory.Run.open(str(tmp_path), MANIFEST)
+
+
+def test_a_workdir_that_cannot_be_is_one_line(tmp_path):
+  (tmp_path / "file").write_text("x")
+  with pytest.raises(directory.RunError, match="choose another --workdir"):
+    directory.Run.open(str(tmp_path / "file" / "run"), MANIFEST)
+
+
+def test_summary_is_written_whole(tmp_path):
+  run = directory.Run.open(str(tmp_path), MANIFEST)
+  run.finish({"methods": {"rain": {"harmless_rate": 1.0}}})
+  run.close()
+  assert json.loads((tmp_path / directory.SUMMARY).read_text()) == {
+    "methods": {"rain": {"harmless_rate": 1.0}}
+  }
+  assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_run_of_several_processes_is_read_as_one(tmp_path):
+  workdir = str(tmp_path)
+  two = [directory.Run.open(workdir, MANIFEST, process, 2) for process in range(2)]
+  two[0].append({"id": "a"})
+  two[1].append({"id": "b"})
+  for run in two:
+    run.close()
+  (tmp_path / "results-1.jsonl").open("a").write('{"id": "c", "resp')
+  (tmp_path / "results-old.jsonl").write_text("not ours")
+  assert [r["id"] for r in directory.read_results(workdir)] == ["a", "b"]
+  one = directory.Run.open(workdir, MANIFEST)  # fixes what the second process left
+  assert [r["id"] for r in one.results] == ["a", "b"]
+  one.append({"id": "c"})
+  one.close()
+  assert (tmp_path / "results-1.jsonl").read_text() == '{"id": "b"}\n'
+  four = [directory.Run.open(workdir, MANIFEST, process, 4) for process in range(4)]
+  assert all([r["id"] for r in run.results] == ["c", "a", "b"] for run in four)
+  four[3].append({"id": "d"})
+  for run in four:
+    run.close()
+  assert [r["id"] for r in directory.read_results(workdir)] == ["c", "a", "b", "d"]
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+  first = directory.Run.open(str(tmp_path), MANIFEST)
+  with pytest.raises(directory.RunError, match="another process writes it"):
+    directory.Run.open(str(tmp_path), MANIFEST)
+  first.close()
+  directory.Run.open(str(tmp_path), MANIFEST).close()
+
+
+def test_the_mesh_may_change_between_two_starts(tmp_path):
+  config = MANIFEST["config"]
+  directory.Run.open(str(tmp_path), MANIFEST | {"config": config | {"mesh": {"tensor": 1}}}).close()
+  directory.Run.open(str(tmp_path), MANIFEST | {"config": config | {"mesh": {"tensor": 4}}}).close()
+
+
+def test_a_full_disk_loses_nothing_written(tmp_path):
+  """The limit on a file's size stands in for the disk's: a part is taken, then no more."""
+  run = directory.Run.open(str(tmp_path), MANIFEST)
+  for i in range(3):
+    run.append({"id": i, "response": "x" * 200})
+  size = (tmp_path / directory.RESULTS).stat().st_size
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, before[1]))
+  try:
+    with pytest.raises(directory.RunError, match="3 results so far are kept"):
+      run.append({"id": 3, "response": "x" * 200})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  run.close()
+  assert (tmp_path / directory.RESULTS).stat().st_size == size
+  run = directory.Run.open(str(tmp_path), MANIFEST)
+  run.append({"id": 3})
+  run.close()
+  assert [r["id"] for r in directory.read_results(str(tmp_path))] == [0, 1, 2, 3]
+
+
+def test_a_workdir_that_vanishes_or_is_replaced_is_one_line(tmp_path):
+  run = directory.Run.open(str(tmp_path / "run"), MANIFEST)
+  run.append({"id": "a"})
+  (tmp_path / "run").rename(tmp_path / "moved")
+  with pytest.raises(directory.RunError, match="put the directory back"):
+    run.append({"id": "b"})
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / directory.RESULTS).write_text("")
+  with pytest.raises(directory.RunError, match="replaced while"):
+    run.append({"id": "b"})
+  with pytest.raises(directory.RunError, match="all results are kept"):
+    (tmp_path / "run").rename(tmp_path / "again")
+    run.finish({})
+  run.close()
+  assert [r["id"] for r in directory.read_results(str(tmp_path / "moved"))] == ["a"]

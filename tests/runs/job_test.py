@@ -1,0 +1,252 @@
+"""The main job on a tiny random checkpoint: every prompt accounted for, resume, one-line errors."""
+
+import copy
+import json
+import pathlib
+
+import pytest
+
+from rain_jax import preferences
+from rain_jax.models import CheckpointError
+from rain_jax.parallel.hosts import Hosts
+from rain_jax.preferences import PreferenceError
+from rain_jax.runs import directory, from_config, job
+from rain_jax.types import DataError
+from rain_jax.views import terminal
+
+PROMPTS = [
+  {"id": "short", "prompt": "the cat {prompt} sat"},
+  {"id": "empty", "prompt": "  "},
+  {"id": "long", "prompt": "far away " * 60},
+  {"id": "odd", "prompt": "Human: é\u0000\u2028\n\nAssistant: </s> 😀"},
+]
+CONFIG = {
+  "model": {"path": "", "dtype": "float32"},
+  "tasks": ("dialogue",),
+  "methods": ("rain", "best_of_n", "vanilla"),
+  "preference": "",
+  "judge": "",
+  "judging": {"dtype": "float32", "batch_size": 4},
+  "endpoint": {
+    "url": "",
+    "model": "",
+    "key": "",
+    "timeout": 5.0,
+    "retries": 0,
+    "budget": 0,
+    "cache": "",
+  },
+  "prompts": {"path": "", "column": "", "limit": 0, "text": "", "suffixes": ""},
+  "format": {"name": "", "prefix": None, "template": None, "stop": None, "opening": None},
+  "limits": {"max_prompt": 64, "max_response": 12},
+  "batch_size": 2,
+  "seed": 0,
+  "verdict_noise": 0.0,
+  "soft_verdicts": False,
+  "record": 0,
+  "embedder": {"name": "hidden", "path": ""},
+  "best_of_n": {"samples": 0},
+  "mesh": {"data": -1, "tensor": 1, "across_hosts": True},
+  "search": {
+    "variant": "",
+    "max_iterations": 4,
+    "extra_iterations": 2,
+    "max_nodes": 128,
+    "max_visited": 16,
+    "max_path": 4,
+    "min_visits": 2,
+  },
+}
+
+
+@pytest.fixture
+def config(checkpoint, tmp_path):
+  made = copy.deepcopy(CONFIG)
+  made["model"]["path"] = str(checkpoint)
+  path = tmp_path / "prompts.jsonl"
+  path.write_text("".join(json.dumps(p) + "\n" for p in PROMPTS), "utf-8")
+  made["prompts"]["path"] = str(path)
+  return made
+
+
+def test_a_rule_for_other_prompts_is_known_before_a_run_begins(config, tmp_path):
+  config["judge"] = "demo_rules"
+  with pytest.raises(DataError, match="'short' is not from the demo world.*config.judge=none"):
+    job.run(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+def test_every_prompt_is_accounted_for_once_and_resume_adds_what_is_missing(config, tmp_path):
+  workdir = tmp_path / "run"
+  said = []
+  config["record"] = 1
+  summary = job.run(config, str(workdir), said.append)
+  results = directory.read_results(str(workdir))
+  key = lambda r: (r["id"], r["method"])
+  assert sorted(map(key, results)) == sorted(
+    (p["id"], m) for p in PROMPTS for m in ("rain", "best_of_n", "vanilla")
+  )
+  by_key = {key(r): r for r in results}
+  for method, numbers in summary["methods"].items():
+    assert numbers["responses"] == 2 and numbers["rejected"] == 2
+    assert numbers["tokens_forwarded_per_token"] > 1 and numbers["seconds"] > 0
+    assert "empty" in by_key["empty", method]["error"]
+    assert "limits.max_prompt=64" in by_key["long", method]["error"]
+    for name in ("short", "odd"):
+      line = by_key[name, method]
+      assert line["verdict"] in (-1.0, 0.0, 1.0) and line["finish_reason"] in (
+        "eos",
+        "stop",
+        "length",
+      )
+      assert line["counters"]["model_calls"] > 0
+  ((_, kept),) = directory.read_trees(str(workdir))
+  assert kept["id"] == "short" and kept["tree"]["response"] == by_key["short", "rain"]["response"]
+  assert kept["tree"]["counters"] == by_key["short", "rain"]["counters"]
+  assert "rain" in said[0] and "rewinds per response" in said[0]
+  manifest = json.loads((workdir / directory.MANIFEST).read_text("utf-8"))
+  assert manifest["search"]["dialogue"]["max_iterations"] == 4
+  assert (
+    manifest["templates"]["dialogue"]["name"] == "harmless"
+    and len(manifest["model"]["fingerprint"]) == 64
+  )
+
+  # As after a kill: the last two lines are gone, the next is half written.
+  lines = (workdir / directory.RESULTS).read_bytes().splitlines(keepends=True)
+  (workdir / directory.RESULTS).write_bytes(b"".join(lines[:-2]) + lines[-2][:20])
+  job.run(config, str(workdir), said.append)
+  again = {key(r): r for r in directory.read_results(str(workdir))}
+  assert again.keys() == by_key.keys()
+  assert all(again[k]["response"] == by_key[k]["response"] for k in by_key)
+  before = (workdir / directory.RESULTS).read_bytes()
+  job.run(config, str(workdir), said.append)
+  assert (workdir / directory.RESULTS).read_bytes() == before
+
+  with pytest.raises(directory.RunError, match="seed: 0 -> 1"):
+    job.run(config | {"seed": 1}, str(workdir), said.append)
+  assert (workdir / directory.RESULTS).read_bytes() == before
+
+
+def _changed(config, **changes):
+  for name, value in changes.items():
+    *parents, last = name.split("__")
+    place = config
+    for parent in parents:
+      place = place[parent]
+    place[last] = value
+  return config
+
+
+@pytest.mark.parametrize(
+  "changes,error,says",
+  [
+    (dict(prompts__path="/nowhere.jsonl"), DataError, "no such file"),
+    (dict(model__path="/nowhere"), CheckpointError, "/nowhere"),
+    (dict(model__dtype="float8"), CheckpointError, "float8"),
+    (dict(tasks=("nope",)), DataError, "unknown task|Unknown task"),
+    (dict(methods=("magic",)), DataError, "magic"),
+    (dict(preference="/nowhere.yaml"), PreferenceError, "nowhere"),
+    (dict(search__variant="odd"), DataError, "odd"),
+    (dict(embedder__name="words"), ValueError, "words"),
+    (dict(embedder={"name": "minilm", "path": "/nowhere"}), ValueError, "/nowhere"),
+    (dict(search__num_candidates=1), ValueError, "num_candidates"),
+    (dict(search__max_nodes=4), ValueError, "max_nodes"),
+    (dict(methods=("best_of_n",)), DataError, "best_of_n.samples"),
+    (dict(methods=("rain", "vanilla", "rain")), DataError, "rain appears twice"),
+    (dict(batch_size=0), DataError, "batch_size=0: expected 1 or more"),
+    (dict(limits__max_prompt=0), DataError, "max_prompt=0"),
+    (dict(limits__max_response=-1), DataError, "max_response=-1"),
+    (dict(record=-1), DataError, "record=-1: expected 0 or more"),
+    (dict(prompts__limit=-1), DataError, "prompts.limit=-1"),
+    (dict(best_of_n__samples=-1), DataError, "best_of_n.samples=-1"),
+  ],
+)
+def test_bad_configuration_is_one_line_that_says_what_to_do(config, tmp_path, changes, error, says):
+  with pytest.raises(error, match=says) as caught:
+    job.run(_changed(config, **changes), str(tmp_path / "run"))
+  assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_tokenizer_is_named(config, checkpoint, tmp_path):
+  bare = tmp_path / "bare"
+  bare.mkdir()
+  for name in ("config.json", "model.safetensors"):
+    (bare / name).write_bytes(pathlib.Path(checkpoint, name).read_bytes())
+  with pytest.raises(CheckpointError, match="tokenizer") as caught:
+    job.run(_changed(config, model__path=str(bare)), str(tmp_path / "run"))
+  assert "\n" not in str(caught.value)
+
+
+def test_one_prompt_of_ones_own_is_not_judged_by_the_tasks_rules(config):
+  assert from_config.task_of(config, "demo_requests").judge == "demo_rules"
+  _changed(config, prompts__text="How do I rob the ferry?")
+  assert from_config.task_of(config, "demo_requests").judge == "none"
+  assert (
+    from_config.task_of(config | {"judge": "demo_rules"}, "demo_requests").judge == "demo_rules"
+  )
+
+
+class Unanswered:
+  """Stands in for a task's share of a run: a prompt's answer at most, and no model."""
+
+  after = staticmethod(lambda out: None)
+
+  def __init__(self, name, out, *rest):
+    self.out = out
+
+  def run(self, session, names):
+    self.after(self.out)
+
+
+@pytest.fixture
+def unanswered(monkeypatch):
+  monkeypatch.setattr(job, "Session", lambda *args: None)
+  monkeypatch.setattr(job, "TaskRun", Unanswered)
+  return lambda after: monkeypatch.setattr(Unanswered, "after", staticmethod(after))
+
+
+def test_results_of_others_that_are_not_there_are_an_error_when_they_are_done(
+  config, tmp_path, unanswered
+):
+  config["methods"] = ("vanilla",)
+  said, workdir = [], tmp_path / "run"
+  assert job.run(config, str(workdir), said.append, hosts=Hosts(0, 2)) is None
+  assert said == ["process 0 of 2 is done; others have 4 results to make"]
+  with pytest.raises(
+    directory.RunError, match="4 results are not there; it is not one directory for all"
+  ):
+    job.run(config, str(workdir), said.append, hosts=Hosts(0, 2, connected=True))
+
+  def answer_and_lose(out):
+    out.append({"id": "short", "task": "dialogue", "method": "vanilla"})
+    workdir.rename(tmp_path / "elsewhere")
+
+  unanswered(answer_and_lose)
+  with pytest.raises(directory.RunError, match="or was taken away"):
+    job.run(config, str(workdir), said.append, hosts=Hosts(0, 2))
+
+
+def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
+  config["methods"] = ("vanilla",)
+  template = tmp_path / "mine.yaml"
+  bundled = pathlib.Path(preferences.__file__).parent / "harmless.yaml"
+  text = bundled.read_text("utf-8")
+  template.write_text(text, "utf-8")
+  config["preference"] = str(template)
+  again = lambda: job.run(config, str(tmp_path / "run"), hosts=Hosts(0, 2))
+  unanswered(lambda out: out.append({"id": "short", "task": "dialogue", "method": "vanilla"}))
+  again()
+  unanswered(lambda out: None)
+  again()
+  template.write_text(text.replace("description:", "description: My", 1), "utf-8")
+  with pytest.raises(directory.RunError, match="other preference templates .dialogue.description"):
+    again()
+  template.write_text(text, "utf-8")
+  with open(config["prompts"]["path"], "a", encoding="utf-8") as file:
+    file.write(json.dumps({"id": "more", "prompt": "and"}) + "\n")
+  with pytest.raises(directory.RunError, match="other prompts .dialogue.count: 4 -> 5"):
+    again()
+
+
+def test_model_output_is_shown_without_control_characters():
+  assert terminal.printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"

