@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax.models import gguf_file, hf
+from rain_jax.models.assembly import Layout, assemble
 from rain_jax.models.config import ModelConfig, RopeScaling
 from rain_jax.models.gguf_file import GGUFFile
 from rain_jax.models.hf import CheckpointError
@@ -46,7 +47,7 @@ _NAMES = {
   "final_norm/scale": "output_norm.weight",
   "head/weight": "output.weight",
 }
-LAYOUT: hf.Layout = {path: (name, hf.LAYOUT[path][1]) for path, name in _NAMES.items()}
+LAYOUT: Layout = {path: (name, hf.LAYOUT[path][1]) for path, name in _NAMES.items()}
 """For each of our parameters the GGUF name; the axes are those of Hugging Face's files."""
 
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -76,7 +77,7 @@ def load(
   """
   file = gguf_file.read_header(path)
   config = _config(file)
-  return hf.assemble(
+  return assemble(
     config,
     _Tensors(file, config),
     LAYOUT,
@@ -88,7 +89,7 @@ def load(
 
 
 class _Tensors:
-  """A file's tensors by name, in the order that rotates halves; see `hf.Tensors`."""
+  """A file's tensors by name, in the order that rotates halves; see `assembly.Tensors`."""
 
   def __init__(self, file: GGUFFile, config: ModelConfig):
     self._file = file
