@@ -259,10 +259,8 @@ def move(
 
   def again(at: _Moves) -> _Moves:
     state = at.state
-    counters = state.counters
-    state = state.replace(
-      counters=counters.replace(inherited_commits=counters.inherited_commits + at.due)
-    )
+    inherited = state.counters.inherited_commits + at.due
+    state = state.replace(counters=state.counters.replace(inherited_commits=inherited))
     state = commit(state, model, params, at.due, config)
     return _Moves(state, at.due & state.active & still_trusted(state.tree))
 
@@ -274,6 +272,13 @@ def step(state: DecodeState, model: types.Model, params: Any, config: SearchConf
   """One step of every active tree: the inner loop's step, then commits where they are due."""
   state, due, _ = iterate(state, model, params, config)
   return move(state, model, params, due, config)
+
+
+class _Steps(NamedTuple):
+  """The state after a number of steps, int32[]."""
+
+  state: DecodeState
+  done: Array
 
 
 @functools.partial(
@@ -293,40 +298,24 @@ def advance(
   Over several shards, each does `max_steps` unless all its responses end: none
   knows of the others, and whoever stopped early would only wait for them.
   """
+  wait_for_all = wait_for_all or (spread is not None and spread.shards > 1)
+
+  def own(state: DecodeState, params: Any, max_steps: Array) -> DecodeState:
+    running = state.active.sum()
+
+    def unfinished(at: _Steps) -> Array:
+      now = at.state.active.sum()
+      enough = now > 0 if wait_for_all else (now == running) & (now > 0)
+      return enough & (at.done < max_steps)
+
+    def body(at: _Steps) -> _Steps:
+      return _Steps(step(at.state, model, params, config), at.done + 1)
+
+    return while_any(unfinished, body, _Steps(state, jnp.int32(0))).state
+
   if spread is None:
-    return _advance(state, model, params, config, max_steps, wait_for_all)
-  own = lambda state, params, steps: _advance(
-    state, model, params, config, steps, wait_for_all or spread.shards > 1
-  )
+    return own(state, params, max_steps)
   return spread.map(own, WHOLE, WHOLE)(state, params, max_steps)
-
-
-class _Steps(NamedTuple):
-  """The state after a number of steps, int32[]."""
-
-  state: DecodeState
-  done: Array
-
-
-def _advance(
-  state: DecodeState,
-  model: types.Model,
-  params: Any,
-  config: SearchConfig,
-  max_steps: Array,
-  wait_for_all: bool,
-) -> DecodeState:
-  running = state.active.sum()
-
-  def unfinished(at: _Steps) -> Array:
-    now = at.state.active.sum()
-    enough = now > 0 if wait_for_all else (now == running) & (now > 0)
-    return enough & (at.done < max_steps)
-
-  def body(at: _Steps) -> _Steps:
-    return _Steps(step(at.state, model, params, config), at.done + 1)
-
-  return while_any(unfinished, body, _Steps(state, jnp.int32(0))).state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,11 +413,7 @@ def rounds(
 
 @functools.partial(jax.jit, static_argnames=("config", "spread"), donate_argnames="state")
 def _refill(
-  state: DecodeState,
-  mask: Array | np.ndarray,
-  keys: Array,
-  config: SearchConfig,
-  spread: BatchSharding | None,
+  state: DecodeState, mask: Any, keys: Array, config: SearchConfig, spread: BatchSharding | None
 ) -> DecodeState:
   if spread is None:
     return refill(state, mask, keys, config)
