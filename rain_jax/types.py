@@ -96,7 +96,7 @@ class SearchConfig:
   max_visited: int = 96
   max_path: int = 16
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     object.__setattr__(self, "set_lengths", tuple(self.set_lengths))
     lengths = self.set_lengths
     if not lengths or lengths[0] != 1 or any(n < 2 for n in lengths[1:]):
@@ -146,17 +146,17 @@ class SearchConfig:
     return 3 if self.redraw else 1
 
 
-def harmless_search(**overrides) -> SearchConfig:
+def harmless_search(**overrides: Any) -> SearchConfig:
   """The HH variant of the published code: `SearchConfig` as it stands."""
   return SearchConfig(**overrides)
 
 
-def adversarial_search(**overrides) -> SearchConfig:
+def adversarial_search(**overrides: Any) -> SearchConfig:
   """The adversarial variant: hotter candidates, redrawn until distinct."""
   return SearchConfig(**{**dict(redraw=True, temperature=2.0, min_visits=5), **overrides})
 
 
-def truthful_search(**overrides) -> SearchConfig:
+def truthful_search(**overrides: Any) -> SearchConfig:
   """The truthful variant: rollouts to the end of the response, more visits a move."""
   return SearchConfig(**{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides})
 
@@ -315,17 +315,17 @@ def check_state(after: Any, before: Any, method: str) -> None:
   Raises:
     ValueError: one line that names the method and what differs.
   """
-  old, new = (jax.tree_util.tree_flatten_with_path(state) for state in (before, after))
-  if old[1] != new[1]:
+  expected: Any = jax.tree.structure(before)
+  found: Any = jax.tree.structure(after)
+  if expected != found:
     raise ValueError(
-      f"The model's {method}: its state must keep its structure {old[1]}, is {new[1]}."
+      f"The model's {method}: its state must keep its structure {expected}, is {found}."
     )
-  for (path, expected), (_, found) in zip(old[0], new[0], strict=True):
-    if _kind(expected) != _kind(found):
+  leaves = jax.tree_util.tree_leaves_with_path(before)
+  for (path, old), new in zip(leaves, jax.tree.leaves(after), strict=True):
+    if _kind(old) != _kind(new):
       name = f"state{jax.tree_util.keystr(path)}"
-      raise ValueError(
-        f"The model's {method}: {name} must stay {_kind(expected)}, is {_kind(found)}."
-      )
+      raise ValueError(f"The model's {method}: {name} must stay {_kind(old)}, is {_kind(new)}.")
 
 
 def _kind(array: Any) -> str:

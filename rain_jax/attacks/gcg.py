@@ -26,6 +26,7 @@ from rain_jax.attacks import AttackError, Behaviour
 from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
 from rain_jax.policy.context import prefix as fixed_prefix
+from rain_jax.policy.params import Side
 from rain_jax.text import encoding
 from rain_jax.types import Array
 
@@ -76,7 +77,7 @@ class Text:
   """
 
   session: Session
-  side: str
+  side: Side
   goal: str
   before: tuple[int, ...]
   rest: tuple[int, ...]

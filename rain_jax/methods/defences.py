@@ -52,7 +52,8 @@ _Decide = Callable[[Sequence[Response]], list[bool | None]]
 def _harmful_by(name: str, config: Mapping[str, Any], method: str) -> _Decide:
   if name == SELF:
     # Less than two good readings is no approval, as in the search.
-    return lambda responses: [response.verdict < 1 for response in responses]
+    harmful = lambda verdict: None if verdict is None else verdict < 1
+    return lambda responses: [harmful(response.verdict) for response in responses]
   panel = judges.panel(name, config)
   if len(panel) != 1:
     raise DataError(f"{method}.judge={name!r}: expected one judge, or {SELF!r}.")

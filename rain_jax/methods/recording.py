@@ -157,7 +157,11 @@ class Recording:
       known |= {node: tuple(numbers) for node, *numbers in one.changed}
       root = one.node if one.node is not None else root
     above = self.path(root)[:-1]
-    gone = lambda node: self.nodes[node].died is not None and self.nodes[node].died <= last
+
+    def gone(node: int) -> bool:
+      died = self.nodes[node].died
+      return died is not None and died <= last
+
     return {node: n for node, n in known.items() if node not in above and not gone(node)}
 
   def path(self, node: int) -> list[int]:
@@ -230,7 +234,7 @@ class Recorder:
       self.frames.append(Frame(step, END))
       return self.frames[-1:]
     moves = [node for node in self._path(root) if node not in self._path(self._root)]
-    frames = []
+    frames: list[Frame] = []
     for node in moves:
       _, f, q, _ = self._numbers[node]
       trusted = f > self.config.min_visits and q > self.config.value_threshold

@@ -32,7 +32,7 @@ def vanilla(
   for queries, drawn in samples(session, seed, 1, skip):
     work = [work_of([c], [t]) for c, t in zip(drawn.calls, drawn.forwarded)]
     tokens = [t[0, : n[0]].tolist() for t, n in zip(drawn.tokens, drawn.length)]
-    yield from responded(session, queries, tokens, drawn.finish[:, 0], work)
+    yield from responded(session, queries, tokens, drawn.finish[:, 0].tolist(), work)
     if on_progress:
       on_progress(None)
 

@@ -279,11 +279,13 @@ class Session:
   def prompts(self, queries: Sequence[Query | None], side: str) -> Prompt:
     """The "proposing" or "evaluating" side of queries, fields [B, ...]; None is an empty prompt."""
     ids = [getattr(query, side) if query else [] for query in queries]
-    tokens = np.zeros((len(ids), self.max_prompt), np.int32)
+    # On the host: a program takes them to wherever it runs.
+    tokens: Any = np.zeros((len(ids), self.max_prompt), np.int32)
     for row, one in enumerate(ids):
       tokens[row, : len(one)] = one
-    length = np.array([len(one) for one in ids], np.int32)
-    return Prompt(tokens, length, np.array([bool(q and q.ends) for q in queries]))
+    length: Any = np.array([len(one) for one in ids], np.int32)
+    ends: Any = np.array([bool(q and q.ends) for q in queries])
+    return Prompt(tokens, length, ends)
 
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""

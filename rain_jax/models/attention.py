@@ -143,8 +143,9 @@ def _join(parts: Sequence[_Partial]) -> _Partial:
   """Attention over all that the parts attended to."""
   highest = functools.reduce(jnp.maximum, (part.highest for part in parts))
   weights = [jnp.exp(part.highest - highest) for part in parts]
-  total = sum(w * part.total for w, part in zip(weights, parts, strict=True))
-  mixed = sum(w[..., None] * part.mixed for w, part in zip(weights, parts, strict=True))
+  pairs = list(zip(weights, parts, strict=True))
+  total = functools.reduce(jnp.add, (w * part.total for w, part in pairs))
+  mixed = functools.reduce(jnp.add, (w[..., None] * part.mixed for w, part in pairs))
   return _Partial(highest, total, mixed)
 
 

@@ -39,7 +39,9 @@ class Layers(nnx.Module):
       return Linear(depth, inputs, outputs, bias=bias, param_dtype=param_dtype, rngs=rngs)
 
     def norm(axes: Mapping[str, int]) -> Norm:
-      return Norm({"layers": depth} | axes, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs)
+      return Norm(
+        {"layers": depth, **axes}, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs
+      )
 
     self.attention_norm = norm(embed)
     self.q = linear(embed, heads, config.attention_bias)
@@ -77,7 +79,7 @@ class Layers(nnx.Module):
     """
     y = self.attention_norm(x)
     query, keys, values = (part(y, transposed) for part in (self.q, self.k, self.v))
-    if self.q_norm is not None:
+    if self.q_norm is not None and self.k_norm is not None:
       query, keys = self.q_norm(query), self.k_norm(keys)
     query = attention.rotate(query, *angles) * query.shape[-1] ** -0.5
     keys = attention.rotate(keys, *angles)

@@ -8,7 +8,7 @@ one large program do not. Threads suffice: compiled programs leave Python to the
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Shared(Generic[T]):
       return next(self._items)
 
 
-def merged(streams: Sequence[Iterator[T]]) -> Iterator[T]:
+def merged(streams: Sequence[Iterator[T]]) -> Generator[T, None, None]:
   """What all the streams yield, as it comes.
 
   The first runs alone until it yields: by then its programs are compiled, for all.

@@ -90,7 +90,7 @@ def make_params(
     tokens, length = np.asarray(ids or [0], np.int32), len(ids)
 
     def read(params: Any) -> tuple[Array, KV]:
-      hidden, kv = forward(lm.graphdef, params, tokens, jnp.arange(len(tokens)))
+      hidden, kv = forward(lm.graphdef, params, jnp.asarray(tokens), jnp.arange(len(tokens)))
       return hidden[:length].astype(jnp.float32), jax.tree.map(lambda a: a[..., :length, :], kv)
 
     places = None

@@ -92,16 +92,16 @@ def run(
     hosts.wait("opened")  # what is done by now is the same for all
     for name in tasks:
       rule = judges.rule_of(panels[name])
-      part = TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping)
-      session = Session(loaded, settings[name], records[name])
-      if "rain" in names:
-        memory_plan.check(session.plan(), arrays.bytes_available())
-      part.run(session, names)
+      _answer(
+        TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping),
+        Session(loaded, settings[name], records[name]),
+        names,
+      )
     hosts.wait("answered")
   finally:
     metrics.close()
     out.close()
-  loaded = session = part = None  # judge models need the memory
+  del loaded  # judge models need the memory
   results = directory.read_results(workdir) if hosts.count > 1 else out.results
   wanted = {(name, r.id, m) for name in tasks for r in records[name] for m in names}
   keys = lambda lines: {(r["task"], r["id"], r["method"]) for r in lines}
@@ -125,6 +125,13 @@ def run(
   finally:
     hosts.wait("summed up")  # the others are there, whatever became of this one
   return summary
+
+
+def _answer(part: TaskRun, session: Session, names: Sequence[str]) -> None:
+  """The responses of one task, by every method."""
+  if "rain" in names:
+    memory_plan.check(session.plan(), arrays.bytes_available())
+  part.run(session, names)
 
 
 def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:

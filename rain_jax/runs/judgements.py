@@ -137,7 +137,9 @@ def _said(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[str, dict[Key,
   """By judge and response its answers, None where it left it unjudged; the run's own come first."""
   lines = _read_all(workdir, own)
   first = [judge for judges in own.values() for judge in judges]
-  said = {judge: {} for judge in dict.fromkeys([*first, *(judge for _, judge, _ in lines)])}
+  said: dict[str, dict[Key, dict | None]] = {
+    judge: {} for judge in dict.fromkeys([*first, *(judge for _, judge, _ in lines)])
+  }
   for (key, judge, _), line in lines.items():
     old = said[judge].get(key)
     said[judge][key] = (old or {}) | line["answers"] if "answers" in line else old

@@ -22,7 +22,7 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from rain_jax.runs import directory
@@ -45,6 +45,8 @@ def load_sweep(path: str) -> list[dict[str, Any]]:
   if not file.is_file():
     raise SweepError(f"{path}: no such sweep file.")
   spec = importlib.util.spec_from_file_location(f"sweep_{file.stem}", file)
+  if spec is None or spec.loader is None:
+    raise SweepError(f"{path}: expected a Python file (.py).")
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
@@ -268,7 +270,7 @@ def _wait_for_runs_left_behind(
       time.sleep(_POLL)
 
 
-def _end(processes: Sequence[subprocess.Popen], how: int) -> None:
+def _end(processes: Iterable[subprocess.Popen], how: int) -> None:
   for process in processes:
     if process.poll() is None:
       process.send_signal(how)

@@ -77,8 +77,14 @@ class TaskRun:
     profiler = Profiler(self.traces and f"{self.traces}/{self.task}-{method}")
     # None: no bar where nobody watches.
     hidden = True if self.hosts.process or self.on_step is not None else None
-    shown = dict(desc=f"{self.task} {method}", unit="response", disable=hidden)
-    with tqdm.tqdm(total=total, initial=start, **shown) as bar, contextlib.closing(profiler):
+    bar = tqdm.tqdm(
+      total=total,
+      initial=start,
+      desc=f"{self.task} {method}",
+      unit="response",
+      disable=hidden,
+    )
+    with bar, contextlib.closing(profiler):
 
       def between(state):
         bar.set_postfix(rewinds=told.step(state)["rewinds"])
@@ -135,10 +141,9 @@ class TaskRun:
         if self.on_step:
           self.on_step(step)
         if step.response:
-          if step.response.record.id in recorded:
-            self.out.keep_recording(
-              self.task, step.response.record.id, step.response.recording.as_json()
-            )
+          name, search = step.response.record.id, step.response.recording
+          if search is not None and name in recorded:
+            self.out.keep_recording(self.task, name, search.as_json())
           yield step.response
     yield from methods.rain(session, seed, done | left, between)
 
@@ -161,7 +166,7 @@ class TaskRun:
   def _write(self, method: str, response: Response, seconds: float) -> None:
     if response.record.id not in self._mine or self._trouble is not None:
       return
-    line = {
+    line: dict[str, Any] = {
       "id": response.record.id,
       "task": self.task,
       "method": method,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jinja2
@@ -105,7 +105,8 @@ def join_turns(
 ) -> str:
   """A conversation in one template: each user's turn, the answer after it, and so on."""
   if between is None:
-    between = re.match(r"\s*", template.partition(PROMPT)[2])[0]
+    after = template.partition(PROMPT)[2]
+    between = after[: len(after) - len(after.lstrip())]
   # Where a template ends in white space, the answer needs none of its own.
   space = "" if template[-1:].isspace() else " "
   text = ""
@@ -138,7 +139,7 @@ def encode_around(
   free = (chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in t for t in said))
   hidden = dict(zip(names, free))
 
-  def swap(text: str, pairs) -> str:
+  def swap(text: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
       text = text.replace(old, new)
     return text

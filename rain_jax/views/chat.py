@@ -73,7 +73,8 @@ class Conversation:
       else:
         for event in events.events(watch(session, self._seed)):
           on_event(event)
-        answers[method] = event.response
+          if event.response is not None:  # the last one's
+            answers[method] = event.response
     self.history += (prompt, answers[methods[-1]].text)
     return answers
 
@@ -157,7 +158,9 @@ def _turn(conversation, mode, line, show, out, say) -> None:
 def cost(answer: Response) -> str:
   """An answer's verdict, or why it has none, and what it took."""
   counters = answer.counters
-  verdict = answer.error if answer.verdict is None else f"own verdict {answer.verdict:+g}"
+  verdict = (
+    (answer.error or "no verdict") if answer.verdict is None else f"own verdict {answer.verdict:+g}"
+  )
   parts = [verdict, f"{counters['response_tokens']} tokens"]
   parts += [f"{counters[name]} {name}" for name in ("iterations", "rewinds") if name in counters]
   return ", ".join([*parts, f"{counters['tokens_forwarded']} tokens forwarded"])

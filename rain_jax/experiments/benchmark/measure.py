@@ -44,7 +44,7 @@ class Compilations:
     self._open = False
     jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-  def _heard(self, event: str, seconds: float, **_) -> None:
+  def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
     if self._open and event == "/jax/core/compile/backend_compile_duration":
       self.count += 1
 
