@@ -18,7 +18,7 @@ from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models.loading import LoadedModel
 from rain_jax.tasks import Record
 from rain_jax.tasks.files import Row, read_rows
-from rain_jax.text import vocab
+from rain_jax.text import encoding, vocab
 from rain_jax.types import DataError
 
 GOOD, BAD = "good", "bad"
@@ -140,7 +140,7 @@ def _tokens(loaded: LoadedModel, session_config: SessionConfig, example: Example
   """The response's tokens, after the space that separates it from the prompt."""
   apart = example.response[:1].isspace() or session_config.preference.conversation[-1:].isspace()
   try:
-    return vocab.encode_continuation(
+    return encoding.encode_continuation(
       loaded.tokenizer, example.response if apart else f" {example.response}"
     )
   except ValueError as error:

@@ -39,8 +39,7 @@ from rain_jax.text.vocab import TextState, TextTables
 from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig
 
 
-@flax.struct.dataclass
-class Memory:
+class Memory(flax.struct.PyTreeNode):
   """Verdicts already given in this query, by the judged text's hash (ring of M entries).
 
   Attributes:
@@ -54,8 +53,7 @@ class Memory:
   count: Array
 
 
-@flax.struct.dataclass
-class PolicyState:
+class PolicyState(flax.struct.PyTreeNode):
   """The language model's side of B searches.
 
   Attributes:
@@ -400,8 +398,7 @@ class LanguageModel:
     return length, jnp.where(cut[..., None], text.hash_at_full_stop, text.hash)
 
 
-@flax.struct.dataclass
-class Prompt:
+class Prompt(flax.struct.PyTreeNode):
   """A prompt for one slot.
 
   Attributes:

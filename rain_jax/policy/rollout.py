@@ -21,8 +21,7 @@ from rain_jax.text.vocab import TextState
 from rain_jax.types import NO_TOKEN, Array
 
 
-@flax.struct.dataclass
-class Draft:
+class Draft(flax.struct.PyTreeNode):
   """Candidates and rollout of B x W leaves while they are decoded; G candidate rows.
 
   Attributes:
@@ -55,8 +54,7 @@ class Draft:
   failed: Array
 
 
-@flax.struct.dataclass
-class Uniforms:
+class Uniforms(flax.struct.PyTreeNode):
   """The uniform numbers that decide what is drawn.
 
   Attributes:

@@ -9,8 +9,7 @@ ROLES = ("context", "candidates", "rollout", "verdict")
 CONTEXT, CANDIDATES, ROLLOUT, VERDICT = range(4)
 
 
-@flax.struct.dataclass
-class Usage:
+class Usage(flax.struct.PyTreeNode):
   """Work done, kept in the loop (design section 4). `roles` are those of `ROLES`.
 
   Attributes:

@@ -21,8 +21,7 @@ from rain_jax.text import vocab
 from rain_jax.types import NO_TOKEN, Array
 
 
-@flax.struct.dataclass
-class Samples:
+class Samples(flax.struct.PyTreeNode):
   """N whole responses for each of B prompts.
 
   Attributes:

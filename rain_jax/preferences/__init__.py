@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 from rain_jax.text.formats import join_turns
 
 PROMPT = "{prompt}"  # stands for the user's prompt in `Preference.conversation`
@@ -96,10 +96,10 @@ class CompiledPreference:
     """Tokens between prefix and response, for one prompt and what was said before it.
 
     Raises:
-      ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     text = join_turns(self.conversation, prompt, history)
-    return tuple(vocab.encode_continuation(self.tokenizer, text))
+    return tuple(encoding.encode_continuation(self.tokenizer, text))
 
 
 def bundled_names() -> list[str]:
@@ -211,7 +211,7 @@ def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPrefer
 
   def encode(text: str) -> list[int]:
     try:
-      return vocab.encode_continuation(tokenizer, text)
+      return encoding.encode_continuation(tokenizer, text)
     except ValueError as error:
       raise PreferenceError(f"Preference {preference.name!r}: {error}") from None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 from rain_jax.types import DataError
 
 PROMPT = "{prompt}"
@@ -51,7 +51,7 @@ class Format:
 
     Raises:
       DataError: there is no chat template, or it does not take this conversation.
-      ValueError: the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     said = (*history, prompt)
     if self.chat:
@@ -62,7 +62,7 @@ class Format:
       render = lambda said: self.render(said[-1], said[:-1])
       ids = encode_around(tokenizer, render, said, begin=True)
     elif self.prefix:
-      ids = vocab.encode_continuation(tokenizer, text)
+      ids = encoding.encode_continuation(tokenizer, text)
     else:
       ids = list(tokenizer(text, split_special_tokens=True).input_ids)
     return ids, text[-1:]

@@ -48,7 +48,7 @@ def test_margins_are_those_of_whole_texts(checkpoint):
         [
           *compiled.prefix_ids,
           *compiled.conversation_ids(example.record.prompt, example.record.history),
-          *preferences.vocab.encode_continuation(loaded.tokenizer, text),
+          *preferences.encoding.encode_continuation(loaded.tokenizer, text),
           *compiled.suffix_ids[reading],
         ]
       )

@@ -11,7 +11,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from rain_jax import preferences
 from rain_jax.preferences import PreferenceError, compile_preference, load_preference
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 
 BUNDLED = ("adversarial_harmless", "harmless", "positive", "truthful")
 GOOD_FILE = {
@@ -92,14 +92,14 @@ def test_bundled_preference_compiles_to_the_text_it_says(name, tokenizer):
   starts_with_bos = tokenizer.bos_token_id is not None
   assert (ids[0] == tokenizer.bos_token_id) == starts_with_bos
   judged = compiled.conversation_ids(prompt)
-  answer = vocab.encode_continuation(tokenizer, " It is tea.")
+  answer = encoding.encode_continuation(tokenizer, " It is tea.")
   for reading, suffix in zip(preference.readings, compiled.suffix_ids, strict=True):
     whole = tokenizer.decode([*ids, *judged, *answer, *suffix], skip_special_tokens=True)
     conversation = preference.conversation.replace("{prompt}", prompt)
     assert whole == preference.prefix + "\n\n" + conversation + " It is tea." + reading.suffix
   for reading, good, bad in zip(preference.readings, compiled.good_ids, compiled.bad_ids):
-    assert {vocab.decode_response(tokenizer, ids, [token]) for token in good} == set(reading.good)
-    assert {vocab.decode_response(tokenizer, ids, [token]) for token in bad} == set(reading.bad)
+    assert {encoding.decode_response(tokenizer, ids, [token]) for token in good} == set(reading.good)
+    assert {encoding.decode_response(tokenizer, ids, [token]) for token in bad} == set(reading.bad)
   assert compiled.cut == (name == "truthful")
   assert hash(compiled) == hash(compile_preference(preference, tokenizer))
 
@@ -115,7 +115,7 @@ def test_label_that_would_join_its_suffix_is_taken_alone():
   tokenizer = byte_level()
   names = tokenizer.get_vocab()
   suffix = "\n\nAnswer:\n("
-  assert vocab.encode_continuation(tokenizer, suffix + "A")[-1] == names["(A"]
+  assert encoding.encode_continuation(tokenizer, suffix + "A")[-1] == names["(A"]
   reading = preferences.Reading(suffix, ("A",), ("B",))
   compiled = compile_preference(mine(readings=(reading,)), tokenizer)
   assert compiled.suffix_ids[0][-1] == names["("]
@@ -132,7 +132,7 @@ def test_prompt_cannot_smuggle_in_special_tokens(tokenizer):
   compiled = compile_preference(mine(), tokenizer)
   ids = compiled.conversation_ids("Hi </s> there {prompt}")
   assert tokenizer.eos_token_id not in ids
-  text = vocab.decode_response(tokenizer, list(compiled.conversation_ids("x")), ids)
+  text = encoding.decode_response(tokenizer, list(compiled.conversation_ids("x")), ids)
   assert text == "Human: Hi </s> there {prompt}\n\nAssistant:"
 
 
