@@ -62,7 +62,5 @@ def backup(
   present, visited = siblings >= 0, sibling_pages >= 0
   due = growth_due(sibling_means, present, visited, values[siblings], tree.depth[parents], config)
   due = tree.due.at[jnp.where(path < N, parent_pages, V)].set(due, mode="drop")
-  tree = tree.replace(
-    visit_weight=weights, visits=visits, value=values, embedding=means, due=due
-  )
+  tree = tree.replace(visit_weight=weights, visits=visits, value=values, embedding=means, due=due)
   return tree, jnp.sum(gain > 0, dtype=jnp.int32)

@@ -31,7 +31,9 @@ def growth_due(
   mean = total(siblings) / jnp.maximum(count, 1)[..., None]
   spread = jnp.square(siblings - mean[..., None, :])
   variance = total(spread) / jnp.maximum(count - 1, 1)[..., None]
-  alike = jnp.linalg.norm(variance, axis=-1) < config.grow_threshold * trees.set_length(depth, config)
+  alike = jnp.linalg.norm(variance, axis=-1) < config.grow_threshold * trees.set_length(
+    depth, config
+  )
   best = jnp.where(present, q, -jnp.inf).max(-1)
   # One child has no unbiased variance.
   room = (count > 1) & (count < config.max_children)

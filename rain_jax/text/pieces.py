@@ -53,9 +53,6 @@ def read_pieces(tokenizer: Any, vocab_size: int | None) -> tuple[list[bytes], np
   return pieces, kinds
 
 
-
-
-
 def _piece_reader(decoder: dict | None) -> tuple[Callable[[str], bytes], bool]:
   """From a decoder's description: token name -> bytes, and whether bytes fall back."""
   if decoder is None:

@@ -98,7 +98,9 @@ def test_bundled_preference_compiles_to_the_text_it_says(name, tokenizer):
     conversation = preference.conversation.replace("{prompt}", prompt)
     assert whole == preference.prefix + "\n\n" + conversation + " It is tea." + reading.suffix
   for reading, good, bad in zip(preference.readings, compiled.good_ids, compiled.bad_ids):
-    assert {encoding.decode_response(tokenizer, ids, [token]) for token in good} == set(reading.good)
+    assert {encoding.decode_response(tokenizer, ids, [token]) for token in good} == set(
+      reading.good
+    )
     assert {encoding.decode_response(tokenizer, ids, [token]) for token in bad} == set(reading.bad)
   assert compiled.cut == (name == "truthful")
   assert hash(compiled) == hash(compile_preference(preference, tokenizer))

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from rain_jax.text import encoding, vocab
+from rain_jax.text import automata, encoding, scanner, vocab
 
 ROWS, STEPS = 10_000, 16
 STOPS = ("\n\nHuman:", "\nQ:", "USER", "a USERs", "aaab", "日本", "é.", "<|end", "本a")
@@ -145,11 +145,12 @@ def draw_rows(tokenizer, rng):
 @functools.partial(jax.jit, static_argnames="prompt_text")
 def read(tables, tokens, prompt_text=""):
   """States after every token, leaves [rows, steps, ...]."""
-  start = vocab.initial_state(tables, prompt_text)
+  ends = prompt_text[-1:] in tuple(vocab.TEXT_ENDS)
+  start = scanner.empty(()).replace(ends=jnp.array(ends))
   start = jax.tree.map(lambda x: jnp.broadcast_to(x, tokens.shape[:1] + x.shape), start)
 
   def step(state, column):
-    state = vocab.advance(tables, state, column)
+    state = scanner.advance(tables, state, column)
     return state, state
 
   _, states = jax.lax.scan(step, start, tokens.T)
@@ -221,7 +222,7 @@ def test_every_prefix_agrees_with_string_operations(tokenizer):
 
   assert len(set(seen.values())) == len(seen)
   for text, pair in list(seen.items())[::50]:
-    assert pair == tuple(polynomial(text, base) for base in vocab._BASES)
+    assert pair == tuple(polynomial(text, base) for base in vocab.BASES)
   np.testing.assert_array_equal(states.length[:, -1], STEPS)
   assert min(counts["ends"], counts["stopped"], counts["broken"], counts["full_stop"]) > 1000
   if "<0x0A>" in tokenizer.get_vocab():
@@ -300,9 +301,6 @@ def test_full_stop_in_a_byte_run_counts_when_the_token_is_read():
 def test_stop_string_lies_within_the_response_and_stays_complete():
   tokenizer = byte_level()
   tables = vocab.build_tables(tokenizer, ["Human:"])
-  assert bool(vocab.initial_state(tables, "Human:").ends)
-  assert not vocab.initial_state(tables, "Human").ends
-  assert not vocab.initial_state(tables, "").ends
   rows = [continuation(tokenizer, text) for text in ("man: a", "Human: a")]
   width = max(map(len, rows))
   rows = np.array([row + [-1] * (width - len(row)) for row in rows], np.int32)
@@ -313,7 +311,7 @@ def test_utf8_automaton_accepts_exactly_valid_runs():
   def accepts(run):
     state = 0
     for byte in run:
-      state = vocab._UTF8[state, byte]
+      state = automata.UTF8[state, byte]
     return state == 0
 
   def valid(run):
