@@ -26,7 +26,8 @@ def main() -> None:
   config = _CONFIG.value.to_dict()
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
-  setting = from_config.setting_of(config, from_config.task_of(config, config["tasks"][0]), embedder)
+  task = from_config.task_of(config, config["tasks"][0])
+  setting = from_config.setting_of(config, task, embedder, loaded.tokenizer)
   conversation = chat.Conversation(loaded, setting, config["seed"])
   try:
     chat.talk(conversation, _MODE.value, chat.heard, sys.stdout)

@@ -202,7 +202,7 @@ def _with_tree(session: Session, response: Response, recorder: recording.Recorde
       response=response.text,
       finish=response.finish_reason,
       verdict=response.verdict,
-      preference=session.setting.preference.name,
+      preference=session.setting.aligned_with,
       counters=response.counters,
       search=dataclasses.asdict(session.setting.search),
       nodes=recorder.nodes,

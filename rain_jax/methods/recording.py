@@ -102,7 +102,7 @@ class Trace:
     response: the text that was committed.
     finish: why it ended.
     verdict: the model's own on the whole response.
-    preference: name of what it was aligned with.
+    preference: what it was aligned with, see `Setting.aligned_with`.
     counters: work done.
     search: the search's numbers.
     nodes: every token set the search ever proposed, parents before children.

@@ -24,7 +24,8 @@ from rain_jax.policy.embedders import HiddenStates
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
-from rain_jax.policy.self_evaluation import Override
+from rain_jax.policy.self_evaluation import Correction, Override
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
 from rain_jax.parallel.batch_sharding import DATA, Spread
 from rain_jax.tasks import Record
@@ -48,6 +49,7 @@ class Setting:
     embedder: makes path embeddings; see `rain_jax.policy.embedders`.
     verdict_noise: share of the search's verdicts that flip their sign (ablation).
     soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
+    calibration: takes the model's bias out of its verdicts; None takes them as they are.
 
   Raises:
     DataError: a length or a batch of less than 1.
@@ -63,11 +65,30 @@ class Setting:
   embedder: Any = HiddenStates()
   verdict_noise: float = 0.0
   soft_verdicts: bool = False
+  calibration: Calibration | None = None
 
   def __post_init__(self):
     for name in ("max_prompt", "max_response", "batch_size"):
       if getattr(self, name) < 1:
         raise DataError(f"{name}={getattr(self, name)}: expected 1 or more.")
+
+  @property
+  def aligned_with(self) -> str:
+    """The preference, its form and calibration, for people."""
+    if self.calibration is None:
+      return self.preference.label
+    return f"{self.preference.label} ({self.calibration.described()})"
+
+  def compiled(self, loaded: LoadedModel) -> CompiledPreference:
+    """The preference for a model's tokenizer.
+
+    Raises:
+      PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
+    """
+    compiled = compile_preference(self.preference, loaded.tokenizer)
+    if self.calibration is not None:
+      self.calibration.check(loaded.fingerprint, self.preference.label, compiled.digest)
+    return compiled
 
 
 def search_config(
@@ -148,7 +169,7 @@ class Session:
   def __init__(self, loaded: LoadedModel, setting: Setting, records: Sequence[Record]):
     self.loaded, self.setting = loaded, setting
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    self.preference: CompiledPreference = compile_preference(setting.preference, tokenizer)
+    self.preference: CompiledPreference = setting.compiled(loaded)
     self.prefix_ids = setting.format.prefix_ids(tokenizer)
     ends = setting.format.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
@@ -165,8 +186,12 @@ class Session:
     )
     tables = vocab.build_tables(tokenizer, setting.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=setting.verdict_noise)
+    correction = None
+    if setting.calibration is not None:
+      correction = Correction(
+          np.float32(setting.calibration.offsets), np.float32(setting.calibration.scales))
     self.params = make_params(
-        loaded.model.params, tables, self.lm, self.prefix_ids, override, self.mesh)
+        loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh)
 
   @property
   def mesh(self) -> jax.sharding.Mesh | None:

@@ -410,6 +410,7 @@ def make_params(
     lm: LanguageModel,
     proposing_ids: Sequence[int],
     override: self_evaluation.Override = self_evaluation.Override(),
+    correction: self_evaluation.Correction | None = None,
     mesh: Mesh | None = None,
 ) -> dict:
   """Everything that `LanguageModel` reads and never changes, prefixes computed once.
@@ -420,11 +421,12 @@ def make_params(
     lm: the static part.
     proposing_ids: token ids of the shared prefix before every prompt, perhaps none.
     override: what becomes of the model's verdicts.
+    correction: of its answers; None takes them as they are.
     mesh: over which the parameters are spread; what is made here goes there, too.
 
   Returns:
     Dict of `model`, `tables`, `proposing_prefix`, `judging_prefix` (KV without batch
-    axes), `override`, and `embedder`, the embedder's own arrays.
+    axes), `override`, `correction`, and `embedder`, the embedder's own arrays.
   """
 
   def prefix(ids):
@@ -454,4 +456,5 @@ def make_params(
       judging_prefix=judging,
       embedder=lm.embedder.params(reference),
       override=jax.tree.map(jnp.float32, override),
+      correction=correction,
   )

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from rain_jax import preferences
+from rain_jax.preferences import calibration
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.models import ModelConfig
@@ -64,12 +65,15 @@ def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
   return records
 
 
-def setting_of(config: Mapping[str, Any], task: Task, embedder: Any) -> Setting:
-  """What a session of this task is compiled for."""
+def setting_of(
+    config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: Any
+) -> Setting:
+  """What a session of this task is compiled for; the tokenizer may decide how it is asked."""
+  fitted = config["calibration"]
   overrides = {k: v for k, v in config["search"].items() if k != "variant"}
   return Setting(
       format=task.format,
-      preference=preferences.load_preference(task.preference),
+      preference=preferences.load_preference(task.preference, tokenizer),
       search=search_config(task.variant, overrides, embedder),
       max_prompt=config["limits"]["max_prompt"],
       max_response=config["limits"]["max_response"],
@@ -77,6 +81,7 @@ def setting_of(config: Mapping[str, Any], task: Task, embedder: Any) -> Setting:
       embedder=embedder,
       verdict_noise=config["verdict_noise"],
       soft_verdicts=config["soft_verdicts"],
+      calibration=calibration.load_calibration(fitted) if fitted else None,
   )
 
 

@@ -148,12 +148,16 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
 def _settings(
     config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
 ) -> dict[str, Setting]:
-  """Each task's setting; no chat template, or labels of several tokens, are known from here on."""
+  """Each task's setting; no chat template, labels of several tokens or a calibration that is for
+  something else are known from here on."""
   embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
-  settings = {name: from_config.setting_of(config, task, embedder) for name, task in tasks.items()}
+  settings = {
+      name: from_config.setting_of(config, task, embedder, loaded.tokenizer)
+      for name, task in tasks.items()
+  }
   for setting in settings.values():
     setting.format.end_ids(loaded.tokenizer)
-    preferences.compile_preference(setting.preference, loaded.tokenizer)
+    setting.compiled(loaded)
   return settings
 
 
@@ -164,6 +168,10 @@ def _manifest(
     records: Mapping[str, Sequence[Record]],
 ) -> dict[str, Any]:
   each = lambda part: {name: dataclasses.asdict(part(s)) for name, s in settings.items()}
+  calibrations = {
+      name: dataclasses.asdict(setting.calibration)
+      for name, setting in settings.items() if setting.calibration is not None
+  }
   return {
       "config": config,
       "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
@@ -172,6 +180,7 @@ def _manifest(
       "formats": each(lambda setting: setting.format),
       "search": each(lambda setting: setting.search),
       "prompts": {name: _digest(some) for name, some in records.items()},
+      **({"calibration": calibrations} if calibrations else {}),
   }
 
 
