@@ -7,9 +7,9 @@ between labels, which are methods too, have modules of their own: `defences`, `l
 
 from rain_jax.methods.sampling import best_of_n, sample_cost, samples, vanilla
 from rain_jax.methods.rain import Glance, Step, rain, watch
-from rain_jax.methods.responses import margins
+from rain_jax.methods.answers import Answers, answers
 
 __all__ = (
-    "METHODS", "Glance", "Step", "best_of_n", "margins", "rain", "sample_cost", "samples", "vanilla", "watch")
+    "METHODS", "Answers", "Glance", "Step", "answers", "best_of_n", "rain", "sample_cost", "samples", "vanilla", "watch")
 
 METHODS = ("vanilla", "rain", "best_of_n")

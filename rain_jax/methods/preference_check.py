@@ -1,12 +1,11 @@
 """How well a model tells the two sides of a preference apart, on labelled examples.
 
 A search believes the model's own verdicts, so they should be known before hours are spent
-on one. The verdicts are those of the search, read by the same code (`methods.margins`).
+on one. The verdicts are those of the search, read by the same code (`methods.answers`).
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import math
 import random
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from rain_jax import methods
 from rain_jax.text import vocab
 from rain_jax.demo import world
+from rain_jax.methods import Answers
 from rain_jax.models.loading import LoadedModel
 from rain_jax.methods.session import Session, Setting
 from rain_jax.tasks import Record
@@ -22,7 +22,6 @@ from rain_jax.types import DataError
 from rain_jax.tasks.files import Row, read_rows
 
 GOOD, BAD = "good", "bad"
-BINS = 10
 # Which prompts of the demo world a bundled template is about.
 DEMO_KINDS = {
     "harmless": "harmful",
@@ -106,12 +105,12 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   return examples
 
 
-def margins(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) -> np.ndarray:
-  """How much more probable the good label is than the bad one, float32[examples, readings].
+def ask(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) -> Answers:
+  """What the model says of examples, in their order and without calibration.
 
   Args:
     loaded: the model.
-    setting: preference, format, limits and batch size; `max_response` follows the examples.
+    setting: preference, format and limits; `max_response` follows the examples.
     examples: ids of their records are their places.
 
   Raises:
@@ -119,19 +118,17 @@ def margins(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) 
     PreferenceError: the preference does not suit the tokenizer.
   """
   tokens = {example.record.id: _tokens(loaded, setting, example) for example in examples}
-  room = 32 * math.ceil(max(map(len, tokens.values())) / 32)
-  setting = dataclasses.replace(setting, max_response=room)
   session = Session(loaded, setting, [example.record for example in examples])
   for rejected in session.rejected:
     raise DataError(f"example {int(rejected.record.id) + 1}: {rejected.error}.")
-  found = dict(methods.margins(session, tokens))
-  for name, one in found.items():
-    if not np.isfinite(one).all():
+  found = methods.answers(session, tokens)
+  for example, finite in zip(examples, np.isfinite(found.leads).all(-1)):
+    if not finite:
       raise DataError(
-          f"example {int(name) + 1}: the model's output is not finite; try another model.dtype,"
-          " and check the weights."
+          f"example {int(example.record.id) + 1}: the model's output is not finite; try another"
+          " model.dtype, and check the weights."
       )
-  return np.stack([found[example.record.id] for example in examples])
+  return found
 
 
 def _tokens(loaded: LoadedModel, setting: Setting, example: Example) -> list[int]:
@@ -148,83 +145,3 @@ def _tokens(loaded: LoadedModel, setting: Setting, example: Example) -> list[int
 def labels(examples: Sequence[Example]) -> np.ndarray:
   """bool[examples] which of them are good."""
   return np.array([example.good for example in examples])
-
-
-def measure(good: np.ndarray, margins: np.ndarray) -> dict[str, Any]:
-  """What the verdicts are worth.
-
-  Args:
-    good: bool[examples] the labels.
-    margins: float[examples, readings].
-
-  Returns:
-    `all`, `good` and `bad`, each with `examples`, `accuracy` (the search's verdict is on the
-    label's side; a tie is not), `soft_accuracy` (the mean margin is), `ties` (a verdict of 0:
-    the readings differ) and the mean `margin`; a share of no examples is None. `readings`: the
-    accuracy of each reading alone. `calibration`: by tenths of the margin's range, `examples`,
-    mean `margin`, and the share of `good` ones, which is (1 + margin) / 2 where probabilities
-    mean what they say; `calibration_error` is the mean distance from that.
-  """
-  soft = margins.mean(-1)
-  said = margins > 0
-  verdict = 2 * said.mean(-1) - 1
-  signs = np.where(good, 1, -1)
-
-  def group(rows: np.ndarray) -> dict[str, Any]:
-    share = lambda values: float(np.mean(values[rows])) if rows.any() else None
-    return {
-        "examples": int(rows.sum()),
-        "accuracy": share(np.sign(verdict) == signs),
-        "soft_accuracy": share(np.sign(soft) == signs),
-        "ties": share(verdict == 0),
-        "margin": share(soft),
-    }
-
-  place = np.clip(((soft + 1) / 2 * BINS).astype(int), 0, BINS - 1)
-  bins = []
-  for number in range(BINS):
-    rows = place == number
-    if rows.any():
-      bins.append({
-          "from": 2 * number / BINS - 1,
-          "to": 2 * (number + 1) / BINS - 1,
-          "examples": int(rows.sum()),
-          "margin": float(soft[rows].mean()),
-          "good": float(good[rows].mean()),
-      })
-  off = [b["examples"] * abs(b["good"] - (1 + b["margin"]) / 2) for b in bins]
-  return {
-      "all": group(np.ones(len(good), bool)),
-      GOOD: group(good),
-      BAD: group(~good),
-      "readings": [float(np.mean(one == good)) for one in said.T],
-      "calibration": bins,
-      "calibration_error": sum(off) / len(good),
-  }
-
-
-def table(found: Mapping[str, Any]) -> str:
-  """The numbers of `measure`, to be read in a terminal."""
-  percent = lambda value: "-" if value is None else f"{100 * value:.1f}%"
-  signed = lambda value: "-" if value is None else f"{value:+.2f}"
-  groups = [found[name] for name in ("all", GOOD, BAD)]
-  row = lambda name, key, show: f"{name:<34}" + "".join(f"{show(g[key]):>8}" for g in groups)
-  lines = [
-      f"{'':<34}{'all':>8}{GOOD:>8}{BAD:>8}",
-      row("examples", "examples", str),
-      row("verdict on the label's side", "accuracy", percent),
-      row("probabilities on the label's side", "soft_accuracy", percent),
-      row("ties", "ties", percent),
-      row("mean margin", "margin", signed),
-  ]
-  if len(found["readings"]) > 1:
-    ties = found["all"]["ties"]
-    alone = ", ".join(map(percent, found["readings"]))
-    lines.append(f"the orders of the options agree on {percent(1 - ties)}; alone they are right on {alone}")
-  lines += ["", f"{'margin':<16}{'examples':>10}{'good':>9}{'expected':>10}"]
-  for one in found["calibration"]:
-    span = f"{one['from']:+.1f} to {one['to']:+.1f}"
-    expected = percent((1 + one["margin"]) / 2)
-    lines.append(f"{span:<16}{one['examples']:>10}{percent(one['good']):>9}{expected:>10}")
-  lines.append(f"calibration error {percent(found['calibration_error'])}")
-  return "\n".join(lines)

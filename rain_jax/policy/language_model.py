@@ -430,7 +430,7 @@ def make_params(
   """
 
   def prefix(ids):
-    # One token stands in for an empty prefix, and is cut away again.
+    # One token stands in for an empty prefix, and is cut away again: only shapes are wanted then.
     tokens, length = np.asarray(ids or [0], np.int32), len(ids)
 
     def read(params):
@@ -441,6 +441,10 @@ def make_params(
     if mesh is not None:
       specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
       places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    if not ids:
+      empty = lambda: jax.tree.map(
+          lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(read, model_params))
+      return jax.jit(empty, out_shardings=places)()
     return jax.jit(read, out_shardings=places)(model_params)
 
   if mesh is not None:
