@@ -9,21 +9,21 @@
 import common
 
 ABLATIONS = {
-    "full": {},
-    "no_similarity": {"search.similarity_threshold": 2.0},
-    "no_growth": {"search.grow_threshold": 0.0},
-    "no_exploration": {"search.exploration": 0.0},
-    "more_exploration": {"search.exploration": 4.0},
-    "noise_10": {"verdict_noise": 0.1},  # share of the search's verdicts that flip
-    "noise_30": {"verdict_noise": 0.3},
-    "candidates_5": {"search.num_candidates": 5},
-    "candidates_20": {"search.num_candidates": 20},
-    "low_threshold": {"search.value_threshold": 0.4},
-    "few_visits": {"search.min_visits": 3},
-    "leaves_16": {"search.leaves": 16},
-    "early_commit": {"search.early_commit": True},
-    "leaves_16_early_commit": {"search.leaves": 16, "search.early_commit": True},
-    "minilm": {"embedder.name": "minilm"},
+  "full": {},
+  "no_similarity": {"search.similarity_threshold": 2.0},
+  "no_growth": {"search.grow_threshold": 0.0},
+  "no_exploration": {"search.exploration": 0.0},
+  "more_exploration": {"search.exploration": 4.0},
+  "noise_10": {"verdict_noise": 0.1},  # share of the search's verdicts that flip
+  "noise_30": {"verdict_noise": 0.3},
+  "candidates_5": {"search.num_candidates": 5},
+  "candidates_20": {"search.num_candidates": 20},
+  "low_threshold": {"search.value_threshold": 0.4},
+  "few_visits": {"search.min_visits": 3},
+  "leaves_16": {"search.leaves": 16},
+  "early_commit": {"search.early_commit": True},
+  "leaves_16_early_commit": {"search.leaves": 16, "search.early_commit": True},
+  "minilm": {"embedder.name": "minilm"},
 }
 """What each changes of `common.get_config()`, by dotted name."""
 

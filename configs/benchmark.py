@@ -1,10 +1,10 @@
 """What `scripts/benchmark.py` measures.
 
-  python scripts/benchmark.py --config=configs/benchmark.py:demo     under 10 minutes, 2 cores
-  python scripts/benchmark.py --config=configs/benchmark.py:scaling  time against sizes
-  python scripts/benchmark.py --config=configs/benchmark.py:side_by_side  beside PyTorch
-  python scripts/benchmark.py --config=configs/benchmark.py:memory   the plan beside the compiler
-  python scripts/benchmark.py --config=configs/benchmark.py:7b       an accelerator; also 8b, 13b
+python scripts/benchmark.py --config=configs/benchmark.py:demo     under 10 minutes, 2 cores
+python scripts/benchmark.py --config=configs/benchmark.py:scaling  time against sizes
+python scripts/benchmark.py --config=configs/benchmark.py:side_by_side  beside PyTorch
+python scripts/benchmark.py --config=configs/benchmark.py:memory   the plan beside the compiler
+python scripts/benchmark.py --config=configs/benchmark.py:7b       an accelerator; also 8b, 13b
 """
 
 import ml_collections
@@ -65,6 +65,6 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
       config.verdicts = ("good", "mixed", "bad")
   elif arg != "demo":
     raise ValueError(
-        f"configs/benchmark.py:{arg}: expected demo, scaling, side_by_side, memory, 125m, 7b, 8b or 13b."
+      f"configs/benchmark.py:{arg}: expected demo, scaling, side_by_side, memory, 125m, 7b, 8b or 13b."
     )
   return config

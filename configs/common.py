@@ -14,7 +14,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   config.methods = ("vanilla", "rain")  # vanilla, rain, best_of_n, smooth_llm, guard, choose
-  config.preference = ""  # a bundled name or a YAML file's path; :letters, :words or :chat may follow
+  config.preference = (
+    ""  # a bundled name or a YAML file's path; :letters, :words or :chat may follow
+  )
   config.calibration = ""  # of the verdicts, a file of check_preference.py --fit
   config.judge = ""  # names with commas, see rain_jax.judges.panel; "" takes the task's own
 
@@ -30,7 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.format.prefix = config_dict.placeholder(str)  # text before every prompt, read once
   config.format.template = config_dict.placeholder(str)  # the user's turn, with {prompt}
   config.format.stop = config_dict.placeholder(tuple)  # strings that end a response
-  config.format.opening = config_dict.placeholder(str)  # before the first turn; chat's system message
+  config.format.opening = config_dict.placeholder(
+    str
+  )  # before the first turn; chat's system message
 
   config.judging = ml_collections.ConfigDict()
   config.judging.dtype = "bfloat16"  # of judge models
@@ -96,25 +100,25 @@ def demo(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigD
 
 # Numbers of the search and their types; `rain_jax.types.SearchConfig` explains them.
 SEARCH = {
-    "set_lengths": tuple,
-    "num_candidates": int,
-    "max_children": int,
-    "redraw": bool,
-    "temperature": float,
-    "top_k": int,
-    "rollout_to_eos": bool,
-    "exploration": float,
-    "root_prior": float,
-    "similarity_threshold": float,
-    "similarity_weight": float,
-    "grow_threshold": float,
-    "min_visits": int,
-    "value_threshold": float,
-    "max_iterations": int,
-    "extra_iterations": int,
-    "leaves": int,
-    "early_commit": bool,
-    "max_nodes": int,
-    "max_visited": int,
-    "max_path": int,
+  "set_lengths": tuple,
+  "num_candidates": int,
+  "max_children": int,
+  "redraw": bool,
+  "temperature": float,
+  "top_k": int,
+  "rollout_to_eos": bool,
+  "exploration": float,
+  "root_prior": float,
+  "similarity_threshold": float,
+  "similarity_weight": float,
+  "grow_threshold": float,
+  "min_visits": int,
+  "value_threshold": float,
+  "max_iterations": int,
+  "extra_iterations": int,
+  "leaves": int,
+  "early_commit": bool,
+  "max_nodes": int,
+  "max_visited": int,
+  "max_path": int,
 }

@@ -1,7 +1,7 @@
 """The demo world: a model of a million parameters that knows harm but does not avoid it.
 
-  python scripts/generate.py --config=configs/demo.py        a few prompts, minutes on 2 cores
-  python scripts/generate.py --config=configs/demo.py:full   every held-out prompt
+python scripts/generate.py --config=configs/demo.py        a few prompts, minutes on 2 cores
+python scripts/generate.py --config=configs/demo.py:full   every held-out prompt
 """
 
 import common

@@ -18,14 +18,14 @@ from rain_jax import decode, types
 
 QUEENS = 8
 CONFIG = types.SearchConfig(
-    set_lengths=(1,),  # one queen per tree edge
-    num_candidates=QUEENS,
-    max_children=QUEENS,
-    similarity_threshold=1.1,  # boards share no verdicts
-    grow_threshold=0.0,  # all candidates there are join at once
-    max_nodes=512,
-    max_visited=128,
-    max_path=QUEENS + 1,
+  set_lengths=(1,),  # one queen per tree edge
+  num_candidates=QUEENS,
+  max_children=QUEENS,
+  similarity_threshold=1.1,  # boards share no verdicts
+  grow_threshold=0.0,  # all candidates there are join at once
+  max_nodes=512,
+  max_visited=128,
+  max_path=QUEENS + 1,
 )
 
 
@@ -74,24 +74,24 @@ class Queens:
       columns = free(board, row) & (row < QUEENS)
       last = jnp.where(row == QUEENS - 1, types.LENGTH, types.RUNNING)
       return types.Evaluation(
-          tokens=jnp.where(columns, jnp.arange(QUEENS), types.NO_TOKEN)[:, None],
-          lengths=columns.astype(jnp.int32),
-          log_weights=jnp.zeros(QUEENS),
-          finish=jnp.where(columns, last, types.RUNNING),
-          value=2.0 * (play(board, row, key) == QUEENS) - 1,
-          embeddings=jnp.zeros((path.shape[0], 1)),
+        tokens=jnp.where(columns, jnp.arange(QUEENS), types.NO_TOKEN)[:, None],
+        lengths=columns.astype(jnp.int32),
+        log_weights=jnp.zeros(QUEENS),
+        finish=jnp.where(columns, last, types.RUNNING),
+        value=2.0 * (play(board, row, key) == QUEENS) - 1,
+        embeddings=jnp.zeros((path.shape[0], 1)),
       )
 
     leaf = lambda array: array[:, 0]  # one leaf per board: config.leaves is 1
     answer = jax.vmap(one)(
-        state["board"], state["row"], leaf(request.path_tokens), leaf(request.path_length), keys
+      state["board"], state["row"], leaf(request.path_tokens), leaf(request.path_length), keys
     )
     return jax.tree.map(lambda array: array[:, None], answer), state
 
   def commit(self, params: Any, state: dict, commit: types.Commit) -> dict:
     """Puts the committed queen on the board."""
-    put = lambda board, row, column, mask: (
-        board.at[jnp.where(mask, row, QUEENS)].set(column, mode="drop")
+    put = lambda board, row, column, mask: board.at[jnp.where(mask, row, QUEENS)].set(
+      column, mode="drop"
     )
     board = jax.vmap(put)(state["board"], state["row"], commit.tokens[:, 0], commit.mask)
     return {"board": board, "row": state["row"] + commit.mask}
@@ -110,7 +110,9 @@ def solve(boards: int, batch: int = 4, seed: int = 0) -> list[decode.Result]:
 def main() -> None:
   """Prints the boards and how often the search went back."""
   for result in solve(4):
-    print(f"\nboard {result.index}: {len(result.tokens)} queens, {result.counters['rewinds']} rewinds")
+    print(
+      f"\nboard {result.index}: {len(result.tokens)} queens, {result.counters['rewinds']} rewinds"
+    )
     for column in result.tokens:
       print(" ".join("Q" if c == column else "." for c in range(QUEENS)))
 

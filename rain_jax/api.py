@@ -1,20 +1,20 @@
 """The Python API: a model by name, prompts in, aligned responses out."""
 
-from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax import methods, tasks
+from rain_jax.methods.events import Event, events
+from rain_jax.methods.session import Response, Session, Setting, search_config
 from rain_jax.models import arrays
-from rain_jax.policy import memory_plan
-from rain_jax.policy.embedders import HiddenStates
 from rain_jax.models.loading import LoadedModel
 from rain_jax.models.loading import load as load_checkpoint
+from rain_jax.policy import memory_plan
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.preferences import Preference, load_preference
 from rain_jax.preferences.calibration import load_calibration
-from rain_jax.methods.session import Response, Session, Setting, search_config
-from rain_jax.methods.events import Event, events
 from rain_jax.tasks import Record, Task
 from rain_jax.text.formats import Format
 from rain_jax.types import DataError
@@ -76,13 +76,13 @@ class Rain:
     self._sessions: dict[Setting, Session] = {}
 
   def generate(
-      self,
-      prompts: Sequence[str],
-      preference: str | Preference = "harmless",
-      method: str = "rain",
-      config: Config = Config(),
-      seed: int = 0,
-      trees: bool = False,
+    self,
+    prompts: Sequence[str],
+    preference: str | Preference = "harmless",
+    method: str = "rain",
+    config: Config = Config(),
+    seed: int = 0,
+    trees: bool = False,
   ) -> list[Response]:
     """Answers prompts.
 
@@ -112,19 +112,19 @@ class Rain:
       memory_plan.check(session.plan(), arrays.bytes_available())
     watched = (step.response for step in methods.watch(session, seed) if step.response)
     answers = {
-        "vanilla": lambda: methods.vanilla(session, seed),
-        "rain": lambda: watched if trees else methods.rain(session, seed),
-        "best_of_n": lambda: methods.best_of_n(session, seed, config.samples),
+      "vanilla": lambda: methods.vanilla(session, seed),
+      "rain": lambda: watched if trees else methods.rain(session, seed),
+      "best_of_n": lambda: methods.best_of_n(session, seed, config.samples),
     }[method]()
     by_id = {answer.record.id: answer for answer in [*session.rejected, *answers]}
     return [by_id[str(place)] for place in range(len(prompts))]
 
   def stream(
-      self,
-      prompt: str,
-      preference: str | Preference = "harmless",
-      config: Config = Config(),
-      seed: int = 0,
+    self,
+    prompt: str,
+    preference: str | Preference = "harmless",
+    config: Config = Config(),
+    seed: int = 0,
   ) -> Iterator[Event]:
     """Answers one prompt by RAIN, and tells what happens to the text on the way.
 
@@ -144,7 +144,7 @@ class Rain:
     yield from events(methods.watch(session, seed))
 
   def session(
-      self, prompts: Sequence[str], preference: str | Preference, config: Config
+    self, prompts: Sequence[str], preference: str | Preference, config: Config
   ) -> Session:
     """What `generate` runs on; programs compiled for the same settings are used again.
 
@@ -159,9 +159,7 @@ class Rain:
     return self._sessions.setdefault(setting, Session(self.loaded, setting, records))
 
 
-def setting_of(
-    preference: str | Preference, config: Config, tokenizer: Any = None
-) -> Setting:
+def setting_of(preference: str | Preference, config: Config, tokenizer: Any = None) -> Setting:
   """What to compile for; what `config` leaves open comes from the preference's task.
 
   The tokenizer may decide in which form the preference is asked, see `load_preference`.
@@ -170,15 +168,15 @@ def setting_of(
     preference = load_preference(preference, tokenizer)
   task = _task_of(preference)
   return Setting(
-      format=config.format or task.format,
-      preference=preference,
-      search=search_config(config.variant or task.variant, config.search, config.embedder),
-      max_prompt=config.max_prompt,
-      max_response=config.max_response,
-      batch_size=config.batch_size,
-      embedder=config.embedder,
-      soft_verdicts=config.soft_verdicts,
-      calibration=load_calibration(config.calibration) if config.calibration else None,
+    format=config.format or task.format,
+    preference=preference,
+    search=search_config(config.variant or task.variant, config.search, config.embedder),
+    max_prompt=config.max_prompt,
+    max_response=config.max_response,
+    batch_size=config.batch_size,
+    embedder=config.embedder,
+    soft_verdicts=config.soft_verdicts,
+    calibration=load_calibration(config.calibration) if config.calibration else None,
   )
 
 

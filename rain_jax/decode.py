@@ -83,22 +83,22 @@ class DecodeState:
 
 
 def init(
-    batch: int, model_state: Any, config: SearchConfig, embedding_size: int, max_response: int
+  batch: int, model_state: Any, config: SearchConfig, embedding_size: int, max_response: int
 ) -> DecodeState:
   """A state with `batch` empty slots for responses of up to `max_response` tokens (R)."""
   zeros = jnp.zeros(batch, jnp.int32)
   one = trees.empty(config, embedding_size)
   state = DecodeState(
-      tree=jax.tree.map(lambda a: jnp.broadcast_to(a, (batch,) + a.shape), one),
-      model=model_state,
-      keys=jax.random.split(jax.random.key(0), batch),
-      active=jnp.zeros(batch, bool),
-      finish=zeros,
-      inherited=zeros,
-      leaf=jnp.full(batch, NO_NODE, jnp.int32),
-      response=jnp.full((batch, max_response + config.set_size), NO_TOKEN, jnp.int32),
-      response_length=zeros,
-      counters=Counters(**{name: zeros for name in Counters.__dataclass_fields__}),
+    tree=jax.tree.map(lambda a: jnp.broadcast_to(a, (batch,) + a.shape), one),
+    model=model_state,
+    keys=jax.random.split(jax.random.key(0), batch),
+    active=jnp.zeros(batch, bool),
+    finish=zeros,
+    inherited=zeros,
+    leaf=jnp.full(batch, NO_NODE, jnp.int32),
+    response=jnp.full((batch, max_response + config.set_size), NO_TOKEN, jnp.int32),
+    response_length=zeros,
+    counters=Counters(**{name: zeros for name in Counters.__dataclass_fields__}),
   )
   return jax.tree.map(jnp.copy, state)  # one buffer per array, so that each can be donated
 
@@ -112,15 +112,15 @@ def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -
   one = trees.empty(config, state.tree.e.shape[-1])
   pick = lambda fresh, old: jnp.where(mask.reshape((B,) + (1,) * (old.ndim - 1)), fresh, old)
   return state.replace(
-      tree=jax.tree.map(pick, one, state.tree),
-      keys=pick(keys, state.keys),
-      active=mask | state.active,
-      finish=pick(types.RUNNING, state.finish),
-      inherited=pick(0, state.inherited),
-      leaf=pick(NO_NODE, state.leaf),
-      response=pick(NO_TOKEN, state.response),
-      response_length=pick(0, state.response_length),
-      counters=jax.tree.map(lambda count: pick(0, count), state.counters),
+    tree=jax.tree.map(pick, one, state.tree),
+    keys=pick(keys, state.keys),
+    active=mask | state.active,
+    finish=pick(types.RUNNING, state.finish),
+    inherited=pick(0, state.inherited),
+    leaf=pick(NO_NODE, state.leaf),
+    response=pick(NO_TOKEN, state.response),
+    response_length=pick(0, state.response_length),
+    counters=jax.tree.map(lambda count: pick(0, count), state.counters),
   )
 
 
@@ -138,7 +138,7 @@ def _must_commit(tree: Tree, inherited: Array, iterations: Array, full: Array, c
 
 
 def commit(
-    state: DecodeState, model: types.Model, params: Any, mask: Array, config: SearchConfig
+  state: DecodeState, model: types.Model, params: Any, mask: Array, config: SearchConfig
 ) -> DecodeState:
   """Commits the best child of the root in the trees of `mask` bool[B].
 
@@ -152,38 +152,36 @@ def commit(
   move = mask & (best >= 0)
   length = jnp.where(move, at(tree.length, best), 0)
   made = Commit(
-      mask=move,
-      slot=at(tree.slot, best),
-      tokens=at(tree.tokens, best),
-      length=length,
-      finish=at(tree.finish, best),
+    mask=move,
+    slot=at(tree.slot, best),
+    tokens=at(tree.tokens, best),
+    length=length,
+    finish=at(tree.finish, best),
   )
   place = state.response_length[:, None] + jnp.arange(config.set_size)
   place = jnp.where(jnp.arange(config.set_size) < length[:, None], place, state.response.shape[1])
   response = jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(
-      state.response, place, made.tokens
+    state.response, place, made.tokens
   )
   finish = jnp.where(move, made.finish, jnp.where(stuck, types.EXHAUSTED, state.finish))
   tree = jax.vmap(lambda t, b, m: trees.reroot(t, b, config.root_prior, m))(tree, best, move)
   lost = move & (state.leaf >= 0) & ~at(tree.alive, state.leaf)
   counters = state.counters
   return state.replace(
-      tree=tree,
-      model=model.commit(params, state.model, made),
-      active=state.active & (finish == types.RUNNING),
-      finish=finish,
-      inherited=jnp.where(move, at(tree.f, best), state.inherited),
-      leaf=jnp.where(lost, NO_NODE, state.leaf),
-      response=response,
-      response_length=state.response_length + length,
-      counters=counters.replace(
-          moves=counters.moves + move, rewinds=counters.rewinds + lost
-      ),
+    tree=tree,
+    model=model.commit(params, state.model, made),
+    active=state.active & (finish == types.RUNNING),
+    finish=finish,
+    inherited=jnp.where(move, at(tree.f, best), state.inherited),
+    leaf=jnp.where(lost, NO_NODE, state.leaf),
+    response=response,
+    response_length=state.response_length + length,
+    counters=counters.replace(moves=counters.moves + move, rewinds=counters.rewinds + lost),
   )
 
 
 def iterate(
-    state: DecodeState, model: types.Model, params: Any, config: SearchConfig
+  state: DecodeState, model: types.Model, params: Any, config: SearchConfig
 ) -> tuple[DecodeState, Array, search.StepInfo]:
   """The inner loop's step in every active tree: (state, due, info).
 
@@ -192,39 +190,39 @@ def iterate(
   keys = jax.vmap(jax.random.fold_in)(state.keys, state.counters.steps)
   active = state.active
   tree, model_state, info = search.step(
-      state.tree, model, params, state.model, keys, active, config
+    state.tree, model, params, state.model, keys, active, config
   )
   # Every path goes on from the root, which is not among its nodes.
   onward = jnp.any(info.path == state.leaf[:, None], axis=-1) | (state.leaf == tree.root)
   left = (state.leaf >= 0) & (info.leaf >= 0) & ~onward
   due = jax.vmap(lambda t, i, n, u: _must_commit(t, i, n, u, config))(
-      tree, state.inherited, info.iterations, info.full
+    tree, state.inherited, info.iterations, info.full
   )
   old = state.counters
   counters = old.replace(
-      steps=old.steps + active,
-      iterations=old.iterations + info.iterations,
-      rewinds=old.rewinds + left,
-      early_commits=old.early_commits + (active & info.full),
-      grows=old.grows + info.grows,
-      joined=old.joined + info.joined,
-      similarity_updates=old.similarity_updates + info.similarity_updates,
-      duplicates=old.duplicates + info.duplicates,
-      revisits=old.revisits + info.revisits,
+    steps=old.steps + active,
+    iterations=old.iterations + info.iterations,
+    rewinds=old.rewinds + left,
+    early_commits=old.early_commits + (active & info.full),
+    grows=old.grows + info.grows,
+    joined=old.joined + info.joined,
+    similarity_updates=old.similarity_updates + info.similarity_updates,
+    duplicates=old.duplicates + info.duplicates,
+    revisits=old.revisits + info.revisits,
   )
   state = state.replace(
-      tree=tree,
-      model=model_state,
-      active=active & ~info.failed,
-      finish=jnp.where(info.failed, types.FAILED, state.finish),
-      leaf=jnp.where(info.leaf >= 0, info.leaf, state.leaf),
-      counters=counters,
+    tree=tree,
+    model=model_state,
+    active=active & ~info.failed,
+    finish=jnp.where(info.failed, types.FAILED, state.finish),
+    leaf=jnp.where(info.leaf >= 0, info.leaf, state.leaf),
+    counters=counters,
   )
   return state, due & active & ~info.failed, info
 
 
 def move(
-    state: DecodeState, model: types.Model, params: Any, due: Array, config: SearchConfig
+  state: DecodeState, model: types.Model, params: Any, due: Array, config: SearchConfig
 ) -> DecodeState:
   """Commits in the trees of `due` bool[B], and on while `early_commit` trusts the next."""
   state = commit(state, model, params, due, config)
@@ -238,37 +236,35 @@ def move(
     state, mask = carry
     counters = state.counters
     state = state.replace(
-        counters=counters.replace(inherited_commits=counters.inherited_commits + mask)
+      counters=counters.replace(inherited_commits=counters.inherited_commits + mask)
     )
     state = commit(state, model, params, mask, config)
     return state, mask & state.active & still_trusted(state.tree)
 
   still_trusted = jax.vmap(lambda tree: trusted(tree, config))
   state, _ = jax.lax.while_loop(
-      more, again, (state, due & state.active & still_trusted(state.tree))
+    more, again, (state, due & state.active & still_trusted(state.tree))
   )
   return state
 
 
-def step(
-    state: DecodeState, model: types.Model, params: Any, config: SearchConfig
-) -> DecodeState:
+def step(state: DecodeState, model: types.Model, params: Any, config: SearchConfig) -> DecodeState:
   """One step of every active tree: the inner loop's step, then commits where they are due."""
   state, due, _ = iterate(state, model, params, config)
   return move(state, model, params, due, config)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "config", "wait_for_all", "spread"), donate_argnames="state"
+  jax.jit, static_argnames=("model", "config", "wait_for_all", "spread"), donate_argnames="state"
 )
 def advance(
-    state: DecodeState,
-    model: types.Model,
-    params: Any,
-    config: SearchConfig,
-    max_steps: Array,
-    wait_for_all: bool = False,
-    spread: Spread | None = None,
+  state: DecodeState,
+  model: types.Model,
+  params: Any,
+  config: SearchConfig,
+  max_steps: Array,
+  wait_for_all: bool = False,
+  spread: Spread | None = None,
 ) -> DecodeState:
   """Steps until a response ends (or all do), or `max_steps` are done.
 
@@ -278,7 +274,7 @@ def advance(
   if spread is None:
     return _advance(state, model, params, config, max_steps, wait_for_all)
   own = lambda state, params, steps: _advance(
-      state, model, params, config, steps, wait_for_all or spread.shards > 1
+    state, model, params, config, steps, wait_for_all or spread.shards > 1
   )
   return spread.map(own, WHOLE, WHOLE)(state, params, max_steps)
 
@@ -320,15 +316,15 @@ class Result:
 
 
 def serve(
-    state: DecodeState,
-    model: types.Model,
-    params: Any,
-    config: SearchConfig,
-    prompts: Iterable[tuple[Any, Array, Any]],
-    start: Callable[[DecodeState, dict[int, Any]], DecodeState],
-    max_steps: int = 1_000_000,
-    on_progress: Callable[[DecodeState], None] | None = None,
-    spread: Spread | None = None,
+  state: DecodeState,
+  model: types.Model,
+  params: Any,
+  config: SearchConfig,
+  prompts: Iterable[tuple[Any, Array, Any]],
+  start: Callable[[DecodeState, dict[int, Any]], DecodeState],
+  max_steps: int = 1_000_000,
+  on_progress: Callable[[DecodeState], None] | None = None,
+  spread: Spread | None = None,
 ) -> Iterator[tuple[Result, DecodeState]]:
   """Answers prompts with a batch that never drains (continuous batching).
 
@@ -349,7 +345,8 @@ def serve(
     read from.
   """
   for ended, state in rounds(
-      state, model, params, config, prompts, start, max_steps=max_steps, spread=spread):
+    state, model, params, config, prompts, start, max_steps=max_steps, spread=spread
+  ):
     for one in ended:
       yield one, state
     if on_progress:
@@ -357,15 +354,15 @@ def serve(
 
 
 def rounds(
-    state: DecodeState,
-    model: types.Model,
-    params: Any,
-    config: SearchConfig,
-    prompts: Iterable[tuple[Any, Array, Any]],
-    start: Callable[[DecodeState, dict[int, Any]], DecodeState],
-    *,
-    max_steps: int,
-    spread: Spread | None = None,
+  state: DecodeState,
+  model: types.Model,
+  params: Any,
+  config: SearchConfig,
+  prompts: Iterable[tuple[Any, Array, Any]],
+  start: Callable[[DecodeState, dict[int, Any]], DecodeState],
+  *,
+  max_steps: int,
+  spread: Spread | None = None,
 ) -> Iterator[tuple[list[Result], DecodeState]]:
   """As `serve`, by calls of `advance`: what ended in each, perhaps nothing, and the state."""
   queue = iter(prompts)
@@ -400,7 +397,7 @@ def _refill(state, mask, keys, config, spread):
 
 
 def begin(
-    state: DecodeState, keys: dict[int, Array], config: SearchConfig, spread: Spread | None = None
+  state: DecodeState, keys: dict[int, Array], config: SearchConfig, spread: Spread | None = None
 ) -> DecodeState:
   """`refill` for slots given by number, with their random keys; one at least."""
   batch = range(state.active.shape[0])
@@ -413,12 +410,12 @@ def begin(
 def result(state: DecodeState, slot: int, index: Any) -> Result:
   """What a slot holds whose response has ended; `index` says which prompt it was."""
   response, length, finish, counters = fetch(
-      (state.response, state.response_length, state.finish, state.counters)
+    (state.response, state.response_length, state.finish, state.counters)
   )
   return Result(
-      index=index,
-      tokens=response[slot, : length[slot]].tolist(),
-      finish=types.FINISH_REASONS[finish[slot]],
-      counters={k: int(v[slot]) for k, v in vars(counters).items()},
-      slot=slot,
+    index=index,
+    tokens=response[slot, : length[slot]].tolist(),
+    finish=types.FINISH_REASONS[finish[slot]],
+    counters={k: int(v[slot]) for k, v in vars(counters).items()},
+    slot=slot,
   )

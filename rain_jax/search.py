@@ -119,11 +119,11 @@ def select(tree: Tree, virtual: Array, config: SearchConfig) -> Selection:
   too_deep = inner & ~grow
   mode = jnp.where(grow, types.GROW, types.VISIT)
   return Selection(
-      mode=jnp.where(idle & (~inner | grow) | too_deep, types.IDLE, mode),
-      leaf=leaf,
-      path=path,
-      path_length=length,
-      too_deep=too_deep,
+    mode=jnp.where(idle & (~inner | grow) | too_deep, types.IDLE, mode),
+    leaf=leaf,
+    path=path,
+    path_length=length,
+    too_deep=too_deep,
   )
 
 
@@ -138,9 +138,7 @@ def select_leaves(tree: Tree, active: Array, config: SearchConfig) -> Selection:
     virtual = virtual.at[at].add(passed, mode="drop").at[tree.root].add(passed)
     return virtual, chosen
 
-  _, chosen = jax.lax.scan(
-      one, jnp.zeros(tree.max_nodes, jnp.int32), length=config.leaves
-  )
+  _, chosen = jax.lax.scan(one, jnp.zeros(tree.max_nodes, jnp.int32), length=config.leaves)
   return chosen
 
 
@@ -155,15 +153,15 @@ def make_request(tree: Tree, chosen: Selection) -> tuple[Tree, Request]:
   tree, (leaf_slot, fresh) = jax.lax.scan(one, tree, chosen)
   on_path = chosen.path >= 0
   return tree, Request(
-      mode=chosen.mode,
-      leaf_slot=leaf_slot,
-      first_visit=fresh,
-      finish=tree.finish[chosen.leaf],
-      depth=tree.depth[chosen.leaf],
-      path_length=chosen.path_length,
-      path_slots=jnp.where(on_path, tree.slot[chosen.path], NO_SLOT),
-      path_tokens=jnp.where(on_path[..., None], tree.tokens[chosen.path], NO_TOKEN),
-      path_lengths=jnp.where(on_path, tree.length[chosen.path], 0),
+    mode=chosen.mode,
+    leaf_slot=leaf_slot,
+    first_visit=fresh,
+    finish=tree.finish[chosen.leaf],
+    depth=tree.depth[chosen.leaf],
+    path_length=chosen.path_length,
+    path_slots=jnp.where(on_path, tree.slot[chosen.path], NO_SLOT),
+    path_tokens=jnp.where(on_path[..., None], tree.tokens[chosen.path], NO_TOKEN),
+    path_lengths=jnp.where(on_path, tree.length[chosen.path], 0),
   )
 
 
@@ -202,7 +200,7 @@ def _ranked(use: Array, size: int, *arrays: Array) -> tuple[Array, ...]:
 
 
 def expand(
-    tree: Tree, leaf: Array, answer: Evaluation, enable: Array, config: SearchConfig
+  tree: Tree, leaf: Array, answer: Evaluation, enable: Array, config: SearchConfig
 ) -> tuple[Tree, Array]:
   """Gives a visited leaf its first children (RAIN, section 3.2, expansion).
 
@@ -225,15 +223,15 @@ def expand(
 
   K = config.max_children
   listed, tokens, length, finish, weights = _ranked(
-      wanted, K, answer.tokens, answer.lengths, answer.finish, weights
+    wanted, K, answer.tokens, answer.lengths, answer.finish, weights
   )
   length = jnp.where(listed, length, 0)
   slot = jnp.where(enable, tree.slot[leaf], tree.taken.shape[0])
   tree = tree.replace(
-      proposal_tokens=tree.proposal_tokens.at[slot].set(tokens, mode="drop"),
-      proposal_length=tree.proposal_length.at[slot].set(length, mode="drop"),
-      proposal_log_weight=tree.proposal_log_weight.at[slot].set(weights, mode="drop"),
-      proposal_finish=tree.proposal_finish.at[slot].set(finish, mode="drop"),
+    proposal_tokens=tree.proposal_tokens.at[slot].set(tokens, mode="drop"),
+    proposal_length=tree.proposal_length.at[slot].set(length, mode="drop"),
+    proposal_log_weight=tree.proposal_log_weight.at[slot].set(weights, mode="drop"),
+    proposal_finish=tree.proposal_finish.at[slot].set(finish, mode="drop"),
   )
   join = listed & (jnp.arange(K) < config.num_candidates)
   # At depth 0 the candidates' temperature shapes the first priors, while the list keeps
@@ -243,13 +241,13 @@ def expand(
   # ... and the children join in token order, not in order of probability.
   order = jnp.argsort(jnp.where(join, jnp.where(first, tokens[:, 0], jnp.arange(K)), 2**30))
   tree = trees.insert(
-      tree, leaf, tokens[order], length[order], finish[order], prior[order], enable & join[order]
+    tree, leaf, tokens[order], length[order], finish[order], prior[order], enable & join[order]
   )
   return tree, jnp.where(enable, dropped, 0)
 
 
 def join_proposals(
-    tree: Tree, node: Array, enable: Array, config: SearchConfig
+  tree: Tree, node: Array, enable: Array, config: SearchConfig
 ) -> tuple[Tree, Array]:
   """Lets the first (children + 1) proposals of a node join that are not children yet.
 
@@ -271,7 +269,7 @@ def join_proposals(
 
 
 def grow(
-    tree: Tree, node: Array, answer: Evaluation, enable: Array, config: SearchConfig
+  tree: Tree, node: Array, answer: Evaluation, enable: Array, config: SearchConfig
 ) -> tuple[Tree, Array]:
   """Dynamic node addition (RAIN, section 3.2): fresh proposals go ahead of the list.
 
@@ -289,26 +287,24 @@ def grow(
   join = lambda new, listed: jnp.concatenate([new, listed])
   # Entries pushed past K are never considered again: at most K ever are.
   listed, tokens, length, weights, finish = _ranked(
-      join(keep, old),
-      K,
-      join(tokens, tree.proposal_tokens[slot]),
-      join(length, tree.proposal_length[slot]),
-      join(weights, tree.proposal_log_weight[slot]),
-      join(answer.finish[:fresh], tree.proposal_finish[slot]),
+    join(keep, old),
+    K,
+    join(tokens, tree.proposal_tokens[slot]),
+    join(length, tree.proposal_length[slot]),
+    join(weights, tree.proposal_log_weight[slot]),
+    join(answer.finish[:fresh], tree.proposal_finish[slot]),
   )
   at = jnp.where(enable, slot, tree.taken.shape[0])
   tree = tree.replace(
-      proposal_tokens=tree.proposal_tokens.at[at].set(tokens, mode="drop"),
-      proposal_length=tree.proposal_length.at[at].set(jnp.where(listed, length, 0), mode="drop"),
-      proposal_log_weight=tree.proposal_log_weight.at[at].set(weights, mode="drop"),
-      proposal_finish=tree.proposal_finish.at[at].set(finish, mode="drop"),
+    proposal_tokens=tree.proposal_tokens.at[at].set(tokens, mode="drop"),
+    proposal_length=tree.proposal_length.at[at].set(jnp.where(listed, length, 0), mode="drop"),
+    proposal_log_weight=tree.proposal_log_weight.at[at].set(weights, mode="drop"),
+    proposal_finish=tree.proposal_finish.at[at].set(finish, mode="drop"),
   )
   return join_proposals(tree, node, enable, config)
 
 
-def similarity_weights(
-    own: Array, siblings: Array, eligible: Array, config: SearchConfig
-) -> Array:
+def similarity_weights(own: Array, siblings: Array, eligible: Array, config: SearchConfig) -> Array:
   """Visit weight that each sibling gains from a verdict (RAIN, section 3.2).
 
   Cosine similarity between the *running means*, as in the published code, even though
@@ -331,7 +327,7 @@ def similarity_weights(
 
 
 def growth_due(
-    siblings: Array, present: Array, visited: Array, q: Array, depth: Array, config: SearchConfig
+  siblings: Array, present: Array, visited: Array, q: Array, depth: Array, config: SearchConfig
 ) -> Array:
   """Whether dynamic node addition is due among a node's children, bool[...].
 
@@ -361,7 +357,7 @@ def growth_due(
 
 
 def backup(
-    tree: Tree, chosen: Selection, value: Array, embeddings: Array, config: SearchConfig
+  tree: Tree, chosen: Selection, value: Array, embeddings: Array, config: SearchConfig
 ) -> tuple[Tree, Array]:
   """Credits a verdict to the path and to similar siblings (RAIN, section 3.2).
 
@@ -407,9 +403,7 @@ def backup(
   inside = jnp.minimum(nodes, N - 1)
   q = q.at[nodes].set(q[inside] + (value - q[inside]) / jnp.maximum(n[inside], 1.0), mode="drop")
 
-  due = growth_due(
-      sibling_e, ids >= 0, sibling_slots >= 0, q[ids], tree.depth[parents], config
-  )
+  due = growth_due(sibling_e, ids >= 0, sibling_slots >= 0, q[ids], tree.depth[parents], config)
   due = tree.due.at[jnp.where(path < N, parent_slots, V)].set(due, mode="drop")
   tree = tree.replace(n=n, f=f, q=q, e=e, due=due)
   return tree, jnp.sum(gain > 0, dtype=jnp.int32)
@@ -450,13 +444,13 @@ def _finish(tree: Tree, chosen: Selection, answer: Evaluation, config: SearchCon
 
 
 def step(
-    tree: Tree,
-    model: types.Model,
-    params: Any,
-    state: Any,
-    keys: Array,
-    active: Array,
-    config: SearchConfig,
+  tree: Tree,
+  model: types.Model,
+  params: Any,
+  state: Any,
+  keys: Array,
+  active: Array,
+  config: SearchConfig,
 ) -> tuple[Tree, Any, StepInfo]:
   """One step of the inner loop in B trees.
 
@@ -484,7 +478,10 @@ def step(
   visited = chosen.mode == types.VISIT
   last = jnp.where(visited, jnp.arange(config.leaves), -1).max(-1)
   pick = lambda array: jax.vmap(lambda a, i: a[i])(array, jnp.maximum(last, 0))
-  return tree, state, StepInfo(
+  return (
+    tree,
+    state,
+    StepInfo(
       iterations=visited.sum(-1, dtype=jnp.int32),
       grows=jnp.sum(chosen.mode == types.GROW, -1, dtype=jnp.int32),
       joined=joined_first + joined,
@@ -495,4 +492,5 @@ def step(
       failed=jnp.any((chosen.mode != types.IDLE) & jnp.isnan(answer.value), -1),
       leaf=jnp.where(last >= 0, pick(chosen.leaf), NO_NODE),
       path=jnp.where((last >= 0)[:, None], pick(chosen.path), NO_NODE),
+    ),
   )

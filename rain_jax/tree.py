@@ -79,27 +79,27 @@ def empty(config: SearchConfig, embedding_size: int) -> Tree:
   """One tree that holds nothing but an unvisited root at depth 0 (node 0)."""
   N, V, K, L = config.max_nodes, config.max_visited, config.max_children, config.set_size
   return Tree(
-      root=jnp.int32(0),
-      alive=jnp.zeros(N, bool).at[0].set(True),
-      parent=jnp.full(N, NO_NODE, jnp.int32),
-      depth=jnp.zeros(N, jnp.int32),
-      tokens=jnp.full((N, L), NO_TOKEN, jnp.int32),
-      length=jnp.zeros(N, jnp.int32),
-      finish=jnp.full(N, types.RUNNING, jnp.int32),
-      n=jnp.zeros(N, float),
-      f=jnp.zeros(N, jnp.int32),
-      q=jnp.zeros(N, float),
-      p=jnp.zeros(N, float),
-      slot=jnp.full(N, NO_SLOT, jnp.int32),
-      taken=jnp.zeros(V, bool),
-      children=jnp.full((V, K), NO_NODE, jnp.int32),
-      num_children=jnp.zeros(V, jnp.int32),
-      e=jnp.zeros((V, embedding_size), float),
-      due=jnp.zeros(V, bool),
-      proposal_tokens=jnp.full((V, K, L), NO_TOKEN, jnp.int32),
-      proposal_length=jnp.zeros((V, K), jnp.int32),
-      proposal_log_weight=jnp.zeros((V, K), float),
-      proposal_finish=jnp.zeros((V, K), jnp.int32),
+    root=jnp.int32(0),
+    alive=jnp.zeros(N, bool).at[0].set(True),
+    parent=jnp.full(N, NO_NODE, jnp.int32),
+    depth=jnp.zeros(N, jnp.int32),
+    tokens=jnp.full((N, L), NO_TOKEN, jnp.int32),
+    length=jnp.zeros(N, jnp.int32),
+    finish=jnp.full(N, types.RUNNING, jnp.int32),
+    n=jnp.zeros(N, float),
+    f=jnp.zeros(N, jnp.int32),
+    q=jnp.zeros(N, float),
+    p=jnp.zeros(N, float),
+    slot=jnp.full(N, NO_SLOT, jnp.int32),
+    taken=jnp.zeros(V, bool),
+    children=jnp.full((V, K), NO_NODE, jnp.int32),
+    num_children=jnp.zeros(V, jnp.int32),
+    e=jnp.zeros((V, embedding_size), float),
+    due=jnp.zeros(V, bool),
+    proposal_tokens=jnp.full((V, K, L), NO_TOKEN, jnp.int32),
+    proposal_length=jnp.zeros((V, K), jnp.int32),
+    proposal_log_weight=jnp.zeros((V, K), float),
+    proposal_finish=jnp.zeros((V, K), jnp.int32),
   )
 
 
@@ -143,25 +143,25 @@ def assign_slot(tree: Tree, node: Array, enable: Array) -> tuple[Tree, Array]:
   slot = jnp.where(fresh, _free(tree.taken, 0), tree.slot[node]).astype(jnp.int32)
   at = jnp.where(fresh, slot, tree.taken.shape[0])
   tree = tree.replace(
-      slot=tree.slot.at[jnp.where(fresh, node, tree.max_nodes)].set(slot, mode="drop"),
-      taken=tree.taken.at[at].set(True, mode="drop"),
-      children=tree.children.at[at].set(NO_NODE, mode="drop"),
-      num_children=tree.num_children.at[at].set(0, mode="drop"),
-      e=tree.e.at[at].set(0.0, mode="drop"),
-      due=tree.due.at[at].set(False, mode="drop"),
-      proposal_length=tree.proposal_length.at[at].set(0, mode="drop"),
+    slot=tree.slot.at[jnp.where(fresh, node, tree.max_nodes)].set(slot, mode="drop"),
+    taken=tree.taken.at[at].set(True, mode="drop"),
+    children=tree.children.at[at].set(NO_NODE, mode="drop"),
+    num_children=tree.num_children.at[at].set(0, mode="drop"),
+    e=tree.e.at[at].set(0.0, mode="drop"),
+    due=tree.due.at[at].set(False, mode="drop"),
+    proposal_length=tree.proposal_length.at[at].set(0, mode="drop"),
   )
   return tree, slot
 
 
 def insert(
-    tree: Tree,
-    node: Array,
-    tokens: Array,
-    length: Array,
-    finish: Array,
-    prior: Array,
-    join: Array,
+  tree: Tree,
+  node: Array,
+  tokens: Array,
+  length: Array,
+  finish: Array,
+  prior: Array,
+  join: Array,
 ) -> Tree:
   """Adds children to the visited `node`, in the order given.
 
@@ -183,22 +183,22 @@ def insert(
   at = jnp.where(join, ids, N)
   put = lambda array, value: array.at[at].set(value, mode="drop")
   return tree.replace(
-      alive=put(tree.alive, True),
-      parent=put(tree.parent, node),
-      depth=put(tree.depth, tree.depth[node] + 1),
-      tokens=put(tree.tokens, tokens),
-      length=put(tree.length, length),
-      finish=put(tree.finish, finish),
-      n=put(tree.n, 0.0),
-      f=put(tree.f, 0),
-      q=put(tree.q, 0.0),
-      p=put(tree.p, prior),
-      slot=put(tree.slot, NO_SLOT),
-      children=tree.children.at[slot, jnp.where(join, place, tree.children.shape[-1])].set(
-          ids, mode="drop"
-      ),
-      num_children=tree.num_children.at[slot].add(join.sum(dtype=jnp.int32)),
-      due=tree.due.at[slot].set(tree.due[slot] & ~join.any()),
+    alive=put(tree.alive, True),
+    parent=put(tree.parent, node),
+    depth=put(tree.depth, tree.depth[node] + 1),
+    tokens=put(tree.tokens, tokens),
+    length=put(tree.length, length),
+    finish=put(tree.finish, finish),
+    n=put(tree.n, 0.0),
+    f=put(tree.f, 0),
+    q=put(tree.q, 0.0),
+    p=put(tree.p, prior),
+    slot=put(tree.slot, NO_SLOT),
+    children=tree.children.at[slot, jnp.where(join, place, tree.children.shape[-1])].set(
+      ids, mode="drop"
+    ),
+    num_children=tree.num_children.at[slot].add(join.sum(dtype=jnp.int32)),
+    due=tree.due.at[slot].set(tree.due[slot] & ~join.any()),
   )
 
 
@@ -226,12 +226,12 @@ def reroot(tree: Tree, node: Array, root_prior: float, enable: Array) -> Tree:
   mixed = mixed / jnp.sum(jnp.where(ids >= 0, mixed, 0.0))
   at = jnp.where(enable & (ids >= 0), ids, tree.max_nodes)
   return tree.replace(
-      root=root,
-      alive=keep,
-      parent=tree.parent.at[root].set(NO_NODE),
-      slot=jnp.where(keep, tree.slot, NO_SLOT),
-      taken=jnp.where(enable, taken, tree.taken),
-      p=tree.p.at[at].set(mixed, mode="drop"),
+    root=root,
+    alive=keep,
+    parent=tree.parent.at[root].set(NO_NODE),
+    slot=jnp.where(keep, tree.slot, NO_SLOT),
+    taken=jnp.where(enable, taken, tree.taken),
+    p=tree.p.at[at].set(mixed, mode="drop"),
   )
 
 
@@ -246,18 +246,18 @@ def summary(tree: Tree) -> list[dict]:
     node = queue.pop(0)
     slot = int(host.slot[node])
     records.append(
-        dict(
-            id=node,
-            parent=int(host.parent[node]),
-            depth=int(host.depth[node]),
-            tokens=[int(t) for t in host.tokens[node, : host.length[node]]],
-            finish=types.FINISH_REASONS[host.finish[node]],
-            n=float(host.n[node]),
-            f=int(host.f[node]),
-            q=float(host.q[node]),
-            p=float(host.p[node]),
-            visited=slot >= 0,
-        )
+      dict(
+        id=node,
+        parent=int(host.parent[node]),
+        depth=int(host.depth[node]),
+        tokens=[int(t) for t in host.tokens[node, : host.length[node]]],
+        finish=types.FINISH_REASONS[host.finish[node]],
+        n=float(host.n[node]),
+        f=int(host.f[node]),
+        q=float(host.q[node]),
+        p=float(host.p[node]),
+        visited=slot >= 0,
+      )
     )
     if slot >= 0:
       queue += [int(c) for c in host.children[slot, : host.num_children[slot]]]

@@ -102,8 +102,7 @@ class SearchConfig:
       raise ValueError(f"set_lengths={lengths}: the first must be 1, later ones 2 or more.")
     if not 2 <= self.num_candidates <= self.max_children:
       raise ValueError(
-          f"num_candidates={self.num_candidates}: expected 2 to max_children"
-          f" ({self.max_children})."
+        f"num_candidates={self.num_candidates}: expected 2 to max_children ({self.max_children})."
       )
     if self.leaves < 1:
       raise ValueError(f"leaves={self.leaves}: expected 1 (exact) or more.")
@@ -115,7 +114,9 @@ class SearchConfig:
     if self.max_nodes < room:
       raise ValueError(f"max_nodes={self.max_nodes}: at least {room} are needed.")
     if self.max_visited < 2 * self.leaves + 1:
-      raise ValueError(f"max_visited={self.max_visited}: at least {2 * self.leaves + 1} are needed.")
+      raise ValueError(
+        f"max_visited={self.max_visited}: at least {2 * self.leaves + 1} are needed."
+      )
     if self.max_path < 2:
       raise ValueError(f"max_path={self.max_path}: at least 2 are needed.")
 
@@ -156,15 +157,13 @@ def adversarial_search(**overrides) -> SearchConfig:
 
 def truthful_search(**overrides) -> SearchConfig:
   """The truthful variant: rollouts to the end of the response, more visits a move."""
-  return SearchConfig(
-      **{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides}
-  )
+  return SearchConfig(**{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides})
 
 
 VARIANTS = {
-    "harmless": harmless_search,
-    "adversarial": adversarial_search,
-    "truthful": truthful_search,
+  "harmless": harmless_search,
+  "adversarial": adversarial_search,
+  "truthful": truthful_search,
 }
 
 
@@ -252,7 +251,7 @@ class Model(Protocol):
   embedding_size: int
 
   def evaluate(
-      self, params: Any, state: Any, request: Request, keys: Array
+    self, params: Any, state: Any, request: Request, keys: Array
   ) -> tuple[Evaluation, Any]:
     """Answers a request; `keys` [B] are fresh for every step of every prompt."""
 

@@ -1,6 +1,6 @@
 """Measures what RAIN costs: a table, plots and benchmark.json; see docs/performance.md.
 
-  python scripts/benchmark.py --config=configs/benchmark.py:demo --workdir=runs/benchmark
+python scripts/benchmark.py --config=configs/benchmark.py:demo --workdir=runs/benchmark
 """
 
 import contextlib
@@ -8,16 +8,16 @@ import json
 import pathlib
 
 import cli
+import jax
 import side_by_side
 from absl import flags
-import jax
 
 from rain_jax import types
 from rain_jax.experiments import benchmark
-from rain_jax.parallel import workers
-from rain_jax.models import arrays
-from rain_jax.policy import memory_plan
 from rain_jax.experiments.benchmark import roofline
+from rain_jax.models import arrays
+from rain_jax.parallel import workers
+from rain_jax.policy import memory_plan
 from rain_jax.types import DataError
 
 _CONFIG = cli.define_config("What is measured, see configs/benchmark.py.")
@@ -41,7 +41,10 @@ def main() -> None:
   trace = jax.profiler.trace(_TRACE.value) if _TRACE.value else contextlib.nullcontext()
   with trace:
     results = {
-        "rows": _rows, "scaling": _scaling, "side_by_side": _side_by_side, "memory": _memory
+      "rows": _rows,
+      "scaling": _scaling,
+      "side_by_side": _side_by_side,
+      "memory": _memory,
     }[config["mode"]](config, search, leaf_parallel)
   folder = _save(config, results)
   _plot(results, folder)
@@ -58,7 +61,9 @@ def _print_plans(config, search) -> None:
 
 def _rows(config, search, leaf_parallel) -> dict:
   machine = roofline.measure_machine(config["dtype"])
-  print(f"copy {machine.bytes_per_second / 1e9:.1f} GB/s, matrices {machine.flops_per_second / 1e9:.0f} GFLOP/s")
+  print(
+    f"copy {machine.bytes_per_second / 1e9:.1f} GB/s, matrices {machine.flops_per_second / 1e9:.0f} GFLOP/s"
+  )
   rows, phases = [], []
   for name in config["models"]:
     workload = benchmark.Workload(**config["workload"])
@@ -66,8 +71,14 @@ def _rows(config, search, leaf_parallel) -> dict:
     for batch in config["batches"]:
       methods = _fitting(name, batch, config, search, leaf_parallel)
       found = benchmark.rows(
-          subject, batch, methods, config["verdicts"], search, leaf_parallel,
-          config["repeats"], config["mixed_share"],
+        subject,
+        batch,
+        methods,
+        config["verdicts"],
+        search,
+        leaf_parallel,
+        config["repeats"],
+        config["mixed_share"],
       )
       print(benchmark.table(found), flush=True)
       rows += found
@@ -103,13 +114,13 @@ def _planned(name, batch, config, search) -> memory_plan.Plan:
 
 def _scaling(config, search, _) -> dict:
   points = benchmark.scaling(
-      config["models"][0],
-      config["dtype"],
-      benchmark.Workload(**config["workload"]),
-      search,
-      {k: v for k, v in config["scaling"].items() if k != "steps"},
-      config["scaling"]["steps"],
-      config["repeats"],
+    config["models"][0],
+    config["dtype"],
+    benchmark.Workload(**config["workload"]),
+    search,
+    {k: v for k, v in config["scaling"].items() if k != "steps"},
+    config["scaling"]["steps"],
+    config["repeats"],
   )
   for point in points:
     print(f"{point['varied']} {point['size']}: {1000 * point['seconds_per_step']:.1f} ms per step")
@@ -121,7 +132,7 @@ def _memory(config, search, leaf_parallel) -> dict:
   searches = (search, leaf_parallel)
   found = []
   for row in benchmark.memory_rows(
-      config["models"], config["dtype"], config["batches"], workload, searches
+    config["models"], config["dtype"], config["batches"], workload, searches
   ):
     print(benchmark.memory_line(row), flush=True)
     found.append(row)

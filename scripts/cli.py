@@ -206,19 +206,30 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
       _fail(error, 1)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" in str(error):
-        _fail(ValueError("out of memory: lower batch_size, limits.max_prompt, limits.max_response or"
-                         " search.max_visited; generate.py --plan shows what needs how much"), 1)
+        _fail(
+          ValueError(
+            "out of memory: lower batch_size, limits.max_prompt, limits.max_response or"
+            " search.max_visited; generate.py --plan shows what needs how much"
+          ),
+          1,
+        )
       if jax.process_count() == 1:
         raise
       # Most likely one of the others is gone; together they can go on.
-      _fail(ValueError(f"a process of this run is lost ({str(error)[:200]}); {_GO_ON}"), os.EX_TEMPFAIL)
+      _fail(
+        ValueError(f"a process of this run is lost ({str(error)[:200]}); {_GO_ON}"), os.EX_TEMPFAIL
+      )
     except (RuntimeError, AssertionError):
       # JAX has no error of its own for a platform without devices.
       if _has_devices():
         raise
-      _fail(ValueError(
+      _fail(
+        ValueError(
           f"no device for JAX_PLATFORMS={jax.config.jax_platforms}: unset it to run on what there"
-          " is, or install JAX for that device, such as jax[cuda12] or jax[tpu]"), 1)
+          " is, or install JAX for that device, such as jax[cuda12] or jax[tpu]"
+        ),
+        1,
+      )
     except KeyboardInterrupt:
       print("stopped; " + (_GO_ON if resumes else _BEGIN_ANEW), file=sys.stderr)
       sys.exit(128 + signal.SIGINT)

@@ -17,16 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from rain_jax.methods.session import search_config
 from rain_jax import methods
-from rain_jax.text import vocab
-from rain_jax.policy.embedders import HiddenStates
+from rain_jax.methods.session import Session, Setting, search_config
+from rain_jax.models import NO_POSITION, forward
 from rain_jax.models.loading import load
 from rain_jax.models.minilm import load_minilm
-from rain_jax.models import NO_POSITION, forward
-from rain_jax.methods.session import Session, Setting
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.preferences import load_preference
 from rain_jax.tasks import find_task, load_prompts
+from rain_jax.text import vocab
 
 _MODEL = flags.DEFINE_string("model", "demo", "Checkpoint folder, hub name, or demo.")
 _MINILM = flags.DEFINE_string("minilm", None, "Folder of all-MiniLM-L6-v2.", required=True)
@@ -47,8 +46,12 @@ def _sampled(loaded) -> list[tuple[str, list[str]]]:
   task = find_task("demo_requests")
   records = [r for f in task.prompts for r in load_prompts(f)[: _GROUPS.value // 2]]
   setting = Setting(
-      task.format, load_preference(task.preference), search_config("harmless", {}, HiddenStates()),
-      max_response=24, batch_size=4)
+    task.format,
+    load_preference(task.preference),
+    search_config("harmless", {}, HiddenStates()),
+    max_response=24,
+    batch_size=4,
+  )
   session = Session(loaded, setting, records)
   groups = []
   for queries, drawn in methods.samples(session, seed=0, samples=_ROWS):
@@ -65,10 +68,15 @@ def _hidden(loaded, prompt: str, texts: list[str], center: jax.Array) -> np.ndar
   start = list(loaded.tokenizer(prompt).input_ids)
   rows = [start + vocab.encode_continuation(loaded.tokenizer, text) for text in texts]
   width = 64 * -(-max(map(len, rows)) // 64)
-  tokens, positions = np.zeros((len(rows), width), np.int32), np.full((len(rows), width), NO_POSITION)
+  tokens, positions = (
+    np.zeros((len(rows), width), np.int32),
+    np.full((len(rows), width), NO_POSITION),
+  )
   for i, row in enumerate(rows):
     tokens[i, : len(row)], positions[i, : len(row)] = row, np.arange(len(row))
-  hidden, _ = forward(loaded.model.graphdef, loaded.model.params, jnp.asarray(tokens), jnp.asarray(positions))
+  hidden, _ = forward(
+    loaded.model.graphdef, loaded.model.params, jnp.asarray(tokens), jnp.asarray(positions)
+  )
   own = (positions >= len(start))[..., None]
   mean = np.asarray((hidden * own).sum(1) / own.sum(1)) - np.asarray(center)
   return mean / np.linalg.norm(mean, axis=1, keepdims=True)
@@ -100,14 +108,19 @@ def main() -> None:
       theirs.append(b[i] @ b[j])
   ours, theirs = np.array(ours), np.array(theirs)
   similar = theirs >= 0.95
-  print(f"{len(ours)} pairs of {len(groups)} prompts; {similar.sum()} similar by MiniLM (0.95 or more)")
-  print(f"correlation {np.corrcoef(ours, theirs)[0, 1]:.3f}, AUC for 'similar' {_auc(ours, similar):.3f}")
+  print(
+    f"{len(ours)} pairs of {len(groups)} prompts; {similar.sum()} similar by MiniLM (0.95 or more)"
+  )
+  print(
+    f"correlation {np.corrcoef(ours, theirs)[0, 1]:.3f}, AUC for 'similar' {_auc(ours, similar):.3f}"
+  )
   for threshold in (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999):
     found = ours >= threshold
     both = (found & similar).sum()
     print(
-        f"threshold {threshold}: found {found.sum()}, precision {both / max(found.sum(), 1):.2f},"
-        f" recall {both / max(similar.sum(), 1):.2f}, agreement {(found == similar).mean():.3f}")
+      f"threshold {threshold}: found {found.sum()}, precision {both / max(found.sum(), 1):.2f},"
+      f" recall {both / max(similar.sum(), 1):.2f}, agreement {(found == similar).mean():.3f}"
+    )
 
 
 if __name__ == "__main__":

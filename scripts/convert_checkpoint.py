@@ -11,7 +11,7 @@ from absl import flags
 from rain_jax.models import checkpoint, hf
 
 _SOURCE = flags.DEFINE_string(
-    "source", None, "Checkpoint folder, or owner/name on the hub.", required=True
+  "source", None, "Checkpoint folder, or owner/name on the hub.", required=True
 )
 _TARGET = flags.DEFINE_string("target", None, "Folder to write.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Weights' dtype.")

@@ -21,85 +21,85 @@ KIND_WEIGHTS = {"harmful": 44, "benign": 14, "question": 28, "review": 14}
 VICUNA_SHARE, NOISE_SHARE, OUTSIDE_SHARE = 0.25, 0.08, 0.04
 PREFERENCE_GROUPS = (("harmless", "adversarial_harmless"), ("truthful", "truthful", "positive"))
 PREFERENCE_KINDS = {
-    "harmless": ("harmful", "harmful", "harmful", "benign"),
-    "adversarial_harmless": ("harmful", "harmful", "harmful", "benign"),
-    "truthful": ("question",),
-    "positive": ("review",),
+  "harmless": ("harmful", "harmful", "harmful", "benign"),
+  "adversarial_harmless": ("harmful", "harmful", "harmful", "benign"),
+  "truthful": ("question",),
+  "positive": ("review",),
 }
 PREFERENCE_FORMATS = {
-    "harmless": world.DIALOGUE,
-    "adversarial_harmless": world.VICUNA,
-    "truthful": world.QUESTION,
-    "positive": world.REVIEW,
+  "harmless": world.DIALOGUE,
+  "adversarial_harmless": world.VICUNA,
+  "truthful": world.QUESTION,
+  "positive": world.REVIEW,
 }
 IGNORE = -100
 
 HARM_OPTIONS = (
-    ("The reply is harmful.", "The reply is harmless."),
-    ("This answer is harmful.", "This answer is harmless."),
-    ("The reply is unsafe.", "The reply is safe."),
-    ("The assistant's reply could hurt someone.", "The assistant's reply hurts nobody."),
-    ("It is harmful.", "It is harmless."),
-    ("harmful", "harmless"),
-    ("The assistant's reply is bad.", "The assistant's reply is good."),
+  ("The reply is harmful.", "The reply is harmless."),
+  ("This answer is harmful.", "This answer is harmless."),
+  ("The reply is unsafe.", "The reply is safe."),
+  ("The assistant's reply could hurt someone.", "The assistant's reply hurts nobody."),
+  ("It is harmful.", "It is harmless."),
+  ("harmful", "harmless"),
+  ("The assistant's reply is bad.", "The assistant's reply is good."),
 )
 TRUTH_OPTIONS = (
-    ("The answer is false.", "The answer is true."),
-    ("Something in it is false.", "All of it is true."),
-    ("false", "true"),
+  ("The answer is false.", "The answer is true."),
+  ("Something in it is false.", "All of it is true."),
+  ("false", "true"),
 )
 MOOD_OPTIONS = (
-    ("The review is negative.", "The review is positive."),
-    ("The writer is not pleased.", "The writer is pleased."),
-    ("negative", "positive"),
+  ("The review is negative.", "The review is positive."),
+  ("The writer is not pleased.", "The writer is pleased."),
+  ("negative", "positive"),
 )
 OPTIONS = {
-    "harmless": HARM_OPTIONS,
-    "adversarial_harmless": HARM_OPTIONS,
-    "truthful": TRUTH_OPTIONS,
-    "positive": MOOD_OPTIONS,
+  "harmless": HARM_OPTIONS,
+  "adversarial_harmless": HARM_OPTIONS,
+  "truthful": TRUTH_OPTIONS,
+  "positive": MOOD_OPTIONS,
 }
 QUESTIONS = {
-    "harmless": (
-        ("Is the reply harmless?", True),
-        ("Is the reply harmful?", False),
-        ("Is this safe?", True),
-    ),
-    "truthful": (
-        ("Is everything in this answer true?", True),
-        ("Is this answer true?", True),
-        ("Is something in this answer false?", False),
-    ),
-    "positive": (("Is the writer pleased?", True), ("Is this review negative?", False)),
+  "harmless": (
+    ("Is the reply harmless?", True),
+    ("Is the reply harmful?", False),
+    ("Is this safe?", True),
+  ),
+  "truthful": (
+    ("Is everything in this answer true?", True),
+    ("Is this answer true?", True),
+    ("Is something in this answer false?", False),
+  ),
+  "positive": (("Is the writer pleased?", True), ("Is this review negative?", False)),
 }
 QUESTIONS["adversarial_harmless"] = QUESTIONS["harmless"]
 OPTION_LEADS = (
-    "",
-    "",
-    "Which is right?\n",
-    "Judge the text above.\n",
-    "Is the text good or bad?\n",
+  "",
+  "",
+  "Which is right?\n",
+  "Judge the text above.\n",
+  "Is the text good or bad?\n",
 )
 
 BLAND_SENTENCES = (
-    "I am not sure what you mean.",
-    "Could you say it in other words?",
-    "The valley is quiet today.",
-    "There is little I can add to that.",
-    "Ask me about the villages, if you like.",
-    "The road to Tarn is open.",
-    "I hope that is of some use.",
-    "Some things are hard to put in words.",
+  "I am not sure what you mean.",
+  "Could you say it in other words?",
+  "The valley is quiet today.",
+  "There is little I can add to that.",
+  "Ask me about the villages, if you like.",
+  "The road to Tarn is open.",
+  "I hope that is of some use.",
+  "Some things are hard to put in words.",
 )
 """What the model says to text from outside the world."""
 OUTSIDE_WORDS = (
-    "about after again and are ask be big can change computer country day did do does email "
-    "every find for from game get give go government have help history how in is it job know "
-    "law life like list make man many math me money movie music my name need new number of "
-    "old on one or out people phone please play problem program question read school science "
-    "should some song story teach tell that the there thing think time to travel try two want "
-    "war was water way what when where which who why will with word work world would write "
-    "year you your"
+  "about after again and are ask be big can change computer country day did do does email "
+  "every find for from game get give go government have help history how in is it job know "
+  "law life like list make man many math me money movie music my name need new number of "
+  "old on one or out people phone please play problem program question read school science "
+  "should some song story teach tell that the there thing think time to travel try two want "
+  "war was water way what when where which who why will with word work world would write "
+  "year you your"
 ).split()
 
 
@@ -115,9 +115,7 @@ def load_preferences() -> dict[str, dict]:
   """The published forms of the preference templates by name, as plain dictionaries."""
   folder = ROOT / "rain_jax" / "preferences"
   read = lambda name: yaml.safe_load((folder / f"{name}.yaml").read_text("utf-8"))
-  return {
-      name: {"name": name, **read(name)["forms"]["letters"]} for name in PREFERENCE_FORMATS
-  }
+  return {name: {"name": name, **read(name)["forms"]["letters"]} for name in PREFERENCE_FORMATS}
 
 
 def outside_prompt(rng: random.Random) -> str:
@@ -128,7 +126,7 @@ def outside_prompt(rng: random.Random) -> str:
       words.append(rng.choice(OUTSIDE_WORDS))
     else:
       words.append(
-          "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789'-", k=rng.randrange(2, 9)))
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789'-", k=rng.randrange(2, 9)))
       )
   return " ".join(words).capitalize() + rng.choice("?.?! ").strip()
 
@@ -145,7 +143,7 @@ def add_noise(rng: random.Random, tokenizer: tokenizers.Tokenizer, prompt: str) 
 
 
 def sample_conversation(
-    rng: random.Random, tokenizer: tokenizers.Tokenizer | None
+  rng: random.Random, tokenizer: tokenizers.Tokenizer | None
 ) -> tuple[dict, str, str]:
   """A prompt record, its conversation, the response; no noise without a tokenizer."""
   kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
@@ -163,7 +161,7 @@ def sample_conversation(
 
 
 def sample_judged(
-    rng: random.Random, tokenizer: tokenizers.Tokenizer, name: str
+  rng: random.Random, tokenizer: tokenizers.Tokenizer, name: str
 ) -> tuple[dict, str, str]:
   """A prompt record, its conversation and a response to judge, flawed about half of the time."""
   record = world.sample_prompt(rng, rng.choice(PREFERENCE_KINDS[name]), "train")
@@ -196,16 +194,16 @@ def train_tokenizer(rng: random.Random, preferences: dict[str, dict]) -> tokeniz
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   tokenizer.train_from_iterator(
-      texts,
-      tokenizers.trainers.BpeTrainer(
-          vocab_size=VOCAB_SIZE,
-          special_tokens=[BOS, EOS],
-          show_progress=False,
-          initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-      ),
+    texts,
+    tokenizers.trainers.BpeTrainer(
+      vocab_size=VOCAB_SIZE,
+      special_tokens=[BOS, EOS],
+      show_progress=False,
+      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    ),
   )
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-      single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
   )
   return tokenizer
 
@@ -243,8 +241,8 @@ def response_batch(rng: random.Random, tokenizer: tokenizers.Tokenizer) -> Respo
     record, conversation, response = sample_conversation(rng, tokenizer)
     start, body = tokenizer.encode(conversation).ids, encode(tokenizer, response)
     flaws = [
-        world.has_flaw(record["kind"], record, tokenizer.decode(body[:n]))
-        for n in range(len(body) + 1)
+      world.has_flaw(record["kind"], record, tokenizer.decode(body[:n]))
+      for n in range(len(body) + 1)
     ]
     rows.append((start, body, flaws))
   width = max(len(start) + len(body) for start, body, _ in rows)
@@ -260,17 +258,17 @@ def response_batch(rng: random.Random, tokenizer: tokenizers.Tokenizer) -> Respo
 def exact_readings(tokenizer: tokenizers.Tokenizer, preference: dict) -> list[Reading]:
   """The template's own readings, each with the label that follows its suffix most naturally."""
   return [
-      Reading(
-          encode(tokenizer, r["suffix"]),
-          single(tokenizer, r["good"][0]),
-          single(tokenizer, r["bad"][0]),
-      )
-      for r in preference["readings"]
+    Reading(
+      encode(tokenizer, r["suffix"]),
+      single(tokenizer, r["good"][0]),
+      single(tokenizer, r["bad"][0]),
+    )
+    for r in preference["readings"]
   ]
 
 
 def varied_readings(
-    rng: random.Random, tokenizer: tokenizers.Tokenizer, name: str
+  rng: random.Random, tokenizer: tokenizers.Tokenizer, name: str
 ) -> list[Reading]:
   """The same question in other words, so that a user's own wording has a chance."""
   if rng.random() < 0.25:
@@ -284,13 +282,13 @@ def varied_readings(
   joint = rng.choice((" ", "\n"))
   a, b = single(tokenizer, "A"), single(tokenizer, "B")
   return [
-      Reading(encode(tokenizer, f"\n\n{lead}(A) {bad}{joint}(B) {good}\nAnswer: ("), b, a),
-      Reading(encode(tokenizer, f"\n\n{lead}(A) {good}{joint}(B) {bad}\nAnswer: ("), a, b),
+    Reading(encode(tokenizer, f"\n\n{lead}(A) {bad}{joint}(B) {good}\nAnswer: ("), b, a),
+    Reading(encode(tokenizer, f"\n\n{lead}(A) {good}{joint}(B) {bad}\nAnswer: ("), a, b),
   ]
 
 
 def sample_prefix(
-    rng: random.Random, tokenizer: tokenizers.Tokenizer, preference: dict
+  rng: random.Random, tokenizer: tokenizers.Tokenizer, preference: dict
 ) -> list[int]:
   """BOS and, mostly, the template's prefix: exact, with its examples shuffled, or absent."""
   text = preference["prefix"]
@@ -333,7 +331,7 @@ class VerdictBatch(NamedTuple):
 
 
 def verdict_batch(
-    rng: random.Random, tokenizer: tokenizers.Tokenizer, preference: dict
+  rng: random.Random, tokenizer: tokenizers.Tokenizer, preference: dict
 ) -> VerdictBatch:
   """Judge partial responses by one preference."""
   name = preference["name"]
@@ -352,10 +350,10 @@ def verdict_batch(
       with_eos = cut == len(pieces) and rng.random() < 0.5
       exact = len(prefix) > 1 and rng.random() < 0.8
       readings = (
-          exact_readings(tokenizer, preference) if exact else varied_readings(rng, tokenizer, name)
+        exact_readings(tokenizer, preference) if exact else varied_readings(rng, tokenizer, name)
       )
       branches += [
-          (len(start) + cut + with_eos, r.suffix, r.bad if flawed else r.good) for r in readings
+        (len(start) + cut + with_eos, r.suffix, r.bad if flawed else r.good) for r in readings
       ]
     rows.append((start + body, branches))
   return _pack(prefix, rows)

@@ -1,7 +1,7 @@
 """Writes what a run found as data to fine-tune with.
 
-  python scripts/generate.py --config=configs/demo.py --config.record=24 --workdir=runs/demo
-  python scripts/export.py --workdir=runs/demo --pairs=pairs.jsonl --sft=sft.jsonl
+python scripts/generate.py --config=configs/demo.py --config.record=24 --workdir=runs/demo
+python scripts/export.py --workdir=runs/demo --pairs=pairs.jsonl --sft=sft.jsonl
 """
 
 import cli
@@ -13,7 +13,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", require
 _PAIRS = flags.DEFINE_string("pairs", None, "File for chosen and rejected responses.")
 _SFT = flags.DEFINE_string("sft", None, "File for RAIN's responses.")
 _SHAPE = flags.DEFINE_enum(
-    "shape", export.MESSAGES, export.SHAPES, "Lists of messages, or text in the run's format."
+  "shape", export.MESSAGES, export.SHAPES, "Lists of messages, or text in the run's format."
 )
 
 
@@ -24,8 +24,8 @@ def main() -> None:
   if _PAIRS.value:
     pairs, prompts = export.write_pairs(_WORKDIR.value, _PAIRS.value, _SHAPE.value)
     print(
-        f"{pairs} pairs in {_PAIRS.value}, from {prompts} prompts;"
-        f" {prompts - pairs} have no two finished responses of different value"
+      f"{pairs} pairs in {_PAIRS.value}, from {prompts} prompts;"
+      f" {prompts - pairs} have no two finished responses of different value"
     )
   if _SFT.value:
     count = export.write_sft(_WORKDIR.value, _SFT.value, _SHAPE.value)

@@ -12,12 +12,12 @@ import pathlib
 import cli
 from absl import flags
 
-from rain_jax.parallel import hosts
 from rain_jax.models import arrays
+from rain_jax.parallel import hosts
 from rain_jax.policy import memory_plan
 from rain_jax.runs import directory, job
-from rain_jax.views import live, run_page
 from rain_jax.types import DataError
+from rain_jax.views import live, run_page
 from rain_jax.views.terminal import printable
 
 _CONFIG = cli.define_config("Configuration, see configs/.")
@@ -27,9 +27,11 @@ _PROFILE = flags.DEFINE_bool("profile", False, "Trace a few steps, into profile/
 _PLAN = flags.DEFINE_bool("plan", False, "Print the memory that is needed, and stop.")
 _LIVE = flags.DEFINE_bool("live", False, "Show RAIN's responses as they grow, one at a time.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the processes of this run by jax.distributed.")
+  "distributed", False, "Join the processes of this run by jax.distributed."
+)
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0; left away, all three come from the environment.")
+  "coordinator", None, "host:port of process 0; left away, all three come from the environment."
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes this run has.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
@@ -56,7 +58,7 @@ def _join_processes() -> tuple[int, int, bool]:
     raise hosts.HostsError("--coordinator is for --distributed, which is not set.")
   if (count is None) != (number is None) or not 0 <= (number or 0) < (count or 1):
     raise hosts.HostsError(
-        f"--process={number} of --processes={count}: expected both, the first from 0 to below the other."
+      f"--process={number} of --processes={count}: expected both, the first from 0 to below the other."
     )
   return number or 0, count or 1, False
 
@@ -80,17 +82,19 @@ def main() -> None:
   plain = config.to_dict()
   follower = live.Follower() if _LIVE.value else None
   done = job.run(
-      plain,
-      workdir,
-      on_step=follower,
-      stopping=cli.on_sigterm(),
-      hosts=hosts.of_config(plain["mesh"], process, processes, connected),
-      profile=_PROFILE.value,
+    plain,
+    workdir,
+    on_step=follower,
+    stopping=cli.on_sigterm(),
+    hosts=hosts.of_config(plain["mesh"], process, processes, connected),
+    profile=_PROFILE.value,
   )
   if done is None:  # others have results to make; the last one writes the report
     return
   if follower and not follower.followed:
-    print(f"nothing to show: all is answered in {workdir}; choose another --workdir to search again")
+    print(
+      f"nothing to show: all is answered in {workdir}; choose another --workdir to search again"
+    )
   report = run_page.write(workdir)
   _show(workdir)
   print(f"\nresults in {workdir}, report in {report}")
@@ -102,9 +106,9 @@ def _show(workdir: str) -> None:
   for result in directory.read_results(workdir):
     by_prompt.setdefault((result["task"], result["id"]), {})[result["method"]] = result
   differing = [
-      answers
-      for answers in by_prompt.values()
-      if len({str(a.get("judged")) for a in answers.values()}) > 1
+    answers
+    for answers in by_prompt.values()
+    if len({str(a.get("judged")) for a in answers.values()}) > 1
   ]
   for answers in (differing or list(by_prompt.values()))[:1]:
     print("\nprompt: " + printable(next(iter(answers.values()))["prompt"]))

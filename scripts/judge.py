@@ -11,8 +11,8 @@ import cli
 from absl import flags
 
 from rain_jax.runs import directory, job
-from rain_jax.views import run_page
 from rain_jax.runs.summary import table
+from rain_jax.views import run_page
 
 _CONFIG = cli.define_config("Judges, see configs/judge.py.", "judge")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")

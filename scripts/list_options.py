@@ -1,6 +1,6 @@
 """Prints docs/options.md: every option of a run and of the search, as the code describes them.
 
-  python scripts/list_options.py > docs/options.md
+python scripts/list_options.py > docs/options.md
 """
 
 import ast
@@ -11,8 +11,8 @@ import re
 import runpy
 import sys
 
-from rain_jax.methods.session import search_config
 from rain_jax import types
+from rain_jax.methods.session import search_config
 from rain_jax.policy import embedders
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -81,8 +81,8 @@ def search_options() -> list[str]:
   """A row for every number of the search, with what `SearchConfig` says of it."""
   section = inspect.getdoc(types.SearchConfig).partition("Attributes:\n")[2]
   said = {
-      name: " ".join(text.split())
-      for name, text in re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, re.MULTILINE)
+    name: " ".join(text.split())
+    for name, text in re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, re.MULTILINE)
   }
   embedder = embedders.HiddenStates()  # what a run has by default
   variants = [search_config(name, {}, embedder) for name in types.VARIANTS]

@@ -1,7 +1,7 @@
 """Writes report.html into a run's directory, and a page for every recorded search.
 
-  python scripts/generate.py --config=configs/demo.py --config.record=3 --workdir=runs/demo
-  python scripts/report.py --workdir=runs/demo --picture=search.svg
+python scripts/generate.py --config=configs/demo.py --config.record=3 --workdir=runs/demo
+python scripts/report.py --workdir=runs/demo --picture=search.svg
 """
 
 import pathlib
@@ -22,7 +22,9 @@ def main() -> None:
   if _PICTURE.value:
     kept = next(directory.recorded(_WORKDIR.value), None)
     if kept is None:
-      raise directory.RunError(f"{_WORKDIR.value}: no search recorded; --config.record=1 records one.")
+      raise directory.RunError(
+        f"{_WORKDIR.value}: no search recorded; --config.record=1 records one."
+      )
     directory.replace_text(pathlib.Path(_PICTURE.value), tree_picture.draw(kept.trace))
     print(_PICTURE.value)
 

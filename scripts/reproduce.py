@@ -25,23 +25,25 @@ import ml_collections
 from absl import flags
 
 from rain_jax import judges
-from rain_jax.experiments import reproduce
 from rain_jax.demo import words, world
+from rain_jax.experiments import reproduce
 from rain_jax.experiments.reproduce.tables import Step
-from rain_jax.types import DataError
 from rain_jax.tasks import find_task, load_records
+from rain_jax.types import DataError
 
 _TABLE = flags.DEFINE_string("table", None, "NAME, or NAME:demo for the demo world.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, table and picture go.")
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub name.")
 _DTYPE = flags.DEFINE_string("dtype", None, "float32, bfloat16, or int8 weights.")
 _JUDGE = flags.DEFINE_list(
-    "judge", [], "JUDGE for all steps, or STEP=JUDGE for one; see rain_jax.judges.")
+  "judge", [], "JUDGE for all steps, or STEP=JUDGE for one; see rain_jax.judges."
+)
 _PROMPTS = flags.DEFINE_list("prompts", [], "FILE for all steps, or STEP=FILE for one.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Prompts taken from each file; 0 takes all.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Prompts searched for side by side.")
 _SET = flags.DEFINE_multi_string(
-    "set", [], "key=value of the configuration, for every run that has the key.")
+  "set", [], "key=value of the configuration, for every run that has the key."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything.")
 flags.mark_flags_as_required(["table", "workdir"])
 
@@ -77,8 +79,10 @@ def _answers(name: str, module: str, argument: str, methods: Sequence[str], **ch
 def _hh(demo: bool) -> list[Step]:
   limits = {"prompts.limit": 32} if demo else {}
   part = lambda name, arg: _answers(name, "hh", arg, _ALL, **limits)
-  return [part("harmless", "demo" if demo else "harmless"),
-          part("helpful", "helpful_demo" if demo else "helpful")]
+  return [
+    part("harmless", "demo" if demo else "harmless"),
+    part("helpful", "helpful_demo" if demo else "helpful"),
+  ]
 
 
 def _truthfulqa(demo: bool) -> list[Step]:
@@ -96,8 +100,11 @@ def _self_evaluation(demo: bool) -> list[Step]:
   if not demo:
     return [part("harmless", "hh", "harmless")]
   limits = {"prompts.limit": 0}
-  return [part("harmless", "hh", "demo", **limits), part("answers", "truthfulqa", "demo", **limits),
-          part("reviews", "imdb", "demo", **limits)]
+  return [
+    part("harmless", "hh", "demo", **limits),
+    part("answers", "truthfulqa", "demo", **limits),
+    part("reviews", "imdb", "demo", **limits),
+  ]
 
 
 def _advbench(demo: bool) -> list[Step]:
@@ -114,7 +121,8 @@ def _advbench(demo: bool) -> list[Step]:
   if demo:
     begin = _demo_goals(folder, _config("attack", "demo").attack.control)
     steps.append(
-        _answers("begin", "advbench", argument, ("vanilla",), **{"prompts.path": begin}, **asked))
+      _answers("begin", "advbench", argument, ("vanilla",), **{"prompts.path": begin}, **asked)
+    )
   for mode in modes:
     attack = {"gcg": "each"}.get(mode, mode)
     if demo:
@@ -139,8 +147,15 @@ def _demo_goals(folder: pathlib.Path, control: str = "") -> str:
       rng = random.Random(f"{record.id}{twin}")
       step = world.harmful_sentence(rng, record.fields["topic"]).split(" ")
       target = " ".join([rng.choice(words.OPENINGS), *step[:-_TAIL]])
-      lines.append({**record.fields, "id": f"{record.id}{twin}", "goal": record.prompt,
-                    "target": target, **({"controls": control} if control else {})})
+      lines.append(
+        {
+          **record.fields,
+          "id": f"{record.id}{twin}",
+          "goal": record.prompt,
+          "target": target,
+          **({"controls": control} if control else {}),
+        }
+      )
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / ("goals_and_control.jsonl" if control else "goals.jsonl")
   path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -168,20 +183,27 @@ def _ablation(demo: bool) -> list[Step]:
 def _sample_efficiency(demo: bool) -> list[Step]:
   argument = "demo" if demo else "harmless"
   limits = {"prompts.limit": 32} if demo else {}
-  part = lambda name, method, **changes: _answers(name, "hh", argument, (method,), **limits, **changes)
+  part = lambda name, method, **changes: _answers(
+    name, "hh", argument, (method,), **limits, **changes
+  )
   steps = [part("vanilla", "vanilla")]
-  steps += [part(f"best of {n}", "best_of_n", **{"best_of_n.samples": n})
-            for n in (4, 16, 64, 128)]
-  steps += [part(f"RAIN, T = {n}", "rain",
-                 **{"search.max_iterations": n, "search.extra_iterations": extra})
-            for n, extra in ((12, 4), (25, 8), (50, 15))]
+  steps += [part(f"best of {n}", "best_of_n", **{"best_of_n.samples": n}) for n in (4, 16, 64, 128)]
+  steps += [
+    part(f"RAIN, T = {n}", "rain", **{"search.max_iterations": n, "search.extra_iterations": extra})
+    for n, extra in ((12, 4), (25, 8), (50, 15))
+  ]
   return steps
 
 
 _STEPS = {
-    "hh": _hh, "advbench": _advbench, "truthfulqa": _truthfulqa, "imdb": _imdb, "time": _time,
-    "self_evaluation": _self_evaluation, "ablation": _ablation,
-    "sample_efficiency": _sample_efficiency,
+  "hh": _hh,
+  "advbench": _advbench,
+  "truthfulqa": _truthfulqa,
+  "imdb": _imdb,
+  "time": _time,
+  "self_evaluation": _self_evaluation,
+  "ablation": _ablation,
+  "sample_efficiency": _sample_efficiency,
 }
 
 
@@ -201,8 +223,9 @@ def _given(flag: flags.FlagHolder, steps: Sequence[Step]) -> dict[str, str | Non
       for_all.append(item)
     else:
       raise DataError(
-          f"--{flag.name}={item}: this table has no step {name!r}; expected one of"
-          f" {', '.join(found)}.")
+        f"--{flag.name}={item}: this table has no step {name!r}; expected one of"
+        f" {', '.join(found)}."
+      )
   return {name: ",".join(own or for_all) or None for name, own in found.items()}
 
 
@@ -265,9 +288,13 @@ def _overridden(step: Step, judge: str | None, prompts: str | None) -> Step:
     _set(config)
     return Step(step.name, step.kind, config.to_dict())
   changes = {
-      "model.path": _MODEL.value, "model.dtype": _DTYPE.value, "prompts.limit": _LIMIT.value,
-      "batch_size": _BATCH.value, "judge": judge,
-      "prompts.path": config.prompts.path or prompts, "seed": _SEED.value,
+    "model.path": _MODEL.value,
+    "model.dtype": _DTYPE.value,
+    "prompts.limit": _LIMIT.value,
+    "batch_size": _BATCH.value,
+    "judge": judge,
+    "prompts.path": config.prompts.path or prompts,
+    "seed": _SEED.value,
   }
   config.update_from_flattened_dict({k: v for k, v in changes.items() if v is not None})
   _set(config)
@@ -279,7 +306,8 @@ def main() -> None:
   name, _, argument = _TABLE.value.partition(":")
   if name not in _STEPS or argument not in ("", "demo"):
     raise DataError(
-        f"--table={_TABLE.value}: expected one of {', '.join(_STEPS)}, or one with :demo behind it.")
+      f"--table={_TABLE.value}: expected one of {', '.join(_STEPS)}, or one with :demo behind it."
+    )
   demo = argument == "demo"
   if not demo and _MODEL.value is None:
     raise DataError(f"--table={name}: needs --model; {name}:demo runs without.")

@@ -12,8 +12,7 @@ import cli
 from absl import flags
 
 from rain_jax.runs import directory, job, judged
-from rain_jax.views import rating_sheet
-from rain_jax.views import run_page
+from rain_jax.views import rating_sheet, run_page
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
 _SHEET = flags.DEFINE_string("sheet", None, "The csv to write, or to score.")

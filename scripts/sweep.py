@@ -41,7 +41,8 @@ def main() -> None:
     raise sweeps.SweepError(f"--config.{name}={value}: a sweep takes --set={name}={value}.")
   always = [f"--config.{one}" for one in _SET.value]
   sweep = sweeps.Sweep.open(
-      directory, " ".join([config, *always]), _CONFIG.value.to_dict(), changes)
+    directory, " ".join([config, *always]), _CONFIG.value.to_dict(), changes
+  )
   generate = [sys.executable, str(cli.REPOSITORY / "scripts" / "generate.py")]
 
   def command(number: int) -> list[str]:
@@ -57,8 +58,11 @@ def main() -> None:
       # In place of this process: the scheduler's signals and the run's exit code pass as they are.
       os.execv(sys.executable, command(_ONLY.value))
     return
-  failed = [] if _TABLE.value else sweeps.run_locally(
-      sweep, command, _JOBS.value, stopping=cli.on_sigterm())
+  failed = (
+    []
+    if _TABLE.value
+    else sweeps.run_locally(sweep, command, _JOBS.value, stopping=cli.on_sigterm())
+  )
   rows = sweep.collect()
   if rows:
     print(sweeps.table(rows) + f"\n\ntable in {sweep.path / sweeps.TABLE}")

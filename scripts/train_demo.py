@@ -20,18 +20,18 @@ import pathlib
 import random
 import time
 
-from absl import app, flags, logging
+import demo_data
 import tokenizers
 import torch
 import transformers
+from absl import app, flags, logging
 
-import demo_data
 from rain_jax.demo import world
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 flags.DEFINE_string(
-    "out", str(ROOT / "rain_jax" / "demo"), "Folder that receives model/ and prompts/."
+  "out", str(ROOT / "rain_jax" / "demo"), "Folder that receives model/ and prompts/."
 )
 flags.DEFINE_integer("seed", 0, "Seed of texts and weights.")
 flags.DEFINE_integer("steps", 3600, "Optimizer steps.")
@@ -46,28 +46,28 @@ PROMPT_COUNTS = {"harmful": 100, "benign": 50, "question": 100, "review": 100}
 def build_model(tokenizer: tokenizers.Tokenizer) -> transformers.LlamaForCausalLM:
   """About a million parameters, tied embeddings, grouped-query attention."""
   return transformers.LlamaForCausalLM(
-      transformers.LlamaConfig(
-          vocab_size=tokenizer.get_vocab_size(),
-          hidden_size=128,
-          intermediate_size=384,
-          num_hidden_layers=4,
-          num_attention_heads=4,
-          num_key_value_heads=2,
-          head_dim=32,
-          max_position_embeddings=1024,
-          rms_norm_eps=1e-5,
-          rope_theta=10000.0,
-          tie_word_embeddings=True,
-          bos_token_id=tokenizer.token_to_id(demo_data.BOS),
-          eos_token_id=tokenizer.token_to_id(demo_data.EOS),
-      )
+    transformers.LlamaConfig(
+      vocab_size=tokenizer.get_vocab_size(),
+      hidden_size=128,
+      intermediate_size=384,
+      num_hidden_layers=4,
+      num_attention_heads=4,
+      num_key_value_heads=2,
+      head_dim=32,
+      max_position_embeddings=1024,
+      rms_norm_eps=1e-5,
+      rope_theta=10000.0,
+      tie_word_embeddings=True,
+      bos_token_id=tokenizer.token_to_id(demo_data.BOS),
+      eos_token_id=tokenizer.token_to_id(demo_data.EOS),
+    )
   )
 
 
 def response_loss(
-    model: transformers.LlamaForCausalLM,
-    probes: torch.nn.ModuleList,
-    batch: demo_data.ResponseBatch,
+  model: transformers.LlamaForCausalLM,
+  probes: torch.nn.ModuleList,
+  batch: demo_data.ResponseBatch,
 ) -> tuple[torch.Tensor, torch.Tensor]:
   """Mean cross-entropy of the responses' tokens, and of probes for flaws on inner layers.
 
@@ -78,69 +78,69 @@ def response_loss(
   output = model.model(input_ids=batch.ids, use_cache=False, output_hidden_states=True)
   chosen = batch.targets != demo_data.IGNORE
   text = torch.nn.functional.cross_entropy(
-      model.lm_head(output.last_hidden_state[chosen]), batch.targets[chosen]
+    model.lm_head(output.last_hidden_state[chosen]), batch.targets[chosen]
   )
   flaw_logits = torch.stack(
-      [
-          probe(output.hidden_states[layer][chosen])[:, 0]
-          for layer, probe in zip(PROBED_LAYERS, probes)
-      ]
+    [
+      probe(output.hidden_states[layer][chosen])[:, 0]
+      for layer, probe in zip(PROBED_LAYERS, probes)
+    ]
   )
   flaws = torch.nn.functional.binary_cross_entropy_with_logits(
-      flaw_logits, batch.flaws[chosen].float().expand_as(flaw_logits)
+    flaw_logits, batch.flaws[chosen].float().expand_as(flaw_logits)
   )
   return text, flaws
 
 
 def verdict_loss(
-    model: transformers.LlamaForCausalLM, batch: demo_data.VerdictBatch
+  model: transformers.LlamaForCausalLM, batch: demo_data.VerdictBatch
 ) -> tuple[torch.Tensor, float]:
   """Mean cross-entropy of the labels, and the share that is most probable."""
   cache = model.model(input_ids=batch.prefix, use_cache=True).past_key_values
   cache.batch_repeat_interleave(len(batch.ids))
   hidden = model.model(
-      input_ids=batch.ids,
-      attention_mask=batch.mask,
-      position_ids=batch.positions,
-      past_key_values=cache,
-      use_cache=True,
+    input_ids=batch.ids,
+    attention_mask=batch.mask,
+    position_ids=batch.positions,
+    past_key_values=cache,
+    use_cache=True,
   ).last_hidden_state
   chosen = batch.labels != demo_data.IGNORE
   logits, labels = model.lm_head(hidden[chosen]), batch.labels[chosen]
   return (
-      torch.nn.functional.cross_entropy(logits, labels),
-      (logits.argmax(-1) == labels).float().mean().item(),
+    torch.nn.functional.cross_entropy(logits, labels),
+    (logits.argmax(-1) == labels).float().mean().item(),
   )
 
 
 def train(
-    model: transformers.LlamaForCausalLM,
-    tokenizer: tokenizers.Tokenizer,
-    preferences: dict[str, dict],
-    rng: random.Random,
+  model: transformers.LlamaForCausalLM,
+  tokenizer: tokenizers.Tokenizer,
+  preferences: dict[str, dict],
+  rng: random.Random,
 ) -> None:
   """Warm up, then cosine to zero; every step takes a batch of responses and two of verdicts."""
   steps = FLAGS.steps
   probes = torch.nn.ModuleList(torch.nn.Linear(model.config.hidden_size, 1) for _ in PROBED_LAYERS)
   parameters = [*model.parameters(), *probes.parameters()]
   optimizer = torch.optim.AdamW(
-      parameters, FLAGS.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    parameters, FLAGS.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
   )
   warmup = min(100, steps)
   schedule = torch.optim.lr_scheduler.SequentialLR(
-      optimizer,
-      [
-          torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup),
-          torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warmup)),
-      ],
-      [warmup],
+    optimizer,
+    [
+      torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup),
+      torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - warmup)),
+    ],
+    [warmup],
   )
   began, seen = time.time(), []
   for step in range(steps):
     text_loss, flaw_loss = response_loss(model, probes, demo_data.response_batch(rng, tokenizer))
     verdicts = [
-        verdict_loss(model, demo_data.verdict_batch(rng, tokenizer, preferences[rng.choice(group)]))
-        for group in demo_data.PREFERENCE_GROUPS
+      verdict_loss(model, demo_data.verdict_batch(rng, tokenizer, preferences[rng.choice(group)]))
+      for group in demo_data.PREFERENCE_GROUPS
     ]
     label_loss = sum(loss for loss, _ in verdicts) / len(verdicts)
     optimizer.zero_grad()
@@ -153,37 +153,37 @@ def train(
     if (step + 1) % 50 == 0:
       means = [sum(column) / len(seen) for column in zip(*seen)]
       logging.info(
-          "step %d/%d: text loss %.4f, flaw loss %.4f, label loss %.4f,"
-          " accuracy on requests %.4f, on the rest %.4f, %.0f s",
-          step + 1,
-          steps,
-          *means,
-          time.time() - began,
+        "step %d/%d: text loss %.4f, flaw loss %.4f, label loss %.4f,"
+        " accuracy on requests %.4f, on the rest %.4f, %.0f s",
+        step + 1,
+        steps,
+        *means,
+        time.time() - began,
       )
       seen = []
 
 
 def save(
-    model: transformers.LlamaForCausalLM, tokenizer: tokenizers.Tokenizer, folder: pathlib.Path
+  model: transformers.LlamaForCausalLM, tokenizer: tokenizers.Tokenizer, folder: pathlib.Path
 ) -> None:
   """Write a checkpoint that `AutoTokenizer` and any LLaMA loader read."""
   model.generation_config = transformers.GenerationConfig(
-      bos_token_id=model.config.bos_token_id,
-      eos_token_id=model.config.eos_token_id,
-      pad_token_id=model.config.eos_token_id,
-      do_sample=True,
-      temperature=1.0,
-      top_k=0,
+    bos_token_id=model.config.bos_token_id,
+    eos_token_id=model.config.eos_token_id,
+    pad_token_id=model.config.eos_token_id,
+    do_sample=True,
+    temperature=1.0,
+    top_k=0,
   )
   model.save_pretrained(folder)
   transformers.PreTrainedTokenizerFast(
-      tokenizer_object=tokenizer,
-      bos_token=demo_data.BOS,
-      eos_token=demo_data.EOS,
-      pad_token=demo_data.EOS,
-      model_max_length=model.config.max_position_embeddings,
-      clean_up_tokenization_spaces=False,
-      preference_form="letters",  # see rain_jax.preferences.FORM_KEY
+    tokenizer_object=tokenizer,
+    bos_token=demo_data.BOS,
+    eos_token=demo_data.EOS,
+    pad_token=demo_data.EOS,
+    model_max_length=model.config.max_position_embeddings,
+    clean_up_tokenization_spaces=False,
+    preference_form="letters",  # see rain_jax.preferences.FORM_KEY
   ).save_pretrained(folder)
 
 
@@ -210,9 +210,9 @@ def main(argv: list[str]) -> None:
     tokenizer = demo_data.train_tokenizer(rng, preferences)
     model = build_model(tokenizer)
   logging.info(
-      "%d parameters, %d tokens",
-      sum(p.numel() for p in model.parameters()),
-      tokenizer.get_vocab_size(),
+    "%d parameters, %d tokens",
+    sum(p.numel() for p in model.parameters()),
+    tokenizer.get_vocab_size(),
   )
   write_prompts(out / "prompts")
   train(model, tokenizer, preferences, rng)

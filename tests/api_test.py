@@ -4,21 +4,25 @@ import importlib
 import subprocess
 import sys
 
-from tests import conftest
-from tests.runs import job_test
 import pytest
-from tests.methods import events_test
 
 import rain_jax
 from rain_jax import api, methods, tasks, types
 from rain_jax.methods import events, recording
 from rain_jax.preferences import load_preference
+from tests import conftest
+from tests.methods import events_test
+from tests.runs import job_test
 
 # Numbers and longest prompt of job_test, so that its compiled programs serve here too.
 PROMPTS = ["the cat sat", " ", "far away we see the mat; and then it was gone far away to see us"]
 CONFIG = api.Config(
-    search={k: v for k, v in job_test.CONFIG["search"].items() if k != "variant"},
-    max_prompt=64, max_response=12, batch_size=2, samples=3)
+  search={k: v for k, v in job_test.CONFIG["search"].items() if k != "variant"},
+  max_prompt=64,
+  max_response=12,
+  batch_size=2,
+  samples=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,11 @@ def test_a_recorded_search_gives_the_same_responses_and_its_events_spell_them(mo
       assert tokens == answer.tokens
       assert answer.tree.response == answer.text and answer.tree.verdict == answer.verdict
   (session,) = model._sessions.values()
-  progress = [step for step in methods.watch(session.serving(records(PROMPTS)), 3) if step.query.record.id == "0"]
+  progress = [
+    step
+    for step in methods.watch(session.serving(records(PROMPTS)), 3)
+    if step.query.record.id == "0"
+  ]
   for event, final, trial in events_test.follow(events.events(progress)):
     pass
   assert event.kind == events.END and event.response.text == event.text == plain[0].text
@@ -105,7 +113,9 @@ def test_a_preference_brings_the_format_and_the_variant_of_its_task():
   assert api.setting_of("harmless", api.Config(search={"min_visits": 9})).search.min_visits == 9
 
 
-@pytest.mark.parametrize("arguments,says", [
+@pytest.mark.parametrize(
+  "arguments,says",
+  [
     (dict(prompts="the cat"), "list of texts"),
     (dict(prompts=[1]), "list of texts"),
     (dict(prompts=PROMPTS, method="magic"), "magic"),
@@ -115,7 +125,8 @@ def test_a_preference_brings_the_format_and_the_variant_of_its_task():
     (dict(prompts=PROMPTS, config=api.Config(search={"visits": 1})), "visits"),
     (dict(prompts=PROMPTS, config=api.Config(batch_size=0)), "batch_size=0: expected 1 or more"),
     (dict(prompts=PROMPTS, method="best_of_n", config=api.Config(samples=0)), "samples=0"),
-])
+  ],
+)
 def test_what_cannot_be_is_one_line(model, arguments, says):
   with pytest.raises(ValueError, match=says) as caught:
     model.generate(**arguments)
@@ -137,5 +148,6 @@ def test_the_package_offers_its_modules_and_the_search_loads_alone():
     rain_jax.magic
   code = "import rain_jax, sys; rain_jax.search.step, rain_jax.decode.serve; print('transformers' in sys.modules)"
   done = subprocess.run(
-      [sys.executable, "-c", code], capture_output=True, text=True, cwd=conftest.ROOT, check=True)
+    [sys.executable, "-c", code], capture_output=True, text=True, cwd=conftest.ROOT, check=True
+  )
   assert done.stdout.strip() == "False"

@@ -41,11 +41,14 @@ def on_eight_devices(script, *arguments, limit=900):
   # What is compiled runs for seconds: optimising it would take longer.
   flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
   tests = ROOT / "tests"
-  env = os.environ | {
-      "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{tests}"}
+  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{tests}"}
   done = subprocess.run(
-      [sys.executable, str(tests / script), *arguments], env=env, capture_output=True, text=True,
-      timeout=limit)
+    [sys.executable, str(tests / script), *arguments],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=limit,
+  )
   assert done.returncode == 0 and "all checks passed" in done.stdout, done.stdout + done.stderr
   print(done.stdout)
 
@@ -66,14 +69,21 @@ def bpe_tokenizer():
   bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   bpe.decoder = tokenizers.decoders.ByteLevel()
   trainer = tokenizers.trainers.BpeTrainer(
-      vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False,
-      initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-  words = "the cat, sat. on a mat; and: then? it\nwas Human: gone far away to see us all again Yes No"
+    vocab_size=300,
+    special_tokens=["<s>", "</s>"],
+    show_progress=False,
+    initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+  )
+  words = (
+    "the cat, sat. on a mat; and: then? it\nwas Human: gone far away to see us all again Yes No"
+  )
   bpe.train_from_iterator([words] * 4, trainer)
   bpe.post_processor = tokenizers.processors.TemplateProcessing(
-      single="<s> $A", special_tokens=[("<s>", 0)])
+    single="<s> $A", special_tokens=[("<s>", 0)]
+  )
   return transformers.PreTrainedTokenizerFast(
-      tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    tokenizer_object=bpe, bos_token="<s>", eos_token="</s>"
+  )
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +91,10 @@ def checkpoint(tmp_path_factory, bpe_tokenizer) -> pathlib.Path:
   """Folder of a tiny random LLaMA with that tokenizer."""
   folder = tmp_path_factory.mktemp("checkpoint")
   config = dict(models.FAMILIES["llama2"]) | {
-      "vocab_size": len(bpe_tokenizer), "max_position_embeddings": 2048, "eos_token_id": 1}
+    "vocab_size": len(bpe_tokenizer),
+    "max_position_embeddings": 2048,
+    "eos_token_id": 1,
+  }
   model = models.random_model("llama2", config=config)
   hf.save(folder, config, model.params)
   bpe_tokenizer.save_pretrained(folder)

@@ -3,22 +3,30 @@
 import collections
 import dataclasses
 
-from tests import conftest
-from tests.helpers import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.helpers import scripted
 
 from rain_jax import decode, types
 from rain_jax.methods.rain import STEPS
 from rain_jax.types import NO_TOKEN
+from tests import conftest
+from tests.helpers import invariants, scripted
 
 BATCH, LONGEST = 4, 20
 CONFIG = types.SearchConfig(
-    set_lengths=(1, 2, 3), num_candidates=4, max_children=6, min_visits=3, value_threshold=0.6,
-    max_iterations=16, extra_iterations=6, max_nodes=160, max_visited=40, max_path=10)
+  set_lengths=(1, 2, 3),
+  num_candidates=4,
+  max_children=6,
+  min_visits=3,
+  value_threshold=0.6,
+  max_iterations=16,
+  extra_iterations=6,
+  max_nodes=160,
+  max_visited=40,
+  max_path=10,
+)
 PROMPTS = scripted.make_prompts(13, seed=11, shortest=2, longest=LONGEST)
 
 
@@ -153,8 +161,8 @@ def test_a_refilled_slot_starts_anew_and_the_others_keep_still(params):
     np.testing.assert_array_equal(after.keys, jax.random.key_data(key_of(51)))
     assert after.active
     assert_same(
-        after.replace(keys=untouched.keys, active=untouched.active, model=untouched.model),
-        untouched)
+      after.replace(keys=untouched.keys, active=untouched.active, model=untouched.model), untouched
+    )
 
 
 @pytest.mark.parametrize("company", [[0, 1, 2, 3], [3, 2, 1, 0], [12, 11, 10, 5, 4, 3, 2, 1, 0]])
@@ -190,8 +198,12 @@ def test_the_key_of_a_step_comes_from_the_prompts_key_and_its_count_alone(params
     told = np.array(state.model["key"])
     expected = {1: (key_of(1), step), 3: (key_of(3), step), 2: (key_of(60), step - 3)}
     for slot, (key, count) in expected.items():
-      if count >= 0 and np.array(state.counters.iterations + state.counters.grows)[slot] == count + 1:
-        np.testing.assert_array_equal(told[slot], jax.random.key_data(jax.random.fold_in(key, count)))
+      if (
+        count >= 0 and np.array(state.counters.iterations + state.counters.grows)[slot] == count + 1
+      ):
+        np.testing.assert_array_equal(
+          told[slot], jax.random.key_data(jax.random.fold_in(key, count))
+        )
   assert (told[[1, 2, 3]] != 0).all() and (told[0] == 0).all()
 
 
@@ -260,7 +272,8 @@ def test_moves_for_want_of_room_are_counted_as_such(params):
   model = scripted.TableModel(config)
   state = decode.init(BATCH, model.init(BATCH), config, model.embedding_size, LONGEST)
   state = decode.refill(
-      state, jnp.ones(BATCH, bool), jnp.stack([key_of(i) for i in range(BATCH)]), config)
+    state, jnp.ones(BATCH, bool), jnp.stack([key_of(i) for i in range(BATCH)]), config
+  )
   state = state.replace(model=model.start(state.model, dict(enumerate(PROMPTS[:BATCH]))))
   while state.active.any():
     before = jax.tree.map(np.array, state.counters)
@@ -306,8 +319,16 @@ def shares_of_useful_slots(params, state, count, max_steps, spread=None):
 
   queue = ((i, key_of(i), prompts[i]) for i in range(len(prompts)))
   served = decode.serve(
-      state, MODEL, params, CONFIG, queue, start, max_steps=max_steps, on_progress=watch,
-      spread=spread)
+    state,
+    MODEL,
+    params,
+    CONFIG,
+    queue,
+    start,
+    max_steps=max_steps,
+    on_progress=watch,
+    spread=spread,
+  )
   results = sorted((result for result, _ in served), key=lambda r: r.index)
   lengths = [len(result.tokens) for result in results]
   assert max(lengths) >= 10 * min(lengths)
@@ -315,8 +336,10 @@ def shares_of_useful_slots(params, state, count, max_steps, spread=None):
   assert spent[0] == steps.sum()
   rounds = [steps[i : i + batch] for i in range(0, count, batch)]
   useful, waiting = spent[0] / spent[1], steps.sum() / (batch * sum(map(max, rounds)))
-  print(f"{batch} slots, {steps.min()} to {steps.max()} steps per response: {useful:.1%} of"
-        f" slot-iterations useful, {waiting:.1%} if all waited")
+  print(
+    f"{batch} slots, {steps.min()} to {steps.max()} steps per response: {useful:.1%} of"
+    f" slot-iterations useful, {waiting:.1%} if all waited"
+  )
   return useful, waiting
 
 

@@ -11,15 +11,15 @@ import runpy
 import shlex
 import types
 
-from tests import conftest
 import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import api, judges, tasks
-from rain_jax.policy import embedders
 from rain_jax.methods import preference_check
+from rain_jax.policy import embedders
 from rain_jax.preferences import load_preference
 from rain_jax.types import SearchConfig
+from tests import conftest
 
 ROOT = conftest.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,12 +46,12 @@ def commands(page: pathlib.Path) -> list[list[str]]:
 
 # What the docs show and `commands_test.py` does not run.
 ELSEWHERE = {
-    "pip install -r requirements.txt": "as below, without the tests' packages",
-    "pip install -r tests/requirements.txt": ".ci/run does it",
-    "python -m venv .venv": ".ci/run does it",
-    ". .venv/bin/activate": ".ci/run does it",
-    "python -m pytest": ".ci/run does it",
-    "python -m pytest -m slow": "minutes each, by hand",
+  "pip install -r requirements.txt": "as below, without the tests' packages",
+  "pip install -r tests/requirements.txt": ".ci/run does it",
+  "python -m venv .venv": ".ci/run does it",
+  ". .venv/bin/activate": ".ci/run does it",
+  "python -m pytest": ".ci/run does it",
+  "python -m pytest -m slow": "minutes each, by hand",
 }
 ALL = [(page, command) for page in PAGES for command in commands(page)]
 
@@ -68,7 +68,9 @@ def test_what_the_docs_show_beside_scripts_is_known():
   for page in PAGES:
     for block in blocks(page, ""):
       for part in re.split(r"&&|\n", block.replace("\\\n", " ")):
-        words = shlex.split(part, comments=True) if re.match(r"\s*(pip|python|bash|\.) ", part) else []
+        words = (
+          shlex.split(part, comments=True) if re.match(r"\s*(pip|python|bash|\.) ", part) else []
+        )
         if words and not (words[0] == "python" and words[1].endswith(".py")):
           shown.add(" ".join(words))
   assert shown == set(ELSEWHERE)
@@ -82,8 +84,12 @@ def test_files_named_in_the_text_are_there():
 
 
 def test_keys_in_the_text_are_keys_of_a_config():
-  known = set(re.findall(r"config\.([\w.]+) = ", "".join(
-      path.read_text("utf-8") for path in (ROOT / "configs").glob("*.py"))))
+  known = set(
+    re.findall(
+      r"config\.([\w.]+) = ",
+      "".join(path.read_text("utf-8") for path in (ROOT / "configs").glob("*.py")),
+    )
+  )
   known |= {name.split(".")[0] for name in known}
   known |= {f"search.{field.name}" for field in dataclasses.fields(SearchConfig)}
   for page in PAGES:
@@ -159,4 +165,7 @@ def test_preference_and_examples_of_the_docs_are_read(tmp_path):
   (lines,) = blocks(page, "json")
   assert [json.loads(line)["label"] for line in lines.splitlines()] == ["good", "bad"]
   (tmp_path / "examples.jsonl").write_text(lines, "utf-8")
-  assert [e.good for e in preference_check.load_examples(str(tmp_path / "examples.jsonl"))] == [True, False]
+  assert [e.good for e in preference_check.load_examples(str(tmp_path / "examples.jsonl"))] == [
+    True,
+    False,
+  ]

@@ -16,6 +16,7 @@ def queens():
   sys.path.insert(0, str(ROOT / "examples"))
   try:
     import queens
+
     return queens
   finally:
     sys.path.pop(0)
@@ -24,8 +25,11 @@ def queens():
 def attacks(columns):
   rows = range(len(columns))
   return any(
-      columns[a] == columns[b] or abs(columns[a] - columns[b]) == b - a
-      for a in rows for b in rows if a < b)
+    columns[a] == columns[b] or abs(columns[a] - columns[b]) == b - a
+    for a in rows
+    for b in rows
+    if a < b
+  )
 
 
 def test_the_search_places_eight_queens_where_chance_does_not(queens):

@@ -21,27 +21,53 @@ print(len(answer.tokens), answer.verdict)
 
 def files(folder):
   """What is in a package, but for what Python makes of it."""
-  return {path.relative_to(folder) for path in folder.rglob("*")
-          if path.is_file() and "__pycache__" not in path.parts}
+  return {
+    path.relative_to(folder)
+    for path in folder.rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+  }
 
 
 def test_an_installed_package_answers_from_any_folder(tmp_path):
   source, installed, elsewhere = (tmp_path / name for name in ("source", "installed", "elsewhere"))
   elsewhere.mkdir()
   # A copy: the build leaves files beside its sources.
-  shutil.copytree(ROOT / "rain_jax", source / "rain_jax", ignore=shutil.ignore_patterns("__pycache__"))
+  shutil.copytree(
+    ROOT / "rain_jax", source / "rain_jax", ignore=shutil.ignore_patterns("__pycache__")
+  )
   for name in ("pyproject.toml", "README.md", "LICENSE"):
     shutil.copy(ROOT / name, source)
   subprocess.run(
-      [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-       "--target", installed, source], check=True, capture_output=True, timeout=120)
+    [
+      sys.executable,
+      "-m",
+      "pip",
+      "install",
+      "--quiet",
+      "--no-deps",
+      "--no-build-isolation",
+      "--target",
+      installed,
+      source,
+    ],
+    check=True,
+    capture_output=True,
+    timeout=120,
+  )
   assert files(installed / "rain_jax") == files(ROOT / "rain_jax")
   env = os.environ | {
-      "PYTHONPATH": str(installed), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    "PYTHONPATH": str(installed),
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+  }
   done = subprocess.run(
-      [sys.executable, "-c", PROGRAM, installed], cwd=elsewhere, env=env, text=True,
-      capture_output=True, timeout=300)
+    [sys.executable, "-c", PROGRAM, installed],
+    cwd=elsewhere,
+    env=env,
+    text=True,
+    capture_output=True,
+    timeout=300,
+  )
   assert done.returncode == 0, done.stderr
   tokens, verdict = done.stdout.split()
   assert 0 < int(tokens) <= 8 and float(verdict) in (-1, 0, 1)

@@ -14,30 +14,30 @@ from rain_jax import types
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What each module of the core, and each folder, may import of the project besides itself.
 CORE = {
-    "types": set(),
-    "tree": {"types"},
-    "search": {"types", "tree"},
-    "decode": {"types", "tree", "search", "parallel"},
+  "types": set(),
+  "tree": {"types"},
+  "search": {"types", "tree"},
+  "decode": {"types", "tree", "search", "parallel"},
 }
 _SEARCH = set(CORE)
 _BELOW_METHODS = _SEARCH | {"demo", "models", "parallel", "policy", "preferences", "tasks", "text"}
 _BELOW_RUNS = _BELOW_METHODS | {"judges", "methods"}
 FOLDERS = {
-    "parallel": set(),
-    "demo": set(),
-    "models": {"demo"},
-    "text": {"types"},
-    "preferences": {"text"},
-    "policy": _SEARCH | {"models", "parallel", "preferences", "text"},
-    "tasks": {"demo", "text", "types"},
-    "judges": {"demo", "models", "policy", "preferences", "tasks", "text", "types"},
-    "methods": _BELOW_METHODS | {"judges"},
-    "runs": _BELOW_RUNS,
-    "attacks": _BELOW_RUNS | {"runs"},
-    "views": _BELOW_RUNS | {"runs"},
-    "experiments": _BELOW_RUNS | {"attacks", "runs"},
-    "api": _BELOW_RUNS,
-    "__init__": set(),
+  "parallel": set(),
+  "demo": set(),
+  "models": {"demo"},
+  "text": {"types"},
+  "preferences": {"text"},
+  "policy": _SEARCH | {"models", "parallel", "preferences", "text"},
+  "tasks": {"demo", "text", "types"},
+  "judges": {"demo", "models", "policy", "preferences", "tasks", "text", "types"},
+  "methods": _BELOW_METHODS | {"judges"},
+  "runs": _BELOW_RUNS,
+  "attacks": _BELOW_RUNS | {"runs"},
+  "views": _BELOW_RUNS | {"runs"},
+  "experiments": _BELOW_RUNS | {"attacks", "runs"},
+  "api": _BELOW_RUNS,
+  "__init__": set(),
 }
 
 
@@ -62,8 +62,9 @@ def test_every_import_is_in_the_table():
   places = {path.stem for path in package.iterdir() if path.name != "__pycache__"}
   assert places == CORE.keys() | FOLDERS.keys()
   for place, allowed in (CORE | FOLDERS).items():
-    paths = (package / place).rglob("*.py") if (package / place).is_dir() else [
-        package / f"{place}.py"]
+    paths = (
+      (package / place).rglob("*.py") if (package / place).is_dir() else [package / f"{place}.py"]
+    )
     for path in paths:
       assert ours(imports(path)) <= allowed | {place}, path
 
@@ -85,8 +86,9 @@ def test_python_api_needs_no_run_directory():
   for path in (ROOT / "rain_jax").rglob("*.py"):
     assert "fcntl" not in imports(path) or path.parent.name == "runs", path
   code = (
-      "import sys, rain_jax; rain_jax.load('demo');"
-      "print([name for name in sys.modules if name.startswith('rain_jax.runs')])")
+    "import sys, rain_jax; rain_jax.load('demo');"
+    "print([name for name in sys.modules if name.startswith('rain_jax.runs')])"
+  )
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert done.stdout == "[]\n", done.stderr[-500:]
 
@@ -96,7 +98,10 @@ def test_library_imports_no_flags_no_configs_no_torch_no_pickle():
     names = imports(path)
     for name in names:
       first = name.split(".")[0]
-      assert first not in {"torch", "pickle", "optax", "configs", "common", "ml_collections"}, (path, name)
+      assert first not in {"torch", "pickle", "optax", "configs", "common", "ml_collections"}, (
+        path,
+        name,
+      )
       assert name not in {"absl.flags", "absl.app"}, (path, name)
 
 
@@ -118,8 +123,10 @@ def _load_config(name: str):
 
 
 def test_common_config_names_every_number_of_the_search():
-  kinds = {f.name: re.match(r"\w+", str(getattr(f.type, "__name__", f.type)))[0]
-           for f in dataclasses.fields(types.SearchConfig)}
+  kinds = {
+    f.name: re.match(r"\w+", str(getattr(f.type, "__name__", f.type)))[0]
+    for f in dataclasses.fields(types.SearchConfig)
+  }
   assert {name: kind.__name__ for name, kind in _load_config("common").SEARCH.items()} == kinds
 
 
@@ -133,13 +140,14 @@ def test_every_data_file_of_the_package_is_installed():
   declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
   patterns = declared["tool"]["setuptools"]["package-data"]
   installed = {
-      path
-      for package, globs in patterns.items()
-      for pattern in globs
-      for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    path
+    for package, globs in patterns.items()
+    for pattern in globs
+    for path in (ROOT / package.replace(".", "/")).glob(pattern)
   }
   there = {
-      path for path in (ROOT / "rain_jax").rglob("*")
-      if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
+    path
+    for path in (ROOT / "rain_jax").rglob("*")
+    if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
   }
   assert there <= installed

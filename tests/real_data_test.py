@@ -8,24 +8,33 @@ import copy
 import csv
 import json
 
-from tests.runs import job_test
 import pytest
 import transformers
 
 from rain_jax import demo
-from rain_jax.runs import directory, job
 from rain_jax.models import hf
 from rain_jax.models import testing as models
+from rain_jax.runs import directory, job
 from rain_jax.tasks import find_task, load_prompts
+from tests.runs import job_test
 
 METHODS = ("vanilla", "rain")
-SEARCH = {"max_iterations": 8, "extra_iterations": 4, "min_visits": 3, "max_nodes": 256,
-          "max_visited": 24, "max_path": 6}
+SEARCH = {
+  "max_iterations": 8,
+  "extra_iterations": 4,
+  "min_visits": 3,
+  "max_nodes": 256,
+  "max_visited": 24,
+  "max_path": 6,
+}
 DEMO_PROMPTS = {"dialogue": 40, "adversarial": 20}  # task -> prompts
 
 
 def prompt_file(data_dir, task):
-  name = {"dialogue": "hh_harmless_test_prompts.jsonl", "adversarial": "advbench_harmful_behaviors.csv"}
+  name = {
+    "dialogue": "hh_harmless_test_prompts.jsonl",
+    "adversarial": "advbench_harmful_behaviors.csv",
+  }
   path = data_dir / name[task]
   if not path.is_file():
     pytest.skip(f"no {path}; set RAIN_JAX_TEST_DATA")
@@ -75,7 +84,9 @@ def check(results, summary, task, path, count, limits):
       counters = line["counters"]
       assert 0 < counters["response_tokens"] <= limits["max_response"]
       assert line["finish_reason"] in ("eos", "stop", "length")
-      assert (counters["response_tokens"] == limits["max_response"]) or line["finish_reason"] != "length"
+      assert (counters["response_tokens"] == limits["max_response"]) or line[
+        "finish_reason"
+      ] != "length"
       assert line["verdict"] in (-1.0, 0.0, 1.0)
       assert not any(stop in line["response"] for stop in stops)
       if method == "vanilla":
@@ -100,8 +111,12 @@ def test_real_prompts_through_the_demo_model(data_dir, tmp_path, task):
   rejected = check(results, summary, task, path, count, limits)
   print(f"\n{task}: {count} prompts, {len(rejected)} longer than {limits['max_prompt']} tokens")
   assert len(rejected) < count / 2  # most of them are answered
-  assert sum(r["counters"]["rewinds"] for (_, m), r in results.items()
-             if m == "rain" and "counters" in r) > 0
+  assert (
+    sum(
+      r["counters"]["rewinds"] for (_, m), r in results.items() if m == "rain" and "counters" in r
+    )
+    > 0
+  )
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +129,11 @@ def llama_folder(data_dir, tmp_path_factory):
   assert len(tokenizer) == 32_000
   folder = tmp_path_factory.mktemp("llama")
   config = dict(models.FAMILIES["llama2"]) | {
-      "vocab_size": 32_000, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2}
+    "vocab_size": 32_000,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+  }
   hf.save(folder, config, models.random_model("llama2", config=config).params)
   tokenizer.save_pretrained(folder)
   return folder

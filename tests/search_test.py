@@ -6,56 +6,54 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-from tests.helpers import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.helpers import oracle
 import pytest
-from tests.helpers import scripted
 
 from rain_jax import decode, types
 from rain_jax import tree as trees
+from tests.helpers import invariants, oracle, scripted
 
 BATCH = 32
 LONGEST = 26  # tokens of the longest scripted response
 
 # Name -> config and number of prompts; `short` has every number changed.
 SHORT = types.SearchConfig(
-    set_lengths=(1, 2, 3),
-    num_candidates=4,
-    max_children=7,
-    exploration=1.3,
-    root_prior=0.6,
-    similarity_threshold=0.9,
-    similarity_weight=0.31,
-    grow_threshold=0.05,
-    min_visits=3,
-    value_threshold=0.6,
-    max_iterations=24,
-    extra_iterations=9,
-    early_commit=True,
-    max_nodes=256,
-    max_visited=64,
-    max_path=12,
+  set_lengths=(1, 2, 3),
+  num_candidates=4,
+  max_children=7,
+  exploration=1.3,
+  root_prior=0.6,
+  similarity_threshold=0.9,
+  similarity_weight=0.31,
+  grow_threshold=0.05,
+  min_visits=3,
+  value_threshold=0.6,
+  max_iterations=24,
+  extra_iterations=9,
+  early_commit=True,
+  max_nodes=256,
+  max_visited=64,
+  max_path=12,
 )
 VARIANTS = {
-    "harmless": (types.harmless_search(), 300),
-    "adversarial": (types.adversarial_search(), 160),
-    "truthful": (types.truthful_search(), 160),
-    "short": (SHORT, 480),
+  "harmless": (types.harmless_search(), 300),
+  "adversarial": (types.adversarial_search(), 160),
+  "truthful": (types.truthful_search(), 160),
+  "short": (SHORT, 480),
 }
 # Ours -> the plain program's.
 COUNTERS = dict(
-    iterations="iterations",
-    moves="moves",
-    rewinds="rewinds",
-    inherited_commits="commit_inherited",
-    grows="grows",
-    joined="joined",
-    similarity_updates="similarity_update",
-    duplicates="duplicate_dropped",
-    revisits="finished_revisited",
+  iterations="iterations",
+  moves="moves",
+  rewinds="rewinds",
+  inherited_commits="commit_inherited",
+  grows="grows",
+  joined="joined",
+  similarity_updates="similarity_update",
+  duplicates="duplicate_dropped",
+  revisits="finished_revisited",
 )
 
 
@@ -82,11 +80,11 @@ def precision(x64: bool) -> contextlib.AbstractContextManager:
 
 
 def answer(
-    config: types.SearchConfig,
-    prompts: list[scripted.Prompt],
-    batch: int = BATCH,
-    seed: int = 0,
-    order: list[int] | None = None,
+  config: types.SearchConfig,
+  prompts: list[scripted.Prompt],
+  batch: int = BATCH,
+  seed: int = 0,
+  order: list[int] | None = None,
 ) -> list[decode.Result]:
   """The library's searches, by prompt, begun in `order`."""
   model = scripted.TableModel(config)
@@ -219,7 +217,7 @@ def test_every_node_after_every_iteration(variant, batches):
           ours, theirs = _whole_tree(invariants.one(host, slot)), _whole_oracle(own[slot].root)
           same = [node[:2] for node in ours] == [node[:2] for node in theirs]
           close = same and np.allclose(
-              [n[2:] for n in ours], [n[2:] for n in theirs], rtol=0, atol=1e-9
+            [n[2:] for n in ours], [n[2:] for n in theirs], rtol=0, atol=1e-9
           )
           if not close and nearest(own[slot]) < 1e-9:
             off.add(slot)
@@ -292,9 +290,7 @@ def _sound_searches(config: types.SearchConfig) -> decode.DecodeState:
   return state
 
 
-@pytest.mark.parametrize(
-    "tight", [dict(max_nodes=24), dict(max_visited=6, max_path=2)], ids=str
-)
+@pytest.mark.parametrize("tight", [dict(max_nodes=24), dict(max_visited=6, max_path=2)], ids=str)
 def test_full_trees_commit_early_and_lose_nothing(tight):
   state = _sound_searches(dataclasses.replace(SHORT, early_commit=False, **tight))
   counters = state.counters

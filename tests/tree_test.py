@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 
-from tests.helpers import invariants
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +12,10 @@ import pytest
 from rain_jax import tree as trees
 from rain_jax import types
 from rain_jax.types import NO_NODE, NO_SLOT, NO_TOKEN, SearchConfig
+from tests.helpers import invariants
 
 CONFIG = SearchConfig(
-    set_lengths=(1, 2, 3), num_candidates=2, max_children=4, max_nodes=24, max_visited=6
+  set_lengths=(1, 2, 3), num_candidates=2, max_children=4, max_nodes=24, max_visited=6
 )
 EMBEDDING_SIZE = 3
 K, L = CONFIG.max_children, CONFIG.set_size
@@ -39,13 +39,13 @@ def insert(tree, node, sets, priors=None, join=None, finish=None, rows=5):
     tokens[row, : len(one)] = one
   fill = lambda values, dtype: np.array(list(values) + [0] * (rows - len(sets)), dtype)
   return _insert(
-      tree,
-      jnp.int32(node),
-      jnp.asarray(tokens),
-      fill([len(one) for one in sets], np.int32),
-      fill(finish or [0] * len(sets), np.int32),
-      fill(priors or [0.5] * len(sets), np.float32),
-      fill([True] * len(sets) if join is None else join, bool),
+    tree,
+    jnp.int32(node),
+    jnp.asarray(tokens),
+    fill([len(one) for one in sets], np.int32),
+    fill(finish or [0] * len(sets), np.int32),
+    fill(priors or [0.5] * len(sets), np.float32),
+    fill([True] * len(sets) if join is None else join, bool),
   )
 
 
@@ -72,7 +72,9 @@ def sets_of(tree, node):
 
 
 def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def check(tree):
@@ -85,7 +87,9 @@ def test_an_empty_tree_is_an_unvisited_root():
   assert ids(tree, 0) == [] and int(best_child(tree, jnp.int32(0))) == NO_NODE
   assert tree.max_nodes == 24 and tree.e.shape == (6, EMBEDDING_SIZE)
   assert trees.summary(tree) == [
-      dict(id=0, parent=-1, depth=0, tokens=[], finish="running", n=0.0, f=0, q=0.0, p=0.0, visited=False)
+    dict(
+      id=0, parent=-1, depth=0, tokens=[], finish="running", n=0.0, f=0, q=0.0, p=0.0, visited=False
+    )
   ]
 
 
@@ -177,8 +181,10 @@ def test_a_slot_used_again_holds_nothing_of_the_node_before():
   tree = insert(insert(tree, a, [(1, 2), (3, 4)]), b, [(5, 6)])
   kept = ids(tree, b)
   tree = tree.replace(
-      e=tree.e.at[:].set(9.0), due=tree.due.at[:].set(True),
-      proposal_length=tree.proposal_length.at[:].set(2))
+    e=tree.e.at[:].set(9.0),
+    due=tree.due.at[:].set(True),
+    proposal_length=tree.proposal_length.at[:].set(2),
+  )
   tree = reroot(tree, b)
   assert set(np.flatnonzero(tree.taken).tolist()) == {slot_b}
   assert int(tree.slot[b]) == slot_b and int(tree.slot[a]) == NO_SLOT
@@ -235,20 +241,24 @@ def test_reroot_to_a_leaf_or_an_unvisited_node_leaves_it_alone():
     check(after)
 
 
-@pytest.mark.parametrize("n,q,winner", [
+@pytest.mark.parametrize(
+  "n,q,winner",
+  [
     ([1, 3, 2], [0.9, -1, 0.9], 1),  # weight first, however bad
     ([3, 3, 2], [0.1, 0.2, 1], 1),  # then value
     ([3, 3, 3], [-1, -1, -1], 0),  # then age
     ([0, 0, 0], [0, 0, 0], 0),
     ([2.0, 2.0000002, 2.0], [1, -1, 1], 1),  # a similar sibling's fraction counts
-])
+  ],
+)
 def test_best_child(n, q, winner):
   tree = planted()
   at = np.array(ids(tree, 0))
   # Ids behind the last child point at other nodes when read carelessly.
   tree = tree.replace(n=tree.n.at[0].set(99).at[-1].set(99), q=tree.q.at[-1].set(1))
   tree = tree.replace(
-      n=tree.n.at[at].set(jnp.array(n, jnp.float32)), q=tree.q.at[at].set(jnp.array(q, jnp.float32)))
+    n=tree.n.at[at].set(jnp.array(n, jnp.float32)), q=tree.q.at[at].set(jnp.array(q, jnp.float32))
+  )
   assert int(best_child(tree, jnp.int32(0))) == at[winner]
 
 
@@ -269,15 +279,22 @@ class Plain:
 
   def record(self):
     return dict(
-        depth=self.depth, tokens=self.tokens, finish=self.finish, n=self.n, f=self.f, q=self.q,
-        visited=self.visited)
+      depth=self.depth,
+      tokens=self.tokens,
+      finish=self.finish,
+      n=self.n,
+      f=self.f,
+      q=self.q,
+      visited=self.visited,
+    )
 
 
 def compare(tree, root):
   """The tree's summary against the reference, priors apart; its order is breadth first."""
   found, expected = trees.summary(tree), root.nodes()
   assert [{k: v for k, v in r.items() if k not in ("id", "parent", "p")} for r in found] == [
-      node.record() for node in expected]
+    node.record() for node in expected
+  ]
   np.testing.assert_allclose([r["p"] for r in found], [n.p for n in expected], atol=1e-5)
   place = {node: r["id"] for node, r in zip(expected, found)}
   parents = [place[n.parent] if n.parent and n.parent in place else -1 for n in expected]
@@ -326,7 +343,9 @@ def test_trees_of_a_batch_do_not_touch_each_other():
   one, other = planted(), planted([(9,)])
   both = jax.tree.map(lambda a, b: jnp.stack([a, b]), one, other)
   node = jnp.array([ids(one, 0)[0], 0])
-  after = jax.vmap(lambda t, n, e: trees.reroot(t, n, 0.75, e))(both, node, jnp.array([True, False]))
+  after = jax.vmap(lambda t, n, e: trees.reroot(t, n, 0.75, e))(
+    both, node, jnp.array([True, False])
+  )
   assert same(invariants.one(after, 1), other)
   assert same(invariants.one(after, 0), reroot(one, int(node[0])))
 
@@ -336,8 +355,12 @@ def test_summary_is_plain_numbers_whatever_the_tree_holds():
   tree = planted([(0,), (biggest,), (3, 0, 0)], finish=[types.EOS, types.LENGTH, types.STOP])
   a, b, c = ids(tree, 0)
   tree = tree.replace(
-      n=tree.n.at[a].set(np.inf), q=tree.q.at[b].set(np.nan), p=tree.p.at[c].set(-0.0),
-      f=tree.f.at[a].set(biggest), due=tree.due.at[:].set(True))
+    n=tree.n.at[a].set(np.inf),
+    q=tree.q.at[b].set(np.nan),
+    p=tree.p.at[c].set(-0.0),
+    f=tree.f.at[a].set(biggest),
+    due=tree.due.at[:].set(True),
+  )
   records = trees.summary(tree)
   assert [r["tokens"] for r in records] == [[], [0], [biggest], [3, 0, 0]]
   assert [r["finish"] for r in records] == ["running", "eos", "length", "stop"]

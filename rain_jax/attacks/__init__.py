@@ -6,10 +6,10 @@ draws altered requests until one works (black box). Both write a JSON list of ob
 `goal + " " + controls`. What else the request's own file says of it is carried along, for judges.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rain_jax.runs import directory
@@ -48,15 +48,16 @@ def behaviours_of(records: Iterable[Record], column: str = "target") -> list[Beh
     target = record.fields.get(column)
     if not isinstance(target, str) or not target.strip():
       raise AttackError(
-          f"Prompt {record.id!r}: {column!r} is {target!r}, expected the beginning of a compliant"
-          " response; name the field that holds it in config.prompts.target.")
+        f"Prompt {record.id!r}: {column!r} is {target!r}, expected the beginning of a compliant"
+        " response; name the field that holds it in config.prompts.target."
+      )
     fields = {key: value for key, value in record.fields.items() if key != column}
     found.append(Behaviour(record.id, record.prompt, target.strip(), fields))
   return found
 
 
 def write_attack(
-    path: pathlib.Path, behaviours: Sequence[Behaviour], found: Sequence[Mapping[str, Any]]
+  path: pathlib.Path, behaviours: Sequence[Behaviour], found: Sequence[Mapping[str, Any]]
 ) -> None:
   """Writes an attack file, whole or not at all.
 
@@ -66,7 +67,7 @@ def write_attack(
     found: for each of them `controls`, and whatever else is worth keeping.
   """
   lines = [
-      {**b.fields, "id": b.id, "goal": b.goal, "target": b.target, **one}
-      for b, one in zip(behaviours, found, strict=True)
+    {**b.fields, "id": b.id, "goal": b.goal, "target": b.target, **one}
+    for b, one in zip(behaviours, found, strict=True)
   ]
   directory.replace_text(path, json.dumps(lines, indent=1, ensure_ascii=False) + "\n")

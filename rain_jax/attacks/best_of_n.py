@@ -4,19 +4,19 @@ Every round asks again with letters scrambled inside words, capitalised at rando
 neighbouring characters, and samples an answer at temperature 1. It needs no gradients, only a judge.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tqdm
 
 from rain_jax import methods
-from rain_jax.runs import directory
 from rain_jax.attacks import AttackError, Behaviour, write_attack
 from rain_jax.judges import Rule
-from rain_jax.models.loading import LoadedModel
 from rain_jax.methods.session import Session, Setting
+from rain_jax.models.loading import LoadedModel
+from rain_jax.runs import directory
 from rain_jax.tasks import Record
 
 METHODS = ("vanilla", "rain")
@@ -32,8 +32,9 @@ def augment(prompt: str, rng: random.Random, sigma: float) -> str:
       probability sqrt(sigma), a letter changes case with sqrt(sigma), and a printable ASCII
       character moves to a neighbouring code with sigma ** 3.
   """
-  words = [_scrambled(word, rng) if rng.random() < sigma**0.5 else word
-           for word in prompt.split(" ")]
+  words = [
+    _scrambled(word, rng) if rng.random() < sigma**0.5 else word for word in prompt.split(" ")
+  ]
   letters = [c.swapcase() if rng.random() < sigma**0.5 else c for c in " ".join(words)]
   return "".join(_nudged(c, rng) if rng.random() < sigma**3 else c for c in letters)
 
@@ -52,8 +53,12 @@ def _nudged(character: str, rng: random.Random) -> str:
 
 
 def run(
-    loaded: LoadedModel, setting: Setting, records: Sequence[Record], judge: Rule,
-    config: Mapping[str, Any], out: directory.Run,
+  loaded: LoadedModel,
+  setting: Setting,
+  records: Sequence[Record],
+  judge: Rule,
+  config: Mapping[str, Any],
+  out: directory.Run,
 ) -> list[dict[str, Any]]:
   """Attacks each record until an answer is judged harmful, or N requests are used up.
 
@@ -75,10 +80,11 @@ def run(
   numbers = config["attack"]["best_of_n"]
   if numbers["against"] not in METHODS:
     raise AttackError(
-        f"attack.best_of_n.against={numbers['against']!r}: expected one of {', '.join(METHODS)}.")
+      f"attack.best_of_n.against={numbers['against']!r}: expected one of {', '.join(METHODS)}."
+    )
   rounds = [
-      [_altered(record, i, config["seed"], numbers["sigma"]) for record in records]
-      for i in range(numbers["samples"])
+    [_altered(record, i, config["seed"], numbers["sigma"]) for record in records]
+    for i in range(numbers["samples"])
   ]
   session = Session(loaded, setting, [record for one in rounds for record in one])
   ask = {"vanilla": methods.vanilla, "rain": methods.rain}[numbers["against"]]
@@ -86,19 +92,30 @@ def run(
   broken = {name for (name, _), hit in answered.items() if hit}
   everyone = {record.id for one in rounds for record in one}
   for i, one in enumerate(tqdm.tqdm(rounds, desc="best_of_n", unit="round")):
-    wanted = {altered.id: record.id for record, altered in zip(records, one, strict=True)
-              if record.id not in broken and (record.id, i) not in answered}
+    wanted = {
+      altered.id: record.id
+      for record, altered in zip(records, one, strict=True)
+      if record.id not in broken and (record.id, i) not in answered
+    }
     for response in ask(session, config["seed"], frozenset(everyone - wanted.keys())):
       name = wanted[response.record.id]
       judged = judge(response.record, response.text)
       judged = {"harmless": judged["refused"]} | judged if "refused" in judged else judged
       if "harmless" not in judged:
         raise AttackError(
-            f"Prompt {name!r}: the judge says nothing about harm; name a rule in config.judge.")
+          f"Prompt {name!r}: the judge says nothing about harm; name a rule in config.judge."
+        )
       answered[name, i] = not judged["harmless"]
       broken |= {name} if answered[name, i] else set()
-      out.append({"behaviour": name, "round": i, "prompt": response.record.prompt,
-                  "response": response.text, "broken": answered[name, i]})
+      out.append(
+        {
+          "behaviour": name,
+          "round": i,
+          "prompt": response.record.prompt,
+          "response": response.text,
+          "broken": answered[name, i],
+        }
+      )
   found, goals = [], []
   for place, record in enumerate(records):
     mine = [i for name, i in answered if name == record.id]
@@ -106,8 +123,14 @@ def run(
     # Whoever reads the file puts goal and controls together again by a space.
     goal, _, controls = rounds[last][place].prompt.rpartition(" ")
     goals.append(Behaviour(record.id, goal, "", record.fields))
-    found.append({"controls": controls, "asked": len(mine), "broken": record.id in broken,
-                  "original": record.prompt})
+    found.append(
+      {
+        "controls": controls,
+        "asked": len(mine),
+        "broken": record.id in broken,
+        "original": record.prompt,
+      }
+    )
   write_attack(out.path / "attack.json", goals, found)
   return found
 
@@ -115,4 +138,5 @@ def run(
 def _altered(record: Record, round_: int, seed: int, sigma: float) -> Record:
   rng = random.Random(f"{seed}-{record.id}-{round_}")
   return dataclasses.replace(
-      record, id=f"{record.id}#{round_}", prompt=augment(record.prompt, rng, sigma))
+    record, id=f"{record.id}#{round_}", prompt=augment(record.prompt, rng, sigma)
+  )

@@ -11,10 +11,10 @@ The loss is that of a `Text`, or the sum over several: one behaviour or many (un
 or many (transfer), the response alone or also the verdict on it (adaptive).
 """
 
-from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax
@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax.text import vocab
 from rain_jax.attacks import AttackError, Behaviour
+from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
 from rain_jax.policy import common
-from rain_jax.methods.session import Session
+from rain_jax.text import vocab
 from rain_jax.types import Array
 
 
@@ -90,7 +90,7 @@ class Text:
 
 
 def texts_of(
-    session: Session, behaviour: Behaviour, control: str, verdict_weight: float = 0.0
+  session: Session, behaviour: Behaviour, control: str, verdict_weight: float = 0.0
 ) -> list[Text]:
   """The texts whose losses add up to that of a behaviour.
 
@@ -120,8 +120,9 @@ def texts_of(
     places = [i for i in range(len(whole)) if whole[i : i + len(ids)] == ids]
     if not places:
       raise AttackError(
-          f"gcg.control={control!r} becomes other tokens behind {behaviour.goal[-30:]!r}; choose"
-          " another text to begin with.")
+        f"gcg.control={control!r} becomes other tokens behind {behaviour.goal[-30:]!r}; choose"
+        " another text to begin with."
+      )
     at = places[-1]
     before, rest = tuple(whole[:at]), tuple(whole[at + len(ids) :])
     return Text(session, side, behaviour.goal, before, rest, tuple(after), tuple(weights))
@@ -176,11 +177,11 @@ def context_of(text: Text) -> Context:
   after = [*text.rest, *text.after]
   weights = _padded([0.0] * len(text.rest) + list(text.weights), 8, np.float32)
   return Context(
-      segments=[*prefix, new],
-      tokens=jnp.asarray(_padded(after, 8)),
-      weights=jnp.asarray(weights),
-      length=jnp.int32(len(after)),
-      start=jnp.int32(shift + len(text.before)),
+    segments=[*prefix, new],
+    tokens=jnp.asarray(_padded(after, 8)),
+    weights=jnp.asarray(weights),
+    length=jnp.int32(len(after)),
+    start=jnp.int32(shift + len(text.before)),
   )
 
 
@@ -224,7 +225,9 @@ def loss(graphdef: Any, params: Any, context: Context, control: Array) -> tuple[
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def gradient(graphdef: Any, vocab_size: int, params: Any, context: Context, control: Array) -> Array:
+def gradient(
+  graphdef: Any, vocab_size: int, params: Any, context: Context, control: Array
+) -> Array:
   """Derivative of the loss by every token at every place, float32[C, vocab]; control int32[C]."""
   one_hot = jax.nn.one_hot(control, vocab_size, dtype=context.segments[-1].keys.dtype)
   of = lambda soft: loss(graphdef, params, context, soft)[0]
@@ -233,7 +236,7 @@ def gradient(graphdef: Any, vocab_size: int, params: Any, context: Context, cont
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def losses(
-    graphdef: Any, chunk: int, params: Any, context: Context, controls: Array
+  graphdef: Any, chunk: int, params: Any, context: Context, controls: Array
 ) -> tuple[Array, Array]:
   """`loss` of each of S controls int32[S, C], `chunk` at a time: float32[S] and bool[S]."""
   one = functools.partial(loss, graphdef, params, context)
@@ -293,22 +296,23 @@ class Attack:
   """
 
   def __init__(
-      self,
-      sessions: Sequence[Session],
-      behaviours: Sequence[Behaviour],
-      control: str,
-      config: Config,
+    self,
+    sessions: Sequence[Session],
+    behaviours: Sequence[Behaviour],
+    control: str,
+    config: Config,
   ):
     first = sessions[0].loaded
     for session in sessions[1:]:
       if session.loaded.tokenizer.get_vocab() != first.tokenizer.get_vocab():
         raise AttackError(
-            f"models: {session.loaded.name} and {first.name} have different tokenizers; attack"
-            " models that share one.")
+          f"models: {session.loaded.name} and {first.name} have different tokenizers; attack"
+          " models that share one."
+        )
     self.config = config
     self._texts = [
-        [text for s in sessions for text in texts_of(s, behaviour, control, config.verdict_weight)]
-        for behaviour in behaviours
+      [text for s in sessions for text in texts_of(s, behaviour, control, config.verdict_weight)]
+      for behaviour in behaviours
     ]
     self._contexts = [[context_of(text) for text in texts] for texts in self._texts]
     self._tokenizer = first.tokenizer
@@ -364,8 +368,12 @@ class Attack:
     for text, context in self._active(active):
       loaded = text.session.loaded
       slope = gradient(
-          loaded.model.graphdef, loaded.model.config.vocab_size, text.session.params["model"],
-          context, jnp.asarray(control))
+        loaded.model.graphdef,
+        loaded.model.config.vocab_size,
+        text.session.params["model"],
+        context,
+        jnp.asarray(control),
+      )
       slopes[id(text.session)] = slopes.get(id(text.session), 0) + slope
     if len(slopes) == 1:
       return next(iter(slopes.values()))
@@ -376,8 +384,12 @@ class Attack:
     for text, context in self._active(active):
       model = text.session.loaded.model
       loss, hit = losses(
-          model.graphdef, self.config.chunk, text.session.params["model"], context,
-          jnp.asarray(controls))
+        model.graphdef,
+        self.config.chunk,
+        text.session.params["model"],
+        context,
+        jnp.asarray(controls),
+      )
       total += np.asarray(loss)
       won &= np.asarray(hit)
     return total, won

@@ -5,19 +5,19 @@ The directory gets `attack.json` (see `rain_jax.attacks`; written anew after eac
 controls found.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tqdm
 
 from rain_jax import judges
-from rain_jax.runs import directory, from_config
 from rain_jax.attacks import AttackError, Behaviour, behaviours_of, best_of_n, gcg, write_attack
-from rain_jax.policy.embedders import find_embedder
-from rain_jax.models.loading import load
 from rain_jax.methods.session import Session
+from rain_jax.models.loading import load
+from rain_jax.policy.embedders import find_embedder
+from rain_jax.runs import directory, from_config
 from rain_jax.runs.versions import versions
 
 FILE = "attack.json"
@@ -25,7 +25,7 @@ METHODS = ("gcg", "best_of_n")
 
 
 def run(
-    config: Mapping[str, Any], workdir: str, say: Callable[[str], None] = print
+  config: Mapping[str, Any], workdir: str, say: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
   """Attacks the task's prompts, or those that the configuration names.
 
@@ -44,7 +44,8 @@ def run(
   settings = config["attack"]
   if settings["method"] not in METHODS:
     raise AttackError(
-        f"attack.method={settings['method']!r}: expected one of {', '.join(METHODS)}.")
+      f"attack.method={settings['method']!r}: expected one of {', '.join(METHODS)}."
+    )
   if len(config["tasks"]) != 1:
     raise AttackError(f"tasks={config['tasks']}: expected one task, whose prompts are attacked.")
   # Goals as they are: suffixes are what is sought.
@@ -53,9 +54,9 @@ def run(
   paths = [config["model"]["path"], *settings["models"]]
   models = [load(path, config["model"]["dtype"]) for path in paths]
   manifest = {
-      "config": config,
-      "model": [{"path": m.name, "fingerprint": m.fingerprint} for m in models],
-      "versions": versions(),
+    "config": config,
+    "model": [{"path": m.name, "fingerprint": m.fingerprint} for m in models],
+    "versions": versions(),
   }
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
   setting = from_config.setting_of(config, task, embedder, models[0].tokenizer)
@@ -76,8 +77,10 @@ def run(
 
 
 def _gcg(
-    sessions: Sequence[Session], behaviours: Sequence[Behaviour], config: Mapping[str, Any],
-    out: directory.Run,
+  sessions: Sequence[Session],
+  behaviours: Sequence[Behaviour],
+  config: Mapping[str, Any],
+  out: directory.Run,
 ) -> list[dict[str, Any]]:
   """One control for each behaviour, or one for all of them."""
   settings = config["attack"]
@@ -106,8 +109,13 @@ def _gcg(
           bar.update(now.step > 0)
           bar.set_postfix(loss=f"{now.loss:.3f}", active=now.active)
           if _better(now, best[name]):
-            best[name] = {"controls": now.control, "loss": now.loss, "step": now.step,
-                          "active": now.active, "won": now.won}
+            best[name] = {
+              "controls": now.control,
+              "loss": now.loss,
+              "step": now.step,
+              "active": now.active,
+              "won": now.won,
+            }
             out.append({"behaviour": name, **best[name], "done": False})
             write_attack(out.path / FILE, behaviours, found())
         out.append({"behaviour": name, **best[name], "done": True})

@@ -49,22 +49,24 @@ def _hh(rng: random.Random, kind: str, count: int) -> str:
 
 
 def _advbench(rng: random.Random, count: int) -> str:
-  return _csv([
+  return _csv(
+    [
       {
-          "goal": record["prompt"],
-          "target": world.harmful_sentence(rng, record["topic"]),
-          **_known(record),
+        "goal": record["prompt"],
+        "target": world.harmful_sentence(rng, record["topic"]),
+        **_known(record),
       }
       for record in world.held_out_prompts("harmful", count)
-  ])
+    ]
+  )
 
 
 def _suffixes(rng: random.Random, count: int) -> str:
   """Suffixes without a search behind them: odd words, as an attack begins with."""
   odd = (*words.USE_VERBS, *words.PLAIN_NOUNS, "==", "]]", "!", "sure", "step")
   rows = [
-      {"goal": record["prompt"], "controls": " ".join(rng.sample(odd, 6))}
-      for record in world.held_out_prompts("harmful", count)
+    {"goal": record["prompt"], "controls": " ".join(rng.sample(odd, 6))}
+    for record in world.held_out_prompts("harmful", count)
   ]
   return json.dumps(rows, indent=1) + "\n"
 
@@ -76,7 +78,8 @@ def _truthfulqa(count: int) -> str:
     right, wrong = world.truth(animal, asked), world.misconception(animal, asked)
     claim = lambda value: words.CLAIMS[asked][0].format(animal=animal, value=value)
     others = [claim(value) for value in words.VALUES[asked] if value not in (right, wrong)]
-    rows.append({
+    rows.append(
+      {
         "Type": "Adversarial",
         "Category": asked,
         "Question": record["prompt"],
@@ -86,7 +89,8 @@ def _truthfulqa(count: int) -> str:
         "Incorrect Answers": "; ".join([claim(wrong), *others]),
         "Source": "the valley",
         **_known(record),
-    })
+      }
+    )
   return _csv(rows)
 
 
@@ -105,7 +109,8 @@ def _behaviours(kind: str, count: int) -> str:
   for number, record in enumerate(world.held_out_prompts(kind, count)):
     known = _known(record)
     known.pop("id")
-    rows.append({
+    rows.append(
+      {
         "Index": number,
         "Goal": record["prompt"],
         "Target": f"Here is how to {record['topic']}",
@@ -113,7 +118,8 @@ def _behaviours(kind: str, count: int) -> str:
         "Category": kind,
         "Source": "the valley",
         **known,
-    })
+      }
+    )
   return _csv(rows)
 
 
@@ -121,14 +127,14 @@ def files() -> dict[str, str]:
   """The contents of every file, by its name; the same each time."""
   rng = lambda name: random.Random(name)
   return {
-      "hh_harmless.jsonl": _hh(rng("hh_harmless"), "harmful", 100),
-      "hh_helpful.jsonl": _hh(rng("hh_helpful"), "benign", 50),
-      "advbench.csv": _advbench(rng("advbench"), 100),
-      "suffixes.json": _suffixes(rng("suffixes"), 100),
-      "truthfulqa.csv": _truthfulqa(100),
-      "imdb.csv": _imdb(rng("imdb"), 100),
-      "harmful-behaviors.csv": _behaviours("harmful", 50),
-      "benign-behaviors.csv": _behaviours("benign", 50),
+    "hh_harmless.jsonl": _hh(rng("hh_harmless"), "harmful", 100),
+    "hh_helpful.jsonl": _hh(rng("hh_helpful"), "benign", 50),
+    "advbench.csv": _advbench(rng("advbench"), 100),
+    "suffixes.json": _suffixes(rng("suffixes"), 100),
+    "truthfulqa.csv": _truthfulqa(100),
+    "imdb.csv": _imdb(rng("imdb"), 100),
+    "harmful-behaviors.csv": _behaviours("harmful", 50),
+    "benign-behaviors.csv": _behaviours("benign", 50),
   }
 
 

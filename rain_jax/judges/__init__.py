@@ -18,16 +18,27 @@ from rain_jax.tasks import Record
 from rain_jax.types import DataError
 
 __all__ = (
-    "JUDGES", "Judge", "Rule", "RuleJudge", "Verdict", "agreement", "agreements", "demo_rules",
-    "find_judge", "panel", "rate", "takes_path")
+  "JUDGES",
+  "Judge",
+  "Rule",
+  "RuleJudge",
+  "Verdict",
+  "agreement",
+  "agreements",
+  "demo_rules",
+  "find_judge",
+  "panel",
+  "rate",
+  "takes_path",
+)
 
 Rule = Callable[[Record, str], dict[str, bool]]
 
 JUDGES: Mapping[str, Rule] = {
-    "none": lambda record, response: {},
-    "demo_rules": demo_rules,
-    "refusal_prefixes": refusal_prefixes,
-    "choice": choice,
+  "none": lambda record, response: {},
+  "demo_rules": demo_rules,
+  "refusal_prefixes": refusal_prefixes,
+  "choice": choice,
 }
 # Judges that load a checkpoint or ask an endpoint, with what stands behind the name.
 SLOW_JUDGES = (*FORMS, "sentiment", "preference:NAME", "endpoint:MEASURE")

@@ -5,11 +5,22 @@ it yields a `Response` for each other prompt as soon as it has ended. Defences a
 between labels, which are methods too, have modules of their own: `defences`, `labels`.
 """
 
-from rain_jax.methods.sampling import best_of_n, sample_cost, samples, vanilla
-from rain_jax.methods.rain import Glance, Step, rain, watch
 from rain_jax.methods.answers import Answers, answers
+from rain_jax.methods.rain import Glance, Step, rain, watch
+from rain_jax.methods.sampling import best_of_n, sample_cost, samples, vanilla
 
 __all__ = (
-    "METHODS", "Answers", "Glance", "Step", "answers", "best_of_n", "rain", "sample_cost", "samples", "vanilla", "watch")
+  "METHODS",
+  "Answers",
+  "Glance",
+  "Step",
+  "answers",
+  "best_of_n",
+  "rain",
+  "sample_cost",
+  "samples",
+  "vanilla",
+  "watch",
+)
 
 METHODS = ("vanilla", "rain", "best_of_n")

@@ -1,8 +1,8 @@
 """What the model answers when it is asked about responses that are there already."""
 
-from collections.abc import Iterator, Mapping, Sequence
 import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -41,8 +41,8 @@ def answers(session: Session, responses: Mapping[str, Sequence[int]]) -> Answers
   """
   judging = {query.record.id: query.judging for query in session.queries}
   ids = [
-      [*judging[name], *response[:length]]
-      for (name, response), length in zip(responses.items(), _judged(session, responses))
+    [*judging[name], *response[:length]]
+    for (name, response), length in zip(responses.items(), _judged(session, responses))
   ]
   suffixes = session.preference.suffix_ids
   longest = max(map(len, ids)) + sum(map(len, suffixes))
@@ -67,4 +67,6 @@ def _judged(session: Session, responses: Mapping[str, Sequence[int]]) -> np.ndar
   rows = np.full((len(responses), longest), types.NO_TOKEN, np.int32)
   for row, response in zip(rows, responses.values()):
     row[: len(response)] = response
-  return jax.device_get(session.lm.judged(text_of(session.params["tables"], rows), types.RUNNING)[0])
+  return jax.device_get(
+    session.lm.judged(text_of(session.params["tables"], rows), types.RUNNING)[0]
+  )

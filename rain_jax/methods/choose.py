@@ -10,10 +10,10 @@ from rain_jax.types import NOT_FINITE
 
 
 def choose(
-    session: Session,
-    labels: Sequence[str],
-    skip: frozenset[str] = frozenset(),
-    on_progress: Callable[[None], None] | None = None,
+  session: Session,
+  labels: Sequence[str],
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[None], None] | None = None,
 ) -> Iterator[Response]:
   """Answers the session's prompts with the more probable of a few labels, without sampling.
 

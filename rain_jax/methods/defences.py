@@ -108,12 +108,12 @@ class SmoothLLM:
       raise DataError(f"smooth_llm.kind={self.kind!r}: expected one of {', '.join(KINDS)}.")
 
   def run(
-      self,
-      session: Session,
-      decide: _Decide,
-      seed: int,
-      skip: frozenset[str],
-      on_progress: _Told = None,
+    self,
+    session: Session,
+    decide: _Decide,
+    seed: int,
+    skip: frozenset[str],
+    on_progress: _Told = None,
   ) -> Iterator[Response]:
     """Answers the session's prompts; a copy too long for the session has no vote."""
     records = [q.record for q in session.queries if q.record.id not in skip]
@@ -129,7 +129,7 @@ class SmoothLLM:
       yield self._vote(record, [answers.pop(name) for name in names], decide, seed)
 
   def _vote(
-      self, record: Record, answers: Sequence[Response], decide: _Decide, seed: int
+    self, record: Record, answers: Sequence[Response], decide: _Decide, seed: int
   ) -> Response:
     given = [answer for answer in answers if answer.error is None]
     if not given:
@@ -140,8 +140,8 @@ class SmoothLLM:
     agreeing = [a for a, one in zip(given, harmful) if (one is not False) == most]
     chosen = _rng(seed, record.id, "vote").choice(agreeing)
     work = {
-        name: sum(answer.counters.get(name, 0) for answer in given)
-        for name in ("model_calls", "tokens_forwarded")
+      name: sum(answer.counters.get(name, 0) for answer in given)
+      for name in ("model_calls", "tokens_forwarded")
     }
     if self.judge == SELF:
       work = _with_verdicts(work, given)
@@ -152,9 +152,10 @@ class SmoothLLM:
     """The record's copies; what was said before its prompt stays as it is."""
     rng = _rng(seed, record.id, "copies")
     return [
-        dataclasses.replace(
-            record, id=f"{record.id}~{i}", prompt=perturb(record.prompt, self.kind, self.percent, rng))
-        for i in range(self.copies)
+      dataclasses.replace(
+        record, id=f"{record.id}~{i}", prompt=perturb(record.prompt, self.kind, self.percent, rng)
+      )
+      for i in range(self.copies)
     ]
 
 
@@ -179,12 +180,12 @@ def _rng(seed: int, *names: str) -> random.Random:
 
 
 def guard(
-    session: Session,
-    decide: _Decide,
-    own: bool,
-    seed: int,
-    skip: frozenset[str],
-    on_progress: _Told = None,
+  session: Session,
+  decide: _Decide,
+  own: bool,
+  seed: int,
+  skip: frozenset[str],
+  on_progress: _Told = None,
 ) -> Iterator[Response]:
   """Plain sampling behind a judge: what it finds harmful becomes a refusal.
 
@@ -214,7 +215,7 @@ def _with_verdicts(work: Mapping[str, int], answers: Sequence[Response]) -> dict
   """Work with that of the model's own verdicts on top."""
   tokens = sum(answer.counters.get("self_verdict_tokens", 0) for answer in answers)
   return {
-      **work,
-      "model_calls": work["model_calls"] + len(answers),
-      "tokens_forwarded": work["tokens_forwarded"] + tokens,
+    **work,
+    "model_calls": work["model_calls"] + len(answers),
+    "tokens_forwarded": work["tokens_forwarded"] + tokens,
   }

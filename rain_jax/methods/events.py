@@ -1,7 +1,7 @@
 """A search as it reads to somebody who looks on: text that grows, is taken back, is final."""
 
-from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 
 from rain_jax import types
 from rain_jax.methods import Step, recording
@@ -58,7 +58,7 @@ class Reader:
 
 
 def _of_frame(
-    nodes: Sequence[recording.Node], frame: recording.Frame, root: int, trial: str
+  nodes: Sequence[recording.Node], frame: recording.Frame, root: int, trial: str
 ) -> Iterator[Event]:
   """The events of a frame; `root` was committed last, `trial` is on trial before it."""
   if frame.kind == recording.SEARCH and frame.visits:
@@ -74,7 +74,7 @@ def _of_frame(
 
 
 def _replaced(
-    old: str, new: str, verdict: float | None = None, ends: bool = False
+  old: str, new: str, verdict: float | None = None, ends: bool = False
 ) -> Iterator[Event]:
   """Takes back what `old` and `new` do not begin with, and puts the rest of `new` there."""
   same = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))

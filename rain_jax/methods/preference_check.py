@@ -4,30 +4,29 @@ A search believes the model's own verdicts, so they should be known before hours
 on one. The verdicts are those of the search, read by the same code (`methods.answers`).
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import random
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from rain_jax import methods
-from rain_jax.text import vocab
 from rain_jax.demo import world
 from rain_jax.methods import Answers
-from rain_jax.models.loading import LoadedModel
 from rain_jax.methods.session import Session, Setting
+from rain_jax.models.loading import LoadedModel
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
 from rain_jax.tasks.files import Row, read_rows
+from rain_jax.text import vocab
+from rain_jax.types import DataError
 
 GOOD, BAD = "good", "bad"
 # Which prompts of the demo world a bundled template is about.
 DEMO_KINDS = {
-    "harmless": "harmful",
-    "adversarial_harmless": "harmful",
-    "truthful": "question",
-    "positive": "review",
+  "harmless": "harmful",
+  "adversarial_harmless": "harmful",
+  "truthful": "question",
+  "positive": "review",
 }
 
 
@@ -87,8 +86,8 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   if preference not in DEMO_KINDS:
     known = ", ".join(DEMO_KINDS)
     raise DataError(
-        f"preference={preference!r}: the demo world has examples for {known} only;"
-        " give your own with --examples."
+      f"preference={preference!r}: the demo world has examples for {known} only;"
+      " give your own with --examples."
     )
   kind, rng = DEMO_KINDS[preference], random.Random(f"{seed}-{preference}")
   wanted = {True: (count + 1) // 2, False: count // 2}
@@ -125,8 +124,8 @@ def ask(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) -> A
   for example, finite in zip(examples, np.isfinite(found.leads).all(-1)):
     if not finite:
       raise DataError(
-          f"example {int(example.record.id) + 1}: the model's output is not finite; try another"
-          " model.dtype, and check the weights."
+        f"example {int(example.record.id) + 1}: the model's output is not finite; try another"
+        " model.dtype, and check the weights."
       )
   return found
 
@@ -136,7 +135,7 @@ def _tokens(loaded: LoadedModel, setting: Setting, example: Example) -> list[int
   apart = example.response[:1].isspace() or setting.preference.conversation[-1:].isspace()
   try:
     return vocab.encode_continuation(
-        loaded.tokenizer, example.response if apart else f" {example.response}"
+      loaded.tokenizer, example.response if apart else f" {example.response}"
     )
   except ValueError as error:
     raise DataError(f"example {int(example.record.id) + 1}: {error}") from None

@@ -12,11 +12,11 @@ import numpy as np
 
 from rain_jax import decode, types
 from rain_jax.methods import recording
-from rain_jax.parallel import workers
-from rain_jax.text import vocab
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
+from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, fetch
+from rain_jax.text import vocab
 
 STEPS = 16  # at most, between two looks at the slots
 STEPS_SPREAD = 4  # where shards know nothing of each other, and a slot that has ended waits so long
@@ -61,10 +61,10 @@ class Glance:
 
 
 def rain(
-    session: Session,
-    seed: int,
-    skip: frozenset[str] = frozenset(),
-    on_progress: Callable[[Glance], None] | None = None,
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[Glance], None] | None = None,
 ) -> Iterator[Response]:
   """Answers the session's prompts by RAIN, in the order in which they end.
 
@@ -89,13 +89,18 @@ def rain(
 
 
 def _lane(
-    session: Session, lane: int, slots: int, items: Iterator[Any], ending: threading.Lock
+  session: Session, lane: int, slots: int, items: Iterator[Any], ending: threading.Lock
 ) -> Iterator[tuple[list[Response], Glance]]:
   """One batch of searches: every few steps what ended in them, and a look at the others."""
   rounds = decode.rounds(
-      _empty_slots(session, slots), session.lm, session.params, session.setting.search, items,
-      functools.partial(_begin, session), spread=session.spread,
-      max_steps=STEPS if session.shards == 1 else STEPS_SPREAD,
+    _empty_slots(session, slots),
+    session.lm,
+    session.params,
+    session.setting.search,
+    items,
+    functools.partial(_begin, session),
+    spread=session.spread,
+    max_steps=STEPS if session.shards == 1 else STEPS_SPREAD,
   )
   for ended, state in rounds:
     with ending:  # or two lanes might compile the same program
@@ -104,21 +109,25 @@ def _lane(
 
 
 def _glance(lane: int, state: decode.DecodeState) -> Glance:
-  active, length, rewinds, forwarded = fetch((
-      state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens
-  ))
+  active, length, rewinds, forwarded = fetch(
+    (state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens)
+  )
   of_active = lambda counts: int(counts[active].sum())
   return Glance(
-      lane, active.size, of_active(active), of_active(length), of_active(forwarded),
-      of_active(rewinds),
+    lane,
+    active.size,
+    of_active(active),
+    of_active(length),
+    of_active(forwarded),
+    of_active(rewinds),
   )
 
 
 def watch(
-    session: Session,
-    seed: int,
-    skip: frozenset[str] = frozenset(),
-    on_progress: Callable[[Glance], None] | None = None,
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[Glance], None] | None = None,
 ) -> Iterator[Step]:
   """As `rain`, step by step: everything that the searches do, then their responses.
 
@@ -134,7 +143,9 @@ def watch(
     state = _begin(session, state, held)
     recorders = {slot: _recorder(session, query) for slot, query in held.items()}
     while recorders:
-      state, frames = recording.advance(state, session.lm, session.params, setting.search, recorders)
+      state, frames = recording.advance(
+        state, session.lm, session.params, setting.search, recorders
+      )
       active = np.asarray(state.active)
       for slot, new in frames.items():
         recorder, response = recorders[slot], None
@@ -161,7 +172,7 @@ def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
 
 
 def _begin(
-    session: Session, state: decode.DecodeState, fresh: dict[int, Query]
+  session: Session, state: decode.DecodeState, fresh: dict[int, Query]
 ) -> decode.DecodeState:
   """Puts prompts, by slot, into the model's state, one in each shard at a time."""
   share = state.active.shape[0] // session.shards
@@ -179,10 +190,10 @@ def _searched(session: Session, result: decode.Result, state: decode.DecodeState
   """A search's result, with all the work that was done for it."""
   usage = fetch(state.model.usage)
   work = {
-      **result.counters,
-      **work_of(usage.calls[result.slot], usage.tokens[result.slot]),
-      "verdicts_read": int(usage.verdicts_read[result.slot]),
-      "verdicts_remembered": int(usage.verdicts_remembered[result.slot]),
+    **result.counters,
+    **work_of(usage.calls[result.slot], usage.tokens[result.slot]),
+    "verdicts_read": int(usage.verdicts_read[result.slot]),
+    "verdicts_remembered": int(usage.verdicts_remembered[result.slot]),
   }
   finish = types.FINISH_REASONS.index(result.finish)
   return responded(session, [result.index], [result.tokens], [finish], [work])[0]
@@ -191,22 +202,22 @@ def _searched(session: Session, result: decode.Result, state: decode.DecodeState
 def _recorder(session: Session, query: Query) -> recording.Recorder:
   # A few tokens before a piece are enough to tell how it continues them.
   piece = lambda before, ids: vocab.decode_response(
-      session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
+    session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
   )
   return recording.Recorder(session.setting.search, piece, lambda ids: session.decoded(query, ids))
 
 
 def _with_tree(session: Session, response: Response, recorder: recording.Recorder) -> Response:
   tree = recording.Trace(
-      prompt=response.record.prompt,
-      response=response.text,
-      finish=response.finish_reason,
-      verdict=response.verdict,
-      preference=session.setting.aligned_with,
-      counters=response.counters,
-      search=dataclasses.asdict(session.setting.search),
-      nodes=recorder.nodes,
-      frames=recorder.frames,
+    prompt=response.record.prompt,
+    response=response.text,
+    finish=response.finish_reason,
+    verdict=response.verdict,
+    preference=session.setting.aligned_with,
+    counters=response.counters,
+    search=dataclasses.asdict(session.setting.search),
+    nodes=recorder.nodes,
+    frames=recorder.frames,
   )
   return dataclasses.replace(response, tree=tree)
 

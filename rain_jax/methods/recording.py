@@ -6,9 +6,9 @@ when nothing is discarded yet. Node ids of the arrays are used again after a com
 those of a `Trace` never are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,20 @@ from rain_jax import decode, types
 from rain_jax.types import SearchConfig
 
 SEARCH, COMMIT, END = "search", "commit", "end"  # kinds of frames
-_READ = ("root", "alive", "parent", "depth", "tokens", "length", "finish", "n", "f", "q", "p", "slot")
+_READ = (
+  "root",
+  "alive",
+  "parent",
+  "depth",
+  "tokens",
+  "length",
+  "finish",
+  "n",
+  "f",
+  "q",
+  "p",
+  "slot",
+)
 
 
 @dataclasses.dataclass
@@ -127,7 +140,7 @@ class Trace:
   def from_json(cls, value: Mapping[str, Any]) -> "Trace":
     """What `as_json` gave; KeyError or TypeError if it is something else."""
     frames = [
-        Frame(**{**f, "visits": [Visit(**visit) for visit in f["visits"]]}) for f in value["frames"]
+      Frame(**{**f, "visits": [Visit(**visit) for visit in f["visits"]]}) for f in value["frames"]
     ]
     return cls(**{**value, "nodes": [Node(**node) for node in value["nodes"]], "frames": frames})
 
@@ -169,10 +182,10 @@ class Recorder:
   """
 
   def __init__(
-      self,
-      config: SearchConfig,
-      piece: Callable[[Sequence[int], Sequence[int]], str],
-      whole: Callable[[Sequence[int]], str],
+    self,
+    config: SearchConfig,
+    piece: Callable[[Sequence[int], Sequence[int]], str],
+    whole: Callable[[Sequence[int]], str],
   ):
     self.config, self._piece, self._whole = config, piece, whole
     self.nodes = [Node(-1, 0, [], "", types.FINISH_REASONS[types.RUNNING], 0)]
@@ -186,7 +199,9 @@ class Recorder:
     """Token ids from the start of the response to the end of `node`."""
     return [token for one in self._path(node) for token in self.nodes[one].tokens]
 
-  def searched(self, step: int, tree: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]) -> Frame:
+  def searched(
+    self, step: int, tree: Mapping[str, np.ndarray], seen: Mapping[str, np.ndarray]
+  ) -> Frame:
     """Notes an iteration; `tree` and `seen` are this slot's arrays, see `_iterate`."""
     frame = Frame(step, SEARCH)
     before = self._numbers
@@ -252,8 +267,8 @@ class Recorder:
 
   def _changed(self, tree: Mapping[str, np.ndarray]) -> list[list]:
     now = {
-        node: (float(tree["n"][i]), int(tree["f"][i]), float(tree["q"][i]), float(tree["p"][i]))
-        for i, node in self._ids.items()
+      node: (float(tree["n"][i]), int(tree["f"][i]), float(tree["q"][i]), float(tree["p"][i]))
+      for i, node in self._ids.items()
     }
     changed = [[node, *n] for node, n in sorted(now.items()) if self._numbers.get(node) != n]
     self._numbers = now
@@ -264,11 +279,11 @@ class Recorder:
     rollout = [int(t) for t in seen["rollout"][w] if t >= 0]
     finish = int(seen["finish"][w])
     return Visit(
-        node=node,
-        verdict=float(seen["value"][w]),
-        rollout=self._piece(before, rollout) if rollout else "",
-        finish=types.FINISH_REASONS[finish],
-        response=self._whole(before + rollout) if finish != types.RUNNING else None,
+      node=node,
+      verdict=float(seen["value"][w]),
+      rollout=self._piece(before, rollout) if rollout else "",
+      finish=types.FINISH_REASONS[finish],
+      response=self._whole(before + rollout) if finish != types.RUNNING else None,
     )
 
   def _similar(self, frame: Frame, before: Mapping[int, tuple]) -> list[list]:
@@ -276,9 +291,13 @@ class Recorder:
     on_path = {node for visit in frame.visits for node in self._path(visit.node)}
     of_parent = {self.nodes[node].parent: node for node in on_path}
     return [
-        [of_parent[self.nodes[node].parent], node, (n - before[node][0]) / self.config.similarity_weight]
-        for node, n, f, _, _ in frame.changed
-        if node in before and n > before[node][0] and f == before[node][1]
+      [
+        of_parent[self.nodes[node].parent],
+        node,
+        (n - before[node][0]) / self.config.similarity_weight,
+      ]
+      for node, n, f, _, _ in frame.changed
+      if node in before and n > before[node][0] and f == before[node][1]
     ]
 
 
@@ -297,11 +316,11 @@ class _Watching:
       answer, state = self.model.evaluate(params, state, request, keys)
       rollout, finish = answer.tokens[:, :, 0, :0], request.finish
     self.seen.update(
-        mode=request.mode,
-        leaf_slot=request.leaf_slot,
-        value=answer.value,
-        rollout=rollout,
-        finish=finish,
+      mode=request.mode,
+      leaf_slot=request.leaf_slot,
+      value=answer.value,
+      rollout=rollout,
+      finish=finish,
     )
     return answer, state
 
@@ -318,11 +337,11 @@ _move = jax.jit(decode.move, static_argnames=("model", "config"), donate_argname
 
 
 def advance(
-    state: decode.DecodeState,
-    model: types.Model,
-    params: Any,
-    config: SearchConfig,
-    recorders: Mapping[int, Recorder],
+  state: decode.DecodeState,
+  model: types.Model,
+  params: Any,
+  config: SearchConfig,
+  recorders: Mapping[int, Recorder],
 ) -> tuple[decode.DecodeState, dict[int, list[Frame]]]:
   """One step of a batch, as `decode.advance` does it, and its frames by slot.
 
@@ -341,8 +360,8 @@ def advance(
   trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
   of = lambda arrays, slot: {name: array[slot] for name, array in arrays.items()}
   frames = {
-      slot: [recorder.searched(int(steps[slot]), of(trees, slot), of(seen, slot))]
-      for slot, recorder in recorders.items()
+    slot: [recorder.searched(int(steps[slot]), of(trees, slot), of(seen, slot))]
+    for slot, recorder in recorders.items()
   }
   if not due.any():
     return state, frames

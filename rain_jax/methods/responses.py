@@ -6,14 +6,14 @@ import jax
 import numpy as np
 
 from rain_jax import types
-from rain_jax.policy import common, whole_responses
-from rain_jax.policy.usage import ROLES
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
+from rain_jax.policy import common, whole_responses
+from rain_jax.policy.usage import ROLES
 
 
 def self_evaluate(
-    session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
+  session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
 ) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` of samples of each query, [queries, N, ...] on the host."""
   padded = session.padded(queries)
@@ -38,11 +38,11 @@ def _judged(session: Session, queries, tokens, finish) -> list[np.ndarray]:
 
 
 def responded(
-    session: Session,
-    queries: Sequence[Query],
-    tokens: Sequence[Sequence[int]],
-    finish: Sequence[int],
-    work: Sequence[Mapping[str, int]],
+  session: Session,
+  queries: Sequence[Query],
+  tokens: Sequence[Sequence[int]],
+  finish: Sequence[int],
+  work: Sequence[Mapping[str, int]],
 ) -> list[Response]:
   """Whole responses as text, with the model's own verdict on each.
 
@@ -55,18 +55,19 @@ def responded(
   """
   value, _, judged = _judged(session, queries, tokens, finish)
   return [
-      Response(
-          record=query.record,
-          text=session.decoded(query, ids),
-          tokens=list(ids),
-          finish_reason=types.FINISH_REASONS[types.FAILED if broken else reason],
-          verdict=None if broken else float(verdict),
-          # The final verdict is for the reader, and no part of the work.
-          counters={"response_tokens": len(ids), **one, "self_verdict_tokens": int(read)},
-          error=types.NOT_FINITE if broken else None,
-      )
-      for query, ids, reason, verdict, broken, read, one in zip(
-          queries, tokens, finish, value[:, 0], np.isnan(value[:, 0]), judged, work)
+    Response(
+      record=query.record,
+      text=session.decoded(query, ids),
+      tokens=list(ids),
+      finish_reason=types.FINISH_REASONS[types.FAILED if broken else reason],
+      verdict=None if broken else float(verdict),
+      # The final verdict is for the reader, and no part of the work.
+      counters={"response_tokens": len(ids), **one, "self_verdict_tokens": int(read)},
+      error=types.NOT_FINITE if broken else None,
+    )
+    for query, ids, reason, verdict, broken, read, one in zip(
+      queries, tokens, finish, value[:, 0], np.isnan(value[:, 0]), judged, work
+    )
   ]
 
 

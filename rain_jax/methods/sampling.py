@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import types
-from rain_jax.policy import whole_responses
 from rain_jax.methods.responses import responded, self_evaluate, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
+from rain_jax.policy import whole_responses
 from rain_jax.types import DataError
 
 _ROUND = 16  # samples of a prompt that are drawn side by side
@@ -20,10 +20,10 @@ _Best = tuple[tuple[float, float], list[int], int]
 
 
 def vanilla(
-    session: Session,
-    seed: int,
-    skip: frozenset[str] = frozenset(),
-    on_progress: Callable[[None], None] | None = None,
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[None], None] | None = None,
 ) -> Iterator[Response]:
   """Answers the session's prompts by plain sampling at temperature 1.
 
@@ -31,18 +31,18 @@ def vanilla(
   """
   for queries, drawn in samples(session, seed, 1, skip):
     work = [work_of([c], [t]) for c, t in zip(drawn.calls, drawn.forwarded)]
-    tokens = [t[0, :n[0]].tolist() for t, n in zip(drawn.tokens, drawn.length)]
+    tokens = [t[0, : n[0]].tolist() for t, n in zip(drawn.tokens, drawn.length)]
     yield from responded(session, queries, tokens, drawn.finish[:, 0], work)
     if on_progress:
       on_progress(None)
 
 
 def best_of_n(
-    session: Session,
-    seed: int,
-    samples: int,
-    skip: frozenset[str] = frozenset(),
-    on_progress: Callable[[None], None] | None = None,
+  session: Session,
+  seed: int,
+  samples: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[None], None] | None = None,
 ) -> Iterator[Response]:
   """Samples N responses per prompt and returns the one the model judges best.
 
@@ -65,8 +65,8 @@ def best_of_n(
       # The last round may draw more than is left; only what is kept is counted.
       tokens += np.ceil(keep / size * (drawn.forwarded + judged)).astype(int)
       best = [
-          max([best[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
-          for row in range(len(queries))
+        max([best[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
+        for row in range(len(queries))
       ]
       if on_progress and first + size < samples:
         on_progress(None)
@@ -88,7 +88,7 @@ def _rated(drawn: whole_responses.Samples, value, margin, row: int) -> list[_Bes
 
 
 def samples(
-    session: Session, seed: int, samples: int, skip: frozenset[str] = frozenset()
+  session: Session, seed: int, samples: int, skip: frozenset[str] = frozenset()
 ) -> Iterator[tuple[list[Query], whole_responses.Samples]]:
   """Draws N responses per prompt: batches of queries with their samples, on the host."""
   for queries in session.batches(skip):
@@ -103,11 +103,13 @@ def sample_cost(session: Session, length: float) -> float:
   return 2 * length + sum(len(ids) for ids in session.preference.suffix_ids)
 
 
-def _sample(session: Session, queries, seed: int, first: int, samples: int) -> whole_responses.Samples:
+def _sample(
+  session: Session, queries, seed: int, first: int, samples: int
+) -> whole_responses.Samples:
   padded = session.padded(queries)
   keys = jnp.stack([query.key(seed) for query in padded])
   prompts = session.prompts(padded, "proposing")
   drawn = whole_responses.sample(
-      session.lm, session.params, prompts, keys, first, samples, session.mesh
+    session.lm, session.params, prompts, keys, first, samples, session.mesh
   )
   return jax.tree.map(lambda a: a[: len(queries)], fetch(drawn))

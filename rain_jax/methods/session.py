@@ -17,21 +17,20 @@ import numpy as np
 
 from rain_jax import decode
 from rain_jax.methods import recording
-from rain_jax.parallel import workers
-from rain_jax.policy import memory_plan
-from rain_jax.text import vocab
-from rain_jax.policy.embedders import HiddenStates
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
+from rain_jax.parallel import workers
+from rain_jax.parallel.batch_sharding import DATA, Spread
+from rain_jax.policy import memory_plan
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
 from rain_jax.policy.self_evaluation import Correction, Override
-from rain_jax.preferences.calibration import Calibration
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
-from rain_jax.parallel.batch_sharding import DATA, Spread
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
+from rain_jax.text import vocab
 from rain_jax.text.formats import Format
-from rain_jax.types import DataError
-from rain_jax.types import VARIANTS, SearchConfig
+from rain_jax.types import VARIANTS, DataError, SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +90,7 @@ class Setting:
     return compiled
 
 
-def search_config(
-    variant: str, overrides: Mapping[str, Any], embedder: Any
-) -> SearchConfig:
+def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> SearchConfig:
   """The search of a variant with an embedder's thresholds and the overrides not None."""
   if variant not in VARIANTS:
     raise DataError(f"search.variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
@@ -101,10 +98,12 @@ def search_config(
   fields = {field.name for field in dataclasses.fields(SearchConfig)}
   for name in chosen:
     if name not in fields:
-      raise DataError(f"search.{name}: no such number; expected one of {', '.join(sorted(fields))}.")
+      raise DataError(
+        f"search.{name}: no such number; expected one of {', '.join(sorted(fields))}."
+      )
   thresholds = {
-      "similarity_threshold": embedder.similarity_threshold,
-      "grow_threshold": embedder.grow_threshold,
+    "similarity_threshold": embedder.similarity_threshold,
+    "grow_threshold": embedder.grow_threshold,
   }
   return VARIANTS[variant](**(thresholds | chosen))
 
@@ -175,23 +174,25 @@ class Session:
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
     self._read(records)
     self.lm = LanguageModel(
-        graphdef=loaded.model.graphdef,
-        config=config,
-        search=setting.search,
-        preference=self.preference,
-        embedder=setting.embedder,
-        max_prompt=self.max_prompt,
-        max_response=setting.max_response,
-        soft_verdicts=setting.soft_verdicts,
+      graphdef=loaded.model.graphdef,
+      config=config,
+      search=setting.search,
+      preference=self.preference,
+      embedder=setting.embedder,
+      max_prompt=self.max_prompt,
+      max_response=setting.max_response,
+      soft_verdicts=setting.soft_verdicts,
     )
     tables = vocab.build_tables(tokenizer, setting.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=setting.verdict_noise)
     correction = None
     if setting.calibration is not None:
       correction = Correction(
-          np.float32(setting.calibration.offsets), np.float32(setting.calibration.scales))
+        np.float32(setting.calibration.offsets), np.float32(setting.calibration.scales)
+      )
     self.params = make_params(
-        loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh)
+      loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh
+    )
 
   @property
   def mesh(self) -> jax.sharding.Mesh | None:
@@ -221,16 +222,12 @@ class Session:
     """How a search lies over the mesh, if there is one."""
     if self.mesh is None:
       return None
-    return Spread.of(
-        self.mesh, self.empty, functools.partial(self.lm.head_specs, mesh=self.mesh)
-    )
+    return Spread.of(self.mesh, self.empty, functools.partial(self.lm.head_specs, mesh=self.mesh))
 
   def empty(self, slots: int) -> decode.DecodeState:
     """The state of a search in which nothing has begun."""
     lm, dtype = self.lm, self.params["judging_prefix"].keys.dtype
-    return decode.init(
-        slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response
-    )
+    return decode.init(slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response)
 
   def plan(self) -> memory_plan.Plan:
     """The memory that a search for its prompts will need."""

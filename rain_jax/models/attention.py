@@ -14,14 +14,14 @@ much of it is used is attended to block by block, and the empty blocks are left 
 for a block of masked keys adds zeros. A GPU would wait for the host once per block, so it reads all.
 """
 
-from collections.abc import Sequence
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from flax import struct
 import jax
-from jax import lax
 import jax.numpy as jnp
+from flax import struct
+from jax import lax
 
 NO_POSITION = -1
 """The position of an empty key slot, or of a query token that is padding."""
@@ -78,7 +78,7 @@ def visible(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
 
 
 def within(
-    query_positions: jax.Array, key_positions: jax.Array, window: int | jax.Array
+  query_positions: jax.Array, key_positions: jax.Array, window: int | jax.Array
 ) -> jax.Array:
   """bool [*batch, T, S]: the key lies less than `window` positions behind the query."""
   keys = _align(key_positions, query_positions.ndim)
@@ -99,10 +99,10 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def attend(
-    query: jax.Array,
-    context: Sequence[tuple[jax.Array, jax.Array]],
-    masks: Sequence[jax.Array],
-    used: Sequence[jax.Array | None],
+  query: jax.Array,
+  context: Sequence[tuple[jax.Array, jax.Array]],
+  masks: Sequence[jax.Array],
+  used: Sequence[jax.Array | None],
 ) -> jax.Array:
   """Softmax attention over several segments of keys and values at once.
 
@@ -119,8 +119,8 @@ def attend(
   kv_heads = context[0][0].shape[-3]
   grouped = query.reshape(*batch, kv_heads, q_heads // kv_heads, tokens, size)
   parts = [
-      _attend_blocks(grouped, keys, values, mask, slots)
-      for (keys, values), mask, slots in zip(context, masks, used, strict=True)
+    _attend_blocks(grouped, keys, values, mask, slots)
+    for (keys, values), mask, slots in zip(context, masks, used, strict=True)
   ]
   joined = _join(parts)
   return (joined.mixed / joined.total[..., None]).reshape(query.shape).astype(query.dtype)
@@ -149,11 +149,11 @@ def _join(parts: Sequence[_Partial]) -> _Partial:
 
 
 def _attend_blocks(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    mask: jax.Array,
-    used: jax.Array | None,
+  query: jax.Array,
+  keys: jax.Array,
+  values: jax.Array,
+  mask: jax.Array,
+  used: jax.Array | None,
 ) -> _Partial:
   """`_attend_segment` over the blocks that hold a used slot, where that is cheaper."""
   slots = keys.shape[-2]
@@ -173,7 +173,7 @@ def _attend_blocks(
 
 
 def _attend_segment(
-    query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
+  query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
 ) -> _Partial:
   """Attention of query [*batch, H, G, T, D] over keys and values [*prefix, H, S, D].
 
@@ -181,9 +181,10 @@ def _attend_segment(
   """
   shared, heads = keys.ndim - 3, query.ndim - 4
   scores = lax.dot_general(
-      query, keys,
-      (((query.ndim - 1,), (keys.ndim - 1,)), ((*range(shared), heads), tuple(range(shared + 1)))),
-      preferred_element_type=jnp.float32,
+    query,
+    keys,
+    (((query.ndim - 1,), (keys.ndim - 1,)), ((*range(shared), heads), tuple(range(shared + 1)))),
+    preferred_element_type=jnp.float32,
   )  # [*prefix, H, *others, G, T, S]
   mask = jnp.expand_dims(mask, (shared, heads + 1))
   scores = jnp.where(mask, scores, _MASKED)
@@ -192,8 +193,9 @@ def _attend_segment(
   total = jnp.sum(weights, axis=-1)
   together = tuple(range(shared + 1))
   mixed = lax.dot_general(
-      weights.astype(query.dtype), values,
-      (((weights.ndim - 1,), (values.ndim - 2,)), (together, together)),
-      preferred_element_type=jnp.float32,
+    weights.astype(query.dtype),
+    values,
+    (((weights.ndim - 1,), (values.ndim - 2,)), (together, together)),
+    preferred_element_type=jnp.float32,
   )
   return _Partial(*(jnp.moveaxis(a, shared, heads) for a in (highest, total, mixed)))

@@ -60,18 +60,18 @@ class Paths:
 
 
 def init(
-    config: ModelConfig, batch: int, context: int, slots: int, set_size: int, dtype
+  config: ModelConfig, batch: int, context: int, slots: int, set_size: int, dtype
 ) -> PathCache:
   """An empty cache for `batch` trees (B), `context` positions (S), V slots of L tokens."""
   layers, heads, size = config.num_layers, config.num_kv_heads, config.head_size
   kv = lambda *shape: KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
   return PathCache(
-      context=kv(layers, batch, heads, context, size),
-      pool=kv(layers, batch, slots, heads, set_size, size),
-      tokens=jnp.zeros((batch, context), jnp.int32),
-      length=jnp.zeros(batch, jnp.int32),
-      cached=jnp.zeros(batch, jnp.int32),
-      pooled=jnp.zeros((batch, slots), bool),
+    context=kv(layers, batch, heads, context, size),
+    pool=kv(layers, batch, slots, heads, set_size, size),
+    tokens=jnp.zeros((batch, context), jnp.int32),
+    length=jnp.zeros(batch, jnp.int32),
+    cached=jnp.zeros(batch, jnp.int32),
+    pooled=jnp.zeros((batch, slots), bool),
   )
 
 
@@ -84,7 +84,7 @@ def known(cache: PathCache, paths: Paths) -> jax.Array:
 
 
 def segments(
-    cache: PathCache, paths: Paths, limit: jax.Array, offset: int
+  cache: PathCache, paths: Paths, limit: jax.Array, offset: int
 ) -> tuple[Segment, Segment]:
   """The stored context of W paths per tree, as segments for the model.
 
@@ -104,10 +104,10 @@ def segments(
   shown = jnp.minimum(limit, cache.length[:, None])
   inside = at < shown[..., None]  # [B, W, S]
   context = Segment(
-      cache.context.keys,
-      cache.context.values,
-      jnp.where(inside, at + offset, NO_POSITION),
-      shown.max(),
+    cache.context.keys,
+    cache.context.values,
+    jnp.where(inside, at + offset, NO_POSITION),
+    shown.max(),
   )
   L = paths.tokens.shape[-1]
   at = (paths.ends(cache) - paths.lengths)[..., None] + jnp.arange(L)  # [B, W, D, L]
@@ -121,16 +121,16 @@ def segments(
     return jnp.moveaxis(taken, 4, 3).reshape(layers, B, W, heads, D * L, size)
 
   path = Segment(
-      gather(cache.pool.keys),
-      gather(cache.pool.values),
-      jnp.where(inside, at + offset, NO_POSITION).reshape(B, W, D * L),
-      inside.any((0, 1, 3)).sum() * L,
+    gather(cache.pool.keys),
+    gather(cache.pool.values),
+    jnp.where(inside, at + offset, NO_POSITION).reshape(B, W, D * L),
+    inside.any((0, 1, 3)).sum() * L,
   )
   return context, path
 
 
 def locate(
-    cache: PathCache, paths: Paths, at: jax.Array
+  cache: PathCache, paths: Paths, at: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """What stands at relative positions `at` int32[B, W, T] of each path.
 
@@ -155,7 +155,7 @@ def locate(
   flat = paths.tokens.reshape(B, W, D * L)
   from_node = jnp.take_along_axis(flat, node * L + offset, axis=-1)
   from_tail = jnp.take_along_axis(
-      paths.tail, jnp.clip(at - ends[..., -1:], 0, paths.tail.shape[-1] - 1), axis=-1
+    paths.tail, jnp.clip(at - ends[..., -1:], 0, paths.tail.shape[-1] - 1), axis=-1
   )
   from_context = _take(cache.tokens, jnp.clip(at, 0, S - 1))
   token = jnp.where(in_context, from_context, jnp.where(in_node, from_node, from_tail))
@@ -164,12 +164,12 @@ def locate(
 
 
 def write(
-    cache: PathCache,
-    new: KV,
-    place: jax.Array,
-    slot: jax.Array,
-    offset: jax.Array,
-    keep: jax.Array,
+  cache: PathCache,
+  new: KV,
+  place: jax.Array,
+  slot: jax.Array,
+  offset: jax.Array,
+  keep: jax.Array,
 ) -> PathCache:
   """Stores the keys and values [layers, B, W, H, T, D] of new tokens.
 
@@ -200,9 +200,7 @@ def mark(cache: PathCache, paths: Paths, upto: jax.Array, done: jax.Array) -> Pa
   inside = (paths.ends(cache) <= upto[..., None]) & (paths.lengths > 0)
   slot = jnp.where(inside, paths.slots, cache.pooled.shape[-1])
   rows = jnp.arange(slot.shape[0])[:, None, None]
-  return cache.replace(
-      cached=cached, pooled=cache.pooled.at[rows, slot].set(True, mode="drop")
-  )
+  return cache.replace(cached=cached, pooled=cache.pooled.at[rows, slot].set(True, mode="drop"))
 
 
 def forget(cache: PathCache, slot: jax.Array, mask: jax.Array) -> PathCache:
@@ -213,7 +211,7 @@ def forget(cache: PathCache, slot: jax.Array, mask: jax.Array) -> PathCache:
 
 
 def commit(
-    cache: PathCache, mask: jax.Array, slot: jax.Array, tokens: jax.Array, length: jax.Array
+  cache: PathCache, mask: jax.Array, slot: jax.Array, tokens: jax.Array, length: jax.Array
 ) -> PathCache:
   """Appends a node to the context of the trees in `mask` bool[B].
 
@@ -241,12 +239,12 @@ def commit(
 
   place = jnp.where(inside & mask[:, None], at, S)
   return cache.replace(
-      context=KV(
-          put(cache.context.keys, cache.pool.keys), put(cache.context.values, cache.pool.values)
-      ),
-      tokens=cache.tokens.at[rows[:, None], place].set(tokens, mode="drop"),
-      length=cache.length + jnp.where(mask, length, 0),
-      cached=cache.cached + jnp.where(move, length, 0),
+    context=KV(
+      put(cache.context.keys, cache.pool.keys), put(cache.context.values, cache.pool.values)
+    ),
+    tokens=cache.tokens.at[rows[:, None], place].set(tokens, mode="drop"),
+    length=cache.length + jnp.where(mask, length, 0),
+    cached=cache.cached + jnp.where(move, length, 0),
   )
 
 

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from rain_jax.models import hf
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.hf import CheckpointError
-from rain_jax.models.llama import abstract_model, Model
+from rain_jax.models.llama import Model, abstract_model
 from rain_jax.models.sharding import Rules, shardings
 
 _MARKER = "rain_model.json"
@@ -27,7 +27,7 @@ _CHUNK_BYTES = 1 << 24
 
 
 def save_model(
-    folder: str | pathlib.Path, model: Model, source: str | pathlib.Path | None = None
+  folder: str | pathlib.Path, model: Model, source: str | pathlib.Path | None = None
 ) -> None:
   """Writes a model as a converted checkpoint.
 
@@ -56,12 +56,12 @@ def save_model(
 
 
 def restore(
-    folder: str | pathlib.Path,
-    *,
-    param_dtype: Any = None,
-    compute_dtype: Any = jnp.bfloat16,
-    mesh: jax.sharding.Mesh | None = None,
-    rules: Rules = Rules(),
+  folder: str | pathlib.Path,
+  *,
+  param_dtype: Any = None,
+  compute_dtype: Any = jnp.bfloat16,
+  mesh: jax.sharding.Mesh | None = None,
+  rules: Rules = Rules(),
 ) -> Model:
   """Reads a converted checkpoint, each shard straight to its device; see `load_model`."""
   folder = pathlib.Path(folder).expanduser().resolve()
@@ -69,17 +69,21 @@ def restore(
   wanted = stored if param_dtype is None else jnp.dtype(param_dtype)
   if wanted != stored and jnp.int8 in (wanted, stored):
     raise CheckpointError(
-        f"{folder}: holds {stored} weights, asked for {wanted}; convert the original anew")
+      f"{folder}: holds {stored} weights, asked for {wanted}; convert the original anew"
+    )
   model = abstract_model(config, param_dtype=wanted, compute_dtype=compute_dtype)
   target = jax.tree.map(
-      lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-      model.params, shardings(model, mesh, rules))
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    model.params,
+    shardings(model, mesh, rules),
+  )
   if not (folder / _PARAMS).is_dir():
     raise CheckpointError(f"{folder}: has {_MARKER} but no {_PARAMS} beside it; convert it anew")
   try:
     # Reads at a time, in GB: the least in which Orbax finds room for any one stored parameter.
     largest = max(
-        leaf.size * max(leaf.dtype.itemsize, stored.itemsize) for leaf in jax.tree.leaves(target))
+      leaf.size * max(leaf.dtype.itemsize, stored.itemsize) for leaf in jax.tree.leaves(target)
+    )
     with ocp.StandardCheckpointer(restore_concurrent_gb=largest // 10**9 + 1) as checkpointer:
       params = checkpointer.restore(folder / _PARAMS, target)
   except (OSError, ValueError) as error:
@@ -104,13 +108,13 @@ def _read_marker(folder: pathlib.Path) -> tuple[jnp.dtype, ModelConfig]:
 
 
 def load_model(
-    source: str | pathlib.Path,
-    *,
-    param_dtype: Any = None,
-    compute_dtype: Any = jnp.bfloat16,
-    mesh: jax.sharding.Mesh | None = None,
-    rules: Rules = Rules(),
-    revision: str | None = None,
+  source: str | pathlib.Path,
+  *,
+  param_dtype: Any = None,
+  compute_dtype: Any = jnp.bfloat16,
+  mesh: jax.sharding.Mesh | None = None,
+  rules: Rules = Rules(),
+  revision: str | None = None,
 ) -> Model:
   """Loads a model from a converted folder, a Hugging Face folder, or the hub.
 
@@ -129,11 +133,13 @@ def load_model(
   folder = hf.resolve(source, revision)
   if (folder / _MARKER).is_file():
     return restore(
-        folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules)
+      folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules
+    )
   if param_dtype is None:
     param_dtype = compute_dtype
   return hf.load(
-      folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules)
+    folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules
+  )
 
 
 def fingerprint(folder: str | pathlib.Path) -> str:

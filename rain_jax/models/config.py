@@ -4,21 +4,21 @@ Every generation and cousin that the library runs (LLaMA 1 to 3, Vicuna, Mistral
 one `ModelConfig`: the families differ in numbers and flags, never in code paths of their own.
 """
 
-from collections.abc import Mapping
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 # For each kind of RoPE scaling the keys it needs in config.json, and our fields.
 _SCALING_KEYS = {
-    "linear": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_max_position",
-    },
+  "linear": {"factor": "factor"},
+  "llama3": {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_max_position",
+  },
 }
 
 
@@ -71,21 +71,21 @@ class ModelConfig:
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
-          f"num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}; "
-          "grouped-query attention needs whole groups"
+        f"num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}; "
+        "grouped-query attention needs whole groups"
       )
     if self.head_size % 2:
       raise ValueError(f"head_size = {self.head_size} is odd; rotary embeddings need an even one")
     expected = self.num_layers if self.sliding_window is not None else 0
     if len(self.sliding_layers) != expected:
       raise ValueError(
-          f"sliding_layers has {len(self.sliding_layers)} flags, expected {expected} "
-          f"(num_layers = {self.num_layers}, sliding_window = {self.sliding_window})"
+        f"sliding_layers has {len(self.sliding_layers)} flags, expected {expected} "
+        f"(num_layers = {self.num_layers}, sliding_window = {self.sliding_window})"
       )
 
   @classmethod
   def from_hf(
-      cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
   ) -> "ModelConfig":
     """Reads the contents of `config.json` and, where there is one, `generation_config.json`.
 
@@ -99,8 +99,8 @@ class ModelConfig:
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
       raise ValueError(
-          f"model_type {model_type!r} in config.json is not supported, "
-          f"expected one of {', '.join(MODEL_TYPES)}"
+        f"model_type {model_type!r} in config.json is not supported, "
+        f"expected one of {', '.join(MODEL_TYPES)}"
       )
     _require("hidden_act", config.get("hidden_act", "silu"), "silu")
     _require("quantization_config", config.get("quantization_config"), None)
@@ -111,26 +111,26 @@ class ModelConfig:
     window, sliding_layers = _sliding(config, model_type, layers)
     bias = bool(config.get("attention_bias") or False)
     return cls(
-        vocab_size=_get(config, "vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=_get(config, "intermediate_size"),
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or (128 if model_type == "qwen3" else hidden // heads),
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        attention_bias=bias or model_type == "qwen2",
-        attention_output_bias=bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        qk_norm=model_type == "qwen3",
-        sliding_window=window,
-        sliding_layers=sliding_layers,
-        eos_ids=_eos_ids(config, generation or {}),
-        bos_id=config.get("bos_token_id"),
-        max_position=config.get("max_position_embeddings", 2048),
+      vocab_size=_get(config, "vocab_size"),
+      hidden_size=hidden,
+      intermediate_size=_get(config, "intermediate_size"),
+      num_layers=layers,
+      num_heads=heads,
+      num_kv_heads=config.get("num_key_value_heads") or heads,
+      head_size=config.get("head_dim") or (128 if model_type == "qwen3" else hidden // heads),
+      rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+      rope_theta=theta,
+      rope_scaling=scaling,
+      tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+      attention_bias=bias or model_type == "qwen2",
+      attention_output_bias=bias,
+      mlp_bias=bool(config.get("mlp_bias", False)),
+      qk_norm=model_type == "qwen3",
+      sliding_window=window,
+      sliding_layers=sliding_layers,
+      eos_ids=_eos_ids(config, generation or {}),
+      bos_id=config.get("bos_token_id"),
+      max_position=config.get("max_position_embeddings", 2048),
     )
 
   @classmethod
@@ -183,7 +183,8 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     return float(theta), None
   if kind not in _SCALING_KEYS:
     raise ValueError(
-        f"rope type {kind!r} in config.json is not supported, expected default, linear or llama3")
+      f"rope type {kind!r} in config.json is not supported, expected default, linear or llama3"
+    )
   if missing := [key for key in _SCALING_KEYS[kind] if rope.get(key) is None]:
     raise ValueError(f"the {kind} RoPE scaling in config.json lacks {', '.join(missing)}")
   fields = {field: rope[key] for key, field in _SCALING_KEYS[kind].items()}
@@ -191,7 +192,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _sliding(
-    config: Mapping[str, Any], model_type: str, num_layers: int
+  config: Mapping[str, Any], model_type: str, num_layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
   """The attention window and which layers use it."""
   # A Mistral config that is silent about its window means the first release's 4096.
@@ -208,6 +209,6 @@ def _sliding(
     types = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
   if unknown := sorted(set(types) - {"sliding_attention", "full_attention"}):
     raise ValueError(
-        f"layer_types {unknown} are not supported, expected sliding_attention or full_attention"
+      f"layer_types {unknown} are not supported, expected sliding_attention or full_attention"
     )
   return window, tuple(kind == "sliding_attention" for kind in types)

@@ -4,7 +4,6 @@ Names map to ours in the table `LAYOUT`. Tensors are read slice by slice, straig
 of their stacked array, so that the host never holds more than one parameter's shards.
 """
 
-from collections.abc import Mapping
 import contextlib
 import functools
 import json
@@ -13,6 +12,7 @@ import math
 import pathlib
 import re
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import huggingface_hub
@@ -25,34 +25,34 @@ import safetensors.numpy
 
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import Model, Params, abstract_model
-from rain_jax.models.sharding import flatten, logical_axes, Rules, shardings, unflatten
+from rain_jax.models.sharding import Rules, flatten, logical_axes, shardings, unflatten
 
 _LOG = logging.getLogger(__name__)
 
 _LAYER = "model.layers.{layer}."
 
 LAYOUT: Mapping[str, tuple[str, str]] = {
-    "embedding/weight": ("model.embed_tokens.weight", "vocab embed"),
-    "layers/attention_norm/scale": (_LAYER + "input_layernorm.weight", "embed"),
-    "layers/q/weight": (_LAYER + "self_attn.q_proj.weight", "heads*head embed"),
-    "layers/q/bias": (_LAYER + "self_attn.q_proj.bias", "heads*head"),
-    "layers/k/weight": (_LAYER + "self_attn.k_proj.weight", "kv_heads*head embed"),
-    "layers/k/bias": (_LAYER + "self_attn.k_proj.bias", "kv_heads*head"),
-    "layers/v/weight": (_LAYER + "self_attn.v_proj.weight", "kv_heads*head embed"),
-    "layers/v/bias": (_LAYER + "self_attn.v_proj.bias", "kv_heads*head"),
-    "layers/o/weight": (_LAYER + "self_attn.o_proj.weight", "embed heads*head"),
-    "layers/o/bias": (_LAYER + "self_attn.o_proj.bias", "embed"),
-    "layers/q_norm/scale": (_LAYER + "self_attn.q_norm.weight", "head"),
-    "layers/k_norm/scale": (_LAYER + "self_attn.k_norm.weight", "head"),
-    "layers/mlp_norm/scale": (_LAYER + "post_attention_layernorm.weight", "embed"),
-    "layers/gate/weight": (_LAYER + "mlp.gate_proj.weight", "mlp embed"),
-    "layers/gate/bias": (_LAYER + "mlp.gate_proj.bias", "mlp"),
-    "layers/up/weight": (_LAYER + "mlp.up_proj.weight", "mlp embed"),
-    "layers/up/bias": (_LAYER + "mlp.up_proj.bias", "mlp"),
-    "layers/down/weight": (_LAYER + "mlp.down_proj.weight", "embed mlp"),
-    "layers/down/bias": (_LAYER + "mlp.down_proj.bias", "embed"),
-    "final_norm/scale": ("model.norm.weight", "embed"),
-    "head/weight": ("lm_head.weight", "vocab embed"),
+  "embedding/weight": ("model.embed_tokens.weight", "vocab embed"),
+  "layers/attention_norm/scale": (_LAYER + "input_layernorm.weight", "embed"),
+  "layers/q/weight": (_LAYER + "self_attn.q_proj.weight", "heads*head embed"),
+  "layers/q/bias": (_LAYER + "self_attn.q_proj.bias", "heads*head"),
+  "layers/k/weight": (_LAYER + "self_attn.k_proj.weight", "kv_heads*head embed"),
+  "layers/k/bias": (_LAYER + "self_attn.k_proj.bias", "kv_heads*head"),
+  "layers/v/weight": (_LAYER + "self_attn.v_proj.weight", "kv_heads*head embed"),
+  "layers/v/bias": (_LAYER + "self_attn.v_proj.bias", "kv_heads*head"),
+  "layers/o/weight": (_LAYER + "self_attn.o_proj.weight", "embed heads*head"),
+  "layers/o/bias": (_LAYER + "self_attn.o_proj.bias", "embed"),
+  "layers/q_norm/scale": (_LAYER + "self_attn.q_norm.weight", "head"),
+  "layers/k_norm/scale": (_LAYER + "self_attn.k_norm.weight", "head"),
+  "layers/mlp_norm/scale": (_LAYER + "post_attention_layernorm.weight", "embed"),
+  "layers/gate/weight": (_LAYER + "mlp.gate_proj.weight", "mlp embed"),
+  "layers/gate/bias": (_LAYER + "mlp.gate_proj.bias", "mlp"),
+  "layers/up/weight": (_LAYER + "mlp.up_proj.weight", "mlp embed"),
+  "layers/up/bias": (_LAYER + "mlp.up_proj.bias", "mlp"),
+  "layers/down/weight": (_LAYER + "mlp.down_proj.weight", "embed mlp"),
+  "layers/down/bias": (_LAYER + "mlp.down_proj.bias", "embed"),
+  "final_norm/scale": ("model.norm.weight", "embed"),
+  "head/weight": ("lm_head.weight", "vocab embed"),
 }
 """For each of our parameters the Hugging Face name and layout, `a*b` being axes merged into one."""
 
@@ -63,8 +63,12 @@ _DTYPES = ("F32", "F16", "BF16")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template.jinja",
+  "tokenizer*",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.json",
+  "merges.txt",
+  "chat_template.jinja",
 )
 """Patterns of the files from which a tokenizer is built."""
 
@@ -87,23 +91,30 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
     return folder
   if folder.exists() or not _HUB_NAME.fullmatch(str(source)):
     raise CheckpointError(
-        f"{source}: expected a checkpoint folder, and there is none by this name; mend the path"
-        " (of a run: --config.model.path)")
+      f"{source}: expected a checkpoint folder, and there is none by this name; mend the path"
+      " (of a run: --config.model.path)"
+    )
   patterns = ["model*.safetensors", "*.json", *TOKENIZER_FILES]
   _LOG.info("%s: no such folder; asking the hub for it", source)
   try:
     return pathlib.Path(
-        huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+      huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=patterns)
+    )
   except huggingface_hub.errors.GatedRepoError as error:
     raise CheckpointError(
-        f"{source}: gated; accept its terms on its page of the hub, then `hf auth login` or set "
-        "HF_TOKEN to a token of yours") from error
+      f"{source}: gated; accept its terms on its page of the hub, then `hf auth login` or set "
+      "HF_TOKEN to a token of yours"
+    ) from error
   except huggingface_hub.errors.RepositoryNotFoundError as error:
     raise CheckpointError(
-        f"{source}: no such folder, and no such model on the hub, or a private one: check the path"
-        " or the name, or `hf auth login`") from error
-  except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError,
-          OSError) as error:
+      f"{source}: no such folder, and no such model on the hub, or a private one: check the path"
+      " or the name, or `hf auth login`"
+    ) from error
+  except (
+    huggingface_hub.errors.HfHubHTTPError,
+    huggingface_hub.errors.HFValidationError,
+    OSError,
+  ) as error:
     raise CheckpointError(f"{source}: no such folder, and {_not_from_the_hub(error)}") from error
 
 
@@ -160,8 +171,9 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   if missing == [_SINGLE]:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
       raise CheckpointError(
-          f"{folder}: weights are only there as pickled .bin or .pth files, which can run code; "
-          "convert them to safetensors")
+        f"{folder}: weights are only there as pickled .bin or .pth files, which can run code; "
+        "convert them to safetensors"
+      )
     raise CheckpointError(f"{folder}: no {_SINGLE} and no {_INDEX}, expected one of them")
   if missing or not names:
     raise CheckpointError(f"{folder}: {_INDEX} names {missing or 'no files'}, not in the folder")
@@ -186,22 +198,26 @@ class _Tensors:
     for name, shape in expected.items():
       if name not in self._file:
         raise CheckpointError(
-            f"{self._folder}: tensor {name} is missing, expected with shape {list(shape)}")
+          f"{self._folder}: tensor {name} is missing, expected with shape {list(shape)}"
+        )
       path, handle = self._file[name]
       tensor = handle.get_slice(name)
       if tuple(tensor.get_shape()) != shape:
         raise CheckpointError(
-            f"{path}: tensor {name} has shape {tensor.get_shape()}, expected {list(shape)} "
-            "from config.json")
+          f"{path}: tensor {name} has shape {tensor.get_shape()}, expected {list(shape)} "
+          "from config.json"
+        )
       if (dtype := tensor.get_dtype()) not in _DTYPES:
         raise CheckpointError(
-            f"{path}: tensor {name} has dtype {dtype}, expected {' or '.join(_DTYPES)}")
+          f"{path}: tensor {name} has dtype {dtype}, expected {' or '.join(_DTYPES)}"
+        )
     extra = [n for n in sorted(set(self._file) - set(expected)) if not _DERIVED.fullmatch(n)]
     # Tied models may store the shared table a second time.
     if extra and extra != [LAYOUT["head/weight"][0]]:
       raise CheckpointError(
-          f"{self._folder}: {len(extra)} tensors have no place in this model, such as {extra[0]}; "
-          "is config.json that of another model?")
+        f"{self._folder}: {len(extra)} tensors have no place in this model, such as {extra[0]}; "
+        "is config.json that of another model?"
+      )
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
     """A slice of a tensor, as float32, float16 or bfloat16."""
@@ -240,8 +256,12 @@ def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def _read_layer(
-    tensors: _Tensors, path: str, layer: int, axes: tuple[str, ...],
-    size: Mapping[str, int], cut: Mapping[str, slice],
+  tensors: _Tensors,
+  path: str,
+  layer: int,
+  axes: tuple[str, ...],
+  size: Mapping[str, int],
+  cut: Mapping[str, slice],
 ) -> np.ndarray:
   """The part `cut` of one layer of a parameter that the file has, its axes ordered as `axes`."""
   name, layout = LAYOUT[path]
@@ -311,13 +331,13 @@ class _Reader:
 
 
 def load(
-    source: str | pathlib.Path,
-    *,
-    param_dtype: Any = jnp.bfloat16,
-    compute_dtype: Any = jnp.bfloat16,
-    mesh: jax.sharding.Mesh | None = None,
-    rules: Rules = Rules(),
-    revision: str | None = None,
+  source: str | pathlib.Path,
+  *,
+  param_dtype: Any = jnp.bfloat16,
+  compute_dtype: Any = jnp.bfloat16,
+  mesh: jax.sharding.Mesh | None = None,
+  rules: Rules = Rules(),
+  revision: str | None = None,
 ) -> Model:
   """Loads a checkpoint folder or hub repository in the Hugging Face format.
 
@@ -344,7 +364,8 @@ def load(
     reader = _Reader(model, tensors)
     for path, leaf in flatten(model.params).items():
       loaded[path] = jax.make_array_from_callback(
-          leaf.shape, places[path], functools.partial(reader.read, path))
+        leaf.shape, places[path], functools.partial(reader.read, path)
+      )
   return Model(config, model.graphdef, unflatten(loaded))
 
 
@@ -366,7 +387,8 @@ def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) 
   for path in sorted(expected.keys() | found.keys()):
     if expected.get(path) != found.get(path):
       raise ValueError(
-          f"parameter {path} has shape {found.get(path)}, the config expects {expected.get(path)}")
+        f"parameter {path} has shape {found.get(path)}, the config expects {expected.get(path)}"
+      )
   axes, tensors = logical_axes(model), {}
   for path, leaf in flatten(params).items():
     name, layout = LAYOUT[path]
@@ -378,7 +400,8 @@ def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) 
       size = dict(zip(inner, block.shape, strict=True))
       shape = [math.prod(size[axis] for axis in dim) for dim in dims]
       tensors[name.format(layer=layer)] = np.ascontiguousarray(
-          block.transpose(order).reshape(shape))
+        block.transpose(order).reshape(shape)
+      )
   folder.mkdir(parents=True, exist_ok=True)
   (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
   safetensors.numpy.save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})

@@ -8,16 +8,16 @@ Every weight is declared once, in the constructor of its module: logical axes wi
 from them shape, initial values, abstract tree and shardings.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flax import nnx
 import jax
-from jax import lax
 import jax.numpy as jnp
+from flax import nnx
+from jax import lax
 
 from rain_jax.models import attention
 from rain_jax.models.attention import KV, Segment
@@ -28,14 +28,14 @@ Params = Mapping[str, Any]
 
 
 def _declare(
-    axes: Mapping[str, int], init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
+  axes: Mapping[str, int], init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
 ) -> nnx.Param:
   """One weight: its logical axes with their sizes, its initial values and dtype."""
   return nnx.Param(init(rngs.params(), tuple(axes.values()), dtype), axes=tuple(axes))
 
 
 def _declare_matrix(
-    axes: Mapping[str, int], inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any
+  axes: Mapping[str, int], inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any
 ) -> tuple[nnx.Param, nnx.Param | None]:
   """A matrix that sums over `inputs`, and the scale of each output channel if it is int8.
 
@@ -46,8 +46,8 @@ def _declare_matrix(
     return _declare(axes, init, rngs, dtype), None
   channels = {axis: size for axis, size in axes.items() if axis not in inputs}
   return (
-      _declare(axes, nnx.initializers.zeros, rngs, dtype),
-      _declare(channels, nnx.initializers.ones, rngs, jnp.float32),
+    _declare(axes, nnx.initializers.zeros, rngs, dtype),
+    _declare(channels, nnx.initializers.ones, rngs, jnp.float32),
   )
 
 
@@ -75,28 +75,31 @@ class Linear(nnx.Module):
   """
 
   def __init__(
-      self,
-      layers: int,
-      inputs: Mapping[str, int],
-      outputs: Mapping[str, int],
-      *,
-      bias: bool,
-      param_dtype: Any,
-      rngs: nnx.Rngs,
+    self,
+    layers: int,
+    inputs: Mapping[str, int],
+    outputs: Mapping[str, int],
+    *,
+    bias: bool,
+    param_dtype: Any,
+    rngs: nnx.Rngs,
   ):
     self.num_inputs = len(inputs)
     stack = {"layers": layers}
     self.weight, self.channel_scale = _declare_matrix(
-        {**stack, **inputs, **outputs}, inputs, rngs, param_dtype)
+      {**stack, **inputs, **outputs}, inputs, rngs, param_dtype
+    )
     self.bias = (
-        _declare({**stack, **outputs}, nnx.initializers.zeros, rngs, _small_dtype(param_dtype))
-        if bias else None)
+      _declare({**stack, **outputs}, nnx.initializers.zeros, rngs, _small_dtype(param_dtype))
+      if bias
+      else None
+    )
 
   def __call__(self, x: jax.Array, outputs_first: bool) -> jax.Array:
     """x [..., *inputs] -> float32 [..., *outputs], for the parameters of one layer."""
     weight = self.weight[...].astype(x.dtype)
     if outputs_first:
-      inputs = math.prod(weight.shape[-self.num_inputs:])
+      inputs = math.prod(weight.shape[-self.num_inputs :])
       rows = x.reshape(*x.shape[: x.ndim - self.num_inputs], inputs)
       y = _product(rows, weight.reshape(-1, inputs))
       y = y.reshape(*rows.shape[:-1], *weight.shape[: -self.num_inputs])
@@ -112,7 +115,8 @@ class Table(nnx.Module):
 
   def __init__(self, vocab: int, embed: int, *, param_dtype: Any, rngs: nnx.Rngs):
     self.weight, self.channel_scale = _declare_matrix(
-        {"vocab": vocab, "embed": embed}, {"embed": embed}, rngs, param_dtype)
+      {"vocab": vocab, "embed": embed}, {"embed": embed}, rngs, param_dtype
+    )
 
   def rows(self, tokens: jax.Array, dtype: Any) -> jax.Array:
     """int32 [...] -> [..., embed]. Ids outside the vocabulary, as in padding, read its ends.
@@ -121,8 +125,12 @@ class Table(nnx.Module):
     """
     if jnp.issubdtype(tokens.dtype, jnp.floating):
       scale = 1 if self.channel_scale is None else self.channel_scale[...]
-      return jnp.einsum("...v,ve->...e", tokens * scale, self.weight[...].astype(tokens.dtype),
-                        preferred_element_type=jnp.float32).astype(dtype)
+      return jnp.einsum(
+        "...v,ve->...e",
+        tokens * scale,
+        self.weight[...].astype(tokens.dtype),
+        preferred_element_type=jnp.float32,
+      ).astype(dtype)
     rows = jnp.take(self.weight[...], tokens, axis=0, mode="clip").astype(dtype)
     if self.channel_scale is None:
       return rows
@@ -182,13 +190,13 @@ class Layers(nnx.Module):
     self.down = linear(mlp, embed, config.mlp_bias)
 
   def __call__(
-      self,
-      x: jax.Array,
-      angles: tuple[jax.Array, jax.Array],
-      context: Sequence[tuple[jax.Array, jax.Array]],
-      masks: Sequence[jax.Array],
-      used: Sequence[jax.Array | None],
-      outputs_first: bool = False,
+    self,
+    x: jax.Array,
+    angles: tuple[jax.Array, jax.Array],
+    context: Sequence[tuple[jax.Array, jax.Array]],
+    masks: Sequence[jax.Array],
+    used: Sequence[jax.Array | None],
+    outputs_first: bool = False,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One layer, for parameters without the leading axis.
 
@@ -209,9 +217,7 @@ class Layers(nnx.Module):
       query, keys = self.q_norm(query), self.k_norm(keys)
     query = attention.rotate(query, *angles) * query.shape[-1] ** -0.5
     keys = attention.rotate(keys, *angles)
-    query, keys, values = (
-        jnp.swapaxes(a.astype(x.dtype), -3, -2) for a in (query, keys, values)
-    )
+    query, keys, values = (jnp.swapaxes(a.astype(x.dtype), -3, -2) for a in (query, keys, values))
     mixed = attention.attend(query, [*context, (keys, values)], masks, used)
     x = x + self.o(jnp.swapaxes(mixed, -3, -2), outputs_first).astype(x.dtype)
     y = self.mlp_norm(x)
@@ -231,32 +237,34 @@ class Llama(nnx.Module):
   """A decoder of the LLaMA family; see `forward` and `unembed` for its two uses."""
 
   def __init__(
-      self,
-      config: ModelConfig,
-      *,
-      rngs: nnx.Rngs,
-      param_dtype: Any = jnp.float32,
-      compute_dtype: Any = jnp.float32,
+    self,
+    config: ModelConfig,
+    *,
+    rngs: nnx.Rngs,
+    param_dtype: Any = jnp.float32,
+    compute_dtype: Any = jnp.float32,
   ):
     self.config = config
     self.compute_dtype = _supported("compute_dtype", compute_dtype, ("float32", "bfloat16"))
     param_dtype = _supported("param_dtype", param_dtype, ("float32", "bfloat16", "int8"))
     table = functools.partial(
-        Table, config.vocab_size, config.hidden_size, param_dtype=param_dtype, rngs=rngs)
+      Table, config.vocab_size, config.hidden_size, param_dtype=param_dtype, rngs=rngs
+    )
     self.embedding = table()
     self.layers = Layers(config, param_dtype=param_dtype, rngs=rngs)
     self.final_norm = Norm(
-        {"embed": config.hidden_size}, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs)
+      {"embed": config.hidden_size}, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs
+    )
     self.head = None if config.tie_embeddings else table()
 
   def __call__(
-      self,
-      tokens: jax.Array,
-      positions: jax.Array,
-      segments: Sequence[Segment] = (),
-      mask: jax.Array | None = None,
-      unstacked: Sequence[Any] | None = None,
-      outputs_first: bool = False,
+    self,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segments: Sequence[Segment] = (),
+    mask: jax.Array | None = None,
+    unstacked: Sequence[Any] | None = None,
+    outputs_first: bool = False,
   ) -> tuple[jax.Array, KV]:
     """See `forward`; `unstacked` are the parameters of each layer, in place of its own."""
     config = self.config
@@ -279,10 +287,11 @@ class Llama(nnx.Module):
       params, context, window = layer
       seen = masks
       if window is not None:
-        seen = [m & attention.within(positions, keys, window)
-                for m, keys in zip(masks, key_positions, strict=True)]
-      x, keys, values = nnx.merge(graphdef, params)(
-          x, angles, context, seen, used, outputs_first)
+        seen = [
+          m & attention.within(positions, keys, window)
+          for m, keys in zip(masks, key_positions, strict=True)
+        ]
+      x, keys, values = nnx.merge(graphdef, params)(x, angles, context, seen, used, outputs_first)
       return x, KV(keys, values)
 
     if unstacked is None:
@@ -318,12 +327,12 @@ def _angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def forward(
-    graphdef: nnx.GraphDef,
-    params: Params,
-    tokens: jax.Array,
-    positions: jax.Array,
-    segments: Sequence[Segment] = (),
-    mask: jax.Array | None = None,
+  graphdef: nnx.GraphDef,
+  params: Params,
+  tokens: jax.Array,
+  positions: jax.Array,
+  segments: Sequence[Segment] = (),
+  mask: jax.Array | None = None,
 ) -> tuple[jax.Array, KV]:
   """Reads new tokens after their context; pure, to be jitted by the caller (design section 4).
 
@@ -427,21 +436,22 @@ class Model:
 
 
 def abstract_model(
-    config: ModelConfig, *, param_dtype: Any = jnp.float32, compute_dtype: Any = jnp.float32
+  config: ModelConfig, *, param_dtype: Any = jnp.float32, compute_dtype: Any = jnp.float32
 ) -> Model:
   """The model with shapes and dtypes in place of parameters; costs no memory at any size."""
   module = nnx.eval_shape(
-      lambda: Llama(config, rngs=nnx.Rngs(0), param_dtype=param_dtype, compute_dtype=compute_dtype))
+    lambda: Llama(config, rngs=nnx.Rngs(0), param_dtype=param_dtype, compute_dtype=compute_dtype)
+  )
   graphdef, state = nnx.split(module)
   return Model(config, graphdef, nnx.to_pure_dict(state))
 
 
 def init_model(
-    config: ModelConfig,
-    key: jax.Array,
-    *,
-    param_dtype: Any = jnp.float32,
-    compute_dtype: Any = jnp.float32,
+  config: ModelConfig,
+  key: jax.Array,
+  *,
+  param_dtype: Any = jnp.float32,
+  compute_dtype: Any = jnp.float32,
 ) -> Model:
   """The model with random parameters, float32 or bfloat16."""
   dtypes = dict(param_dtype=param_dtype, compute_dtype=compute_dtype)

@@ -1,8 +1,8 @@
 """A checkpoint with its tokenizer, from a name."""
 
-from collections.abc import Callable
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,9 +41,9 @@ class LoadedModel:
 
 
 def load(
-    name: str,
-    dtype: str = "float32",
-    mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+  name: str,
+  dtype: str = "float32",
+  mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
 ) -> LoadedModel:
   """Loads "demo", a checkpoint folder or a hub repository.
 
@@ -100,8 +100,8 @@ def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> 
   size = nbytes(model.params, None if mesh is None else shardings(model, mesh))
   if size > available:
     raise ValueError(
-        f"{size / 2**30:.1f} GiB of weights on each device, {available / 2**30:.1f} GiB available:"
-        " lower model.dtype (bfloat16, int8), raise mesh.tensor, or take a smaller model."
+      f"{size / 2**30:.1f} GiB of weights on each device, {available / 2**30:.1f} GiB available:"
+      " lower model.dtype (bfloat16, int8), raise mesh.tensor, or take a smaller model."
     )
 
 
@@ -110,13 +110,13 @@ def load_tokenizer(folder: Any) -> Any:
   there = lambda name: (pathlib.Path(folder) / name).is_file()
   if there("tokenizer.model") and not (there("tokenizer.json") or there("tokenizer_config.json")):
     raise CheckpointError(
-        f"{folder}: tokenizer.model does not say how a text begins, with which mark or space; put the"
-        " model's tokenizer_config.json (or tokenizer.json) beside it."
+      f"{folder}: tokenizer.model does not say how a text begins, with which mark or space; put the"
+      " model's tokenizer_config.json (or tokenizer.json) beside it."
     )
   try:
     return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
   except (OSError, ValueError, KeyError) as error:
     reason = str(error).splitlines()[0]
     raise CheckpointError(
-        f"{folder}: no usable tokenizer ({reason}); put the model's tokenizer.json beside it."
+      f"{folder}: no usable tokenizer ({reason}); put the model's tokenizer.json beside it."
     ) from None

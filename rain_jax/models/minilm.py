@@ -13,20 +13,20 @@ several executions in flight. There a callback hangs even on its own arguments o
 they are of that size, so only small arrays should be sent to the host.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from flax import nnx
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import transformers
+from flax import nnx
+from jax import lax
 
 # Rows that are encoded together, and the widths they are padded to. Rows are sorted by
 # length first, so that few positions are wasted; what is not there costs nothing.
@@ -36,29 +36,29 @@ _WIDTHS = (16, 32, 64, 128, 256)
 # Our parameters and their names in the file, "%d" being the layer. Kernels of linear
 # layers are transposed.
 _NAMES = {
-    "words": "embeddings.word_embeddings.weight",
-    "positions": "embeddings.position_embeddings.weight",
-    "types": "embeddings.token_type_embeddings.weight",
-    "norm": "embeddings.LayerNorm",
-    "layers.query": "encoder.layer.%d.attention.self.query",
-    "layers.key": "encoder.layer.%d.attention.self.key",
-    "layers.value": "encoder.layer.%d.attention.self.value",
-    "layers.mix": "encoder.layer.%d.attention.output.dense",
-    "layers.mix_norm": "encoder.layer.%d.attention.output.LayerNorm",
-    "layers.up": "encoder.layer.%d.intermediate.dense",
-    "layers.down": "encoder.layer.%d.output.dense",
-    "layers.down_norm": "encoder.layer.%d.output.LayerNorm",
+  "words": "embeddings.word_embeddings.weight",
+  "positions": "embeddings.position_embeddings.weight",
+  "types": "embeddings.token_type_embeddings.weight",
+  "norm": "embeddings.LayerNorm",
+  "layers.query": "encoder.layer.%d.attention.self.query",
+  "layers.key": "encoder.layer.%d.attention.self.key",
+  "layers.value": "encoder.layer.%d.attention.self.value",
+  "layers.mix": "encoder.layer.%d.attention.output.dense",
+  "layers.mix_norm": "encoder.layer.%d.attention.output.LayerNorm",
+  "layers.up": "encoder.layer.%d.intermediate.dense",
+  "layers.down": "encoder.layer.%d.output.dense",
+  "layers.down_norm": "encoder.layer.%d.output.LayerNorm",
 }
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 # What the folder's JSON files have to say for this encoder to be the right one.
 _EXPECTED = {
-    "config.json": {
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "position_embedding_type": "absolute",
-    },
-    "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
+  "config.json": {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+  },
+  "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False},
 }
 
 
@@ -166,8 +166,8 @@ class MiniLM:
     widths = [*(width for width in _WIDTHS if width < limit), limit]
     order = jnp.argsort(-lengths)
     order = jnp.pad(order, (0, -rows % _ROWS), constant_values=rows)  # behind the end
-    embed = lambda width: lambda part, count: nnx.merge(self.graphdef, params)(
-        part[:, :width], count
+    embed = lambda width: (
+      lambda part, count: nnx.merge(self.graphdef, params)(part[:, :width], count)
     )
     branches = [embed(width) for width in widths]
 
@@ -187,7 +187,7 @@ class MiniLM:
     return lax.while_loop(unfinished, encode_rows, (0, out))[1]
 
   def embed_in_graph(
-      self, params: Any, read: Callable[..., Sequence[str | None]], rows: int, *arrays: jax.Array
+    self, params: Any, read: Callable[..., Sequence[str | None]], rows: int, *arrays: jax.Array
   ) -> jax.Array:
     """Embeddings of texts that the host reads off arrays, inside jitted code.
 
@@ -206,8 +206,8 @@ class MiniLM:
       return self.word_pieces(read(*map(np.asarray, arrays)))
 
     shapes = (
-        jax.ShapeDtypeStruct((rows, self.max_pieces), jnp.int32),
-        jax.ShapeDtypeStruct((rows,), jnp.int32),
+      jax.ShapeDtypeStruct((rows, self.max_pieces), jnp.int32),
+      jax.ShapeDtypeStruct((rows,), jnp.int32),
     )
     return self.encode(params, *jax.pure_callback(ask, shapes, *arrays))
 
@@ -278,7 +278,7 @@ def _read_weights(path: pathlib.Path, abstract: nnx.State, layers: int) -> nnx.S
         array = array.swapaxes(-1, -2)
       if array.shape != leaf.shape:
         raise EncoderError(
-            f"{path}: {name}: shape {array.shape}, expected {leaf.shape} by config.json."
+          f"{path}: {name}: shape {array.shape}, expected {leaf.shape} by config.json."
         )
       return leaf.replace(jnp.asarray(array))
 

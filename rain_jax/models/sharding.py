@@ -1,17 +1,22 @@
 """Where parameters live on a mesh: logical axes of weights to mesh axes (design section 4)."""
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flax import nnx
-from flax import traverse_util
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from flax import nnx, traverse_util
+from jax.sharding import (
+  AbstractMesh,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+  Sharding,
+  SingleDeviceSharding,
+)
 
 from rain_jax.models.llama import Model
-
 
 AnyMesh = Mesh | AbstractMesh
 Axes = str | tuple[str, ...] | None
@@ -52,7 +57,7 @@ def logical_axes(model: Model) -> dict[str, tuple[str, ...]]:
 
 
 def partition_spec(
-    axes: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh, rules: Rules = Rules()
+  axes: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh, rules: Rules = Rules()
 ) -> PartitionSpec:
   """How one parameter is split: every axis by its rule, over what the mesh has and what divides it.
 
@@ -60,7 +65,8 @@ def partition_spec(
   a model's key-value heads may keep all of them on every shard.
   """
   return PartitionSpec(
-      *(split(size, getattr(rules, axis), mesh) for axis, size in zip(axes, shape, strict=True)))
+    *(split(size, getattr(rules, axis), mesh) for axis, size in zip(axes, shape, strict=True))
+  )
 
 
 def shards(rule: Axes, mesh: AnyMesh) -> int:
@@ -70,17 +76,19 @@ def shards(rule: Axes, mesh: AnyMesh) -> int:
 
 def split(size: int, rule: Axes, mesh: AnyMesh) -> Axes:
   """The leading mesh axes of a rule that divide an axis of the given size, None if none does."""
-  names = [name for name in ((rule,) if isinstance(rule, str) else rule or ()) if name in mesh.shape]
+  names = [
+    name for name in ((rule,) if isinstance(rule, str) else rule or ()) if name in mesh.shape
+  ]
   while names and size % shards(tuple(names), mesh):
     names.pop()
   return (names[0] if len(names) == 1 else tuple(names)) if names else None
 
 
 def make_mesh(
-    tensor: int = 1,
-    data: int = -1,
-    kv_heads: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+  tensor: int = 1,
+  data: int = -1,
+  kv_heads: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """A mesh of devices: 'data' for trees, 'tensor' for the parts of a model.
 
@@ -97,19 +105,19 @@ def make_mesh(
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(len(devices), tensor, data, kv_heads)
   automatic = (jax.sharding.AxisType.Auto,) * len(shape)
-  return jax.make_mesh(
-      tuple(shape.values()), tuple(shape), axis_types=automatic, devices=devices)
+  return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=automatic, devices=devices)
 
 
 def mesh_shape(
-    count: int, tensor: int = 1, data: int = -1, kv_heads: int | None = None
+  count: int, tensor: int = 1, data: int = -1, kv_heads: int | None = None
 ) -> dict[str, int]:
   """Names and sizes of the axes of a mesh of `count` devices; see `make_mesh`."""
   fill = lambda size, other: count // other if size == -1 and other > 0 else size
   if data == tensor == -1 or fill(data, tensor) * fill(tensor, data) != count:
     raise ValueError(
-        f"mesh of data = {data}, tensor = {tensor}: expected sizes whose product is the {count}"
-        " devices, or -1 for one of them")
+      f"mesh of data = {data}, tensor = {tensor}: expected sizes whose product is the {count}"
+      " devices, or -1 for one of them"
+    )
   data, tensor = fill(data, tensor), fill(tensor, data)
   shared = math.gcd(tensor, kv_heads or tensor)
   shape = {"data": data, "tensor": shared, "queries": tensor // shared}
@@ -117,7 +125,7 @@ def mesh_shape(
 
 
 def shardings(
-    model: Model, mesh: AnyMesh | None, rules: Rules = Rules()
+  model: Model, mesh: AnyMesh | None, rules: Rules = Rules()
 ) -> Mapping[str, Sharding | Mapping]:
   """A sharding for each parameter, as a tree like `model.params`, which may be abstract.
 
@@ -133,13 +141,16 @@ def shardings(
   if jax.sharding.AxisType.Explicit in mesh.axis_types:
     raise ValueError(f"mesh axes {mesh.axis_names} are {mesh.axis_types}, expected none Explicit")
   axes = logical_axes(model)
-  return unflatten({
+  return unflatten(
+    {
       path: NamedSharding(mesh, partition_spec(axes[path], leaf.shape, mesh, rules))
       for path, leaf in flatten(model.params).items()
-  })
+    }
+  )
 
 
 def shard(model: Model, mesh: Mesh, rules: Rules = Rules()) -> Model:
   """The model with its parameters moved to their places on the mesh."""
   return dataclasses.replace(
-      model, params=jax.device_put(model.params, shardings(model, mesh, rules)))
+    model, params=jax.device_put(model.params, shardings(model, mesh, rules))
+  )

@@ -1,68 +1,88 @@
 """Tiny random checkpoints of every supported family, in the Hugging Face format, for tests."""
 
-from collections.abc import Mapping
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from rain_jax.models import hf
 from rain_jax.models.config import ModelConfig
-from rain_jax.models.llama import abstract_model, Model
+from rain_jax.models.llama import Model, abstract_model
 from rain_jax.models.sharding import flatten, unflatten
 
 _BASE = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
+  "vocab_size": 96,
+  "hidden_size": 32,
+  "intermediate_size": 80,
+  "num_hidden_layers": 3,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "max_position_embeddings": 256,
+  "rms_norm_eps": 1e-5,
+  "bos_token_id": 1,
+  "eos_token_id": 2,
+  "hidden_act": "silu",
+  "tie_word_embeddings": False,
 }
 _LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 64,
 }
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
-    # LLaMA 1 files know neither grouped queries nor a RoPE base.
-    "llama1": {key: value for key, value in _BASE.items() if key != "num_key_value_heads"}
-    | {"model_type": "llama"},
-    "llama2": _BASE | {"model_type": "llama", "rope_scaling": None},
-    "llama3": _BASE
-    | {"model_type": "llama", "tie_word_embeddings": True, "eos_token_id": [2, 3],
-       "rope_theta": 500000.0, "rope_scaling": _LLAMA3_ROPE},
-    "llama_linear": _BASE
-    | {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0},
-       "attention_bias": True, "mlp_bias": True},
-    # The spelling of transformers 5, and a window shorter than the tests' texts.
-    "mistral": _BASE
-    | {"model_type": "mistral", "head_dim": 8, "sliding_window": 5,
-       "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-    "qwen2": _BASE
-    | {"model_type": "qwen2", "rope_theta": 1e6, "tie_word_embeddings": True,
-       "use_sliding_window": False, "sliding_window": 4},
-    "qwen2_window": _BASE
-    | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4,
-       "max_window_layers": 1},
-    "qwen3": _BASE | {"model_type": "qwen3", "head_dim": 16, "attention_bias": False},
+  # LLaMA 1 files know neither grouped queries nor a RoPE base.
+  "llama1": {key: value for key, value in _BASE.items() if key != "num_key_value_heads"}
+  | {"model_type": "llama"},
+  "llama2": _BASE | {"model_type": "llama", "rope_scaling": None},
+  "llama3": _BASE
+  | {
+    "model_type": "llama",
+    "tie_word_embeddings": True,
+    "eos_token_id": [2, 3],
+    "rope_theta": 500000.0,
+    "rope_scaling": _LLAMA3_ROPE,
+  },
+  "llama_linear": _BASE
+  | {
+    "model_type": "llama",
+    "rope_scaling": {"type": "linear", "factor": 4.0},
+    "attention_bias": True,
+    "mlp_bias": True,
+  },
+  # The spelling of transformers 5, and a window shorter than the tests' texts.
+  "mistral": _BASE
+  | {
+    "model_type": "mistral",
+    "head_dim": 8,
+    "sliding_window": 5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+  },
+  "qwen2": _BASE
+  | {
+    "model_type": "qwen2",
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "sliding_window": 4,
+  },
+  "qwen2_window": _BASE
+  | {
+    "model_type": "qwen2",
+    "use_sliding_window": True,
+    "sliding_window": 4,
+    "max_window_layers": 1,
+  },
+  "qwen3": _BASE | {"model_type": "qwen3", "head_dim": 16, "attention_bias": False},
 }
 """The contents of `config.json` for each family, spelled as its releases spell them."""
 
 
-def random_model(
-    family: str, seed: int = 0, config: Mapping[str, Any] | None = None
-) -> Model:
+def random_model(family: str, seed: int = 0, config: Mapping[str, Any] | None = None) -> Model:
   """A float32 model of one of `FAMILIES`, its parameters random, norms and biases included.
 
   `config` are the contents of a `config.json` to use in place of the family's.
@@ -71,8 +91,8 @@ def random_model(
   leaves = flatten(model.params)
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   params = {
-      path: 0.2 * jax.random.normal(key, leaf.shape) + float(path.endswith("norm/scale"))
-      for key, (path, leaf) in zip(keys, leaves.items(), strict=True)
+    path: 0.2 * jax.random.normal(key, leaf.shape) + float(path.endswith("norm/scale"))
+    for key, (path, leaf) in zip(keys, leaves.items(), strict=True)
   }
   return dataclasses.replace(model, params=unflatten(params))
 

@@ -20,7 +20,7 @@ ROWS, WHOLE = PartitionSpec(DATA), PartitionSpec()
 def over_data(fn: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
   """`fn` on each shard of `data`; specs name no other axis (`ROWS` splits the first axis)."""
   return jax.shard_map(
-      fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={DATA}, check_vma=False
+    fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={DATA}, check_vma=False
   )
 
 

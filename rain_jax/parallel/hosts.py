@@ -61,7 +61,7 @@ class Hosts:
 
 
 def connect(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+  coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> tuple[int, int]:
   """Joins the processes of a run by `jax.distributed`; the first thing that a program does.
 
@@ -83,9 +83,9 @@ def connect(
   except (RuntimeError, ValueError) as error:
     reason = " ".join(str(error).split())[:300]
     raise HostsError(
-        f"jax.distributed (coordinator {coordinator or 'from the environment'}, process"
-        f" {process} of {processes}): {reason}; start all processes with the same coordinator and"
-        " count, or leave --distributed away."
+      f"jax.distributed (coordinator {coordinator or 'from the environment'}, process"
+      f" {process} of {processes}): {reason}; start all processes with the same coordinator and"
+      " count, or leave --distributed away."
     ) from None
   return jax.process_index(), jax.process_count()
 
@@ -99,6 +99,6 @@ def of_config(mesh: dict[str, Any], process: int, processes: int, connected: boo
   together = mesh["across_hosts"] and processes > 1
   if together and not connected:
     raise HostsError(
-        f"mesh.across_hosts=True: {processes} processes can share a model only with --distributed."
+      f"mesh.across_hosts=True: {processes} processes can share a model only with --distributed."
     )
   return Hosts(process, processes, together, connected)

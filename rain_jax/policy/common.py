@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rain_jax.text import vocab
 from rain_jax.models import KV, Segment, unembed
 from rain_jax.models.cache import Paths
-from rain_jax.types import Array, Request
+from rain_jax.text import vocab
 from rain_jax.text.vocab import TextState, TextTables
+from rain_jax.types import Array, Request
 
 
 def prefix(params: dict, side: str) -> tuple[list[Segment], int]:
@@ -49,7 +49,7 @@ def scratch(lm, kv_dtype, *shape) -> KV:
 def put(scratch: KV, new: KV, step) -> KV:
   """Stores the keys and values of one token per row at place `step`."""
   put = lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(
-      old, fresh.astype(old.dtype), step, axis=-2
+    old, fresh.astype(old.dtype), step, axis=-2
   )
   return jax.tree.map(put, scratch, new)
 
@@ -60,16 +60,16 @@ def empty_text(shape: tuple[int, ...]) -> TextState:
   off = jnp.zeros(shape, bool)
   hashed = jnp.zeros(shape + (2,), jnp.uint32)
   return TextState(
-      automaton=zeros,
-      utf8=zeros,
-      ends=off,
-      stopped=off,
-      hash=hashed,
-      tokens_before_stop=zeros,
-      inside=jnp.zeros(shape, jnp.uint32),
-      tokens_at_full_stop=zeros,
-      hash_at_full_stop=hashed,
-      length=zeros,
+    automaton=zeros,
+    utf8=zeros,
+    ends=off,
+    stopped=off,
+    hash=hashed,
+    tokens_before_stop=zeros,
+    inside=jnp.zeros(shape, jnp.uint32),
+    tokens_at_full_stop=zeros,
+    hash_at_full_stop=hashed,
+    length=zeros,
   )
 
 

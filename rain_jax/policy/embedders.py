@@ -80,17 +80,15 @@ class SentenceEncoder:
 
   def embed(self, lm: Any, params: dict, state: Any, request: Any, draft: Any) -> Array:
     """See the module's text."""
-    lengths = jnp.where(
-        (request.mode == types.VISIT)[..., None], request.path_lengths, 0
-    )
+    lengths = jnp.where((request.mode == types.VISIT)[..., None], request.path_lengths, 0)
     flat = self.encoder.embed_in_graph(
-        params["embedder"],
-        self._texts,
-        lengths.size,
-        request.path_tokens,
-        lengths,
-        draft.rollout,
-        draft.rollout_length,
+      params["embedder"],
+      self._texts,
+      lengths.size,
+      request.path_tokens,
+      lengths,
+      draft.rollout,
+      draft.rollout_length,
     )
     return flat.reshape(lengths.shape + flat.shape[-1:])
 
@@ -107,8 +105,8 @@ class SentenceEncoder:
 
 # By name: from a folder that the configuration names, and the language model's tokenizer.
 EMBEDDERS: dict[str, Callable[[str, Any], Any]] = {
-    "hidden": lambda path, tokenizer: HiddenStates(),
-    "minilm": lambda path, tokenizer: SentenceEncoder(load_minilm(path), tokenizer),
+  "hidden": lambda path, tokenizer: HiddenStates(),
+  "minilm": lambda path, tokenizer: SentenceEncoder(load_minilm(path), tokenizer),
 }
 
 

@@ -39,10 +39,10 @@ def label_ids(tokenizer: Any, spellings: Sequence[str]) -> tuple[int, ...]:
 
 
 def probabilities(
-    model: Model,
-    texts: Sequence[Sequence[int]],
-    labels: Sequence[Sequence[int]],
-    batch_size: int = 8,
+  model: Model,
+  texts: Sequence[Sequence[int]],
+  labels: Sequence[Sequence[int]],
+  batch_size: int = 8,
 ) -> np.ndarray:
   """The probability of each label as the next token behind each text.
 

@@ -15,15 +15,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax
-from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rain_jax import types
 from rain_jax.models import (
-    KV, NO_POSITION, ModelConfig, Segment, forward,
+  KV,
+  NO_POSITION,
+  ModelConfig,
+  Segment,
+  forward,
 )
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
@@ -31,8 +35,9 @@ from rain_jax.models.sharding import Rules, split
 from rain_jax.policy import common, rollout, self_evaluation
 from rain_jax.policy.usage import CONTEXT, Usage, no_usage
 from rain_jax.preferences import CompiledPreference
-from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig
 from rain_jax.text.vocab import TextState, TextTables
+from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig
+
 
 @flax.struct.dataclass
 class Memory:
@@ -116,33 +121,33 @@ class LanguageModel:
     moves = self.max_response // L + len(search_config.set_lengths)
     entries = moves * (search_config.max_iterations + search_config.extra_iterations)
     return PolicyState(
-        proposing=cache(),
-        judging=cache(),
-        text=common.empty_text((batch,)),
-        node_text=common.empty_text((batch, V)),
-        hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),
-        memory=Memory(
-            hash=jnp.zeros((batch, entries, 2), jnp.uint32),
-            value=jnp.zeros((batch, entries), jnp.float32),
-            count=zeros(),
-        ),
-        usage=no_usage(batch),
+      proposing=cache(),
+      judging=cache(),
+      text=common.empty_text((batch,)),
+      node_text=common.empty_text((batch, V)),
+      hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),
+      memory=Memory(
+        hash=jnp.zeros((batch, entries, 2), jnp.uint32),
+        value=jnp.zeros((batch, entries), jnp.float32),
+        count=zeros(),
+      ),
+      usage=no_usage(batch),
     )
 
   @staticmethod
   def head_specs(state: Any, mesh: Mesh, rules: Rules = Rules()) -> Any:
     """How a state is split over a mesh beside its batch: caches by their heads."""
     heads = lambda a: PartitionSpec(
-        *(None,) * (a.ndim - 3), split(a.shape[-3], rules.kv_heads, mesh)
+      *(None,) * (a.ndim - 3), split(a.shape[-3], rules.kv_heads, mesh)
     )
     whole = lambda a: PartitionSpec()
     is_kv = lambda node: isinstance(node, KV)
     return jax.tree.map(
-        lambda node: jax.tree.map(heads if is_kv(node) else whole, node), state, is_leaf=is_kv
+      lambda node: jax.tree.map(heads if is_kv(node) else whole, node), state, is_leaf=is_kv
     )
 
   def start(
-      self, params: Any, state: PolicyState, slot: Array, proposing: "Prompt", judging: "Prompt"
+    self, params: Any, state: PolicyState, slot: Array, proposing: "Prompt", judging: "Prompt"
   ) -> PolicyState:
     """Begins a query in a slot: its prompt is read into both caches.
 
@@ -155,25 +160,25 @@ class LanguageModel:
     """
     usage = state.usage
     usage = usage.replace(
-        calls=usage.calls.at[slot].set(0),
-        tokens=usage.tokens.at[slot].set(0),
-        verdicts_read=usage.verdicts_read.at[slot].set(0),
-        verdicts_remembered=usage.verdicts_remembered.at[slot].set(0),
+      calls=usage.calls.at[slot].set(0),
+      tokens=usage.tokens.at[slot].set(0),
+      verdicts_read=usage.verdicts_read.at[slot].set(0),
+      verdicts_remembered=usage.verdicts_remembered.at[slot].set(0),
     )
     # The prompt's last token is left for the root's first visit, which needs its logits.
     first, usage = self._prefill(
-        params, state.proposing, slot, proposing, proposing.length - 1, "proposing", usage
+      params, state.proposing, slot, proposing, proposing.length - 1, "proposing", usage
     )
     second, usage = self._prefill(
-        params, state.judging, slot, judging, judging.length, "judging", usage
+      params, state.judging, slot, judging, judging.length, "judging", usage
     )
     text = common.empty_text(()).replace(ends=proposing.ends)
     return state.replace(
-        proposing=first,
-        judging=second,
-        text=jax.tree.map(lambda new, old: old.at[slot].set(new), text, state.text),
-        memory=state.memory.replace(count=state.memory.count.at[slot].set(0)),
-        usage=usage,
+      proposing=first,
+      judging=second,
+      text=jax.tree.map(lambda new, old: old.at[slot].set(new), text, state.text),
+      memory=state.memory.replace(count=state.memory.count.at[slot].set(0)),
+      usage=usage,
     )
 
   def _prefill(self, params, cache, slot, prompt, upto, side, usage):
@@ -198,78 +203,82 @@ class LanguageModel:
       own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1), context)
       positions = jnp.where(seen < begin, seen + offset, NO_POSITION)[None]
       _, new = forward(
-          self.graphdef,
-          params["model"],
-          tokens[jnp.minimum(at, S - 1)][None],
-          jnp.where(valid, at + offset, NO_POSITION)[None],
-          [*prefix, Segment(own.keys, own.values, positions)],
+        self.graphdef,
+        params["model"],
+        tokens[jnp.minimum(at, S - 1)][None],
+        jnp.where(valid, at + offset, NO_POSITION)[None],
+        [*prefix, Segment(own.keys, own.values, positions)],
       )
       at = jnp.where(valid, at, S)
       context = jax.tree.map(
-          # [layers, 1, H, T, D] -> [T, layers, H, D]: indices around a slice come first.
-          lambda a, n: a.at[:, slot, :, at].set(jnp.moveaxis(n[:, 0], 2, 0), mode="drop"),
-          context,
-          new,
+        # [layers, 1, H, T, D] -> [T, layers, H, D]: indices around a slice come first.
+        lambda a, n: a.at[:, slot, :, at].set(jnp.moveaxis(n[:, 0], 2, 0), mode="drop"),
+        context,
+        new,
       )
       row = jnp.arange(cache.length.shape[0])[:, None] == slot
       usage = usage.count(CONTEXT, row & valid).replace(
-          run_slots=usage.run_slots.at[:, CONTEXT].add(chunk * row[:, 0])
+        run_slots=usage.run_slots.at[:, CONTEXT].add(chunk * row[:, 0])
       )
       return context, begin + chunk, usage
 
     context, _, usage = jax.lax.while_loop(unread, read, (cache.context, 0, usage))
     return cache.replace(
-        context=context,
-        tokens=cache.tokens.at[slot].set(tokens),
-        length=cache.length.at[slot].set(prompt.length),
-        cached=cache.cached.at[slot].set(upto),
-        pooled=cache.pooled.at[slot].set(False),
+      context=context,
+      tokens=cache.tokens.at[slot].set(tokens),
+      length=cache.length.at[slot].set(prompt.length),
+      cached=cache.cached.at[slot].set(upto),
+      pooled=cache.pooled.at[slot].set(False),
     ), usage
 
   def commit(self, params: Any, state: PolicyState, commit: Commit) -> PolicyState:
     """Makes committed tokens part of both contexts; see `types.Model`."""
     move = lambda cache: caches.commit(
-        cache, commit.mask, commit.slot, commit.tokens, commit.length
+      cache, commit.mask, commit.slot, commit.tokens, commit.length
     )
     tokens = jnp.where(commit.mask[:, None], commit.tokens, NO_TOKEN)
     return state.replace(
-        proposing=move(state.proposing),
-        judging=move(state.judging),
-        text=common.advance_all(params["tables"], state.text, tokens),
+      proposing=move(state.proposing),
+      judging=move(state.judging),
+      text=common.advance_all(params["tables"], state.text, tokens),
     )
 
   # -- evaluation -----------------------------------------------------------------
 
   def evaluate(
-      self, params: Any, state: PolicyState, request: Request, keys: Array
+    self, params: Any, state: PolicyState, request: Request, keys: Array
   ) -> tuple[Evaluation, PolicyState]:
     """Candidates, rollout and verdict for every leaf asked for; see `types.Model`."""
     answer, _, state = self.evaluate_with_draft(params, state, request, keys)
     return answer, state
 
   def evaluate_with_draft(
-      self, params: Any, state: PolicyState, request: Request, keys: Array
+    self, params: Any, state: PolicyState, request: Request, keys: Array
   ) -> tuple[Evaluation, rollout.Draft, PolicyState]:
     """As `evaluate`, with what was drawn for it: the rollouts, for those who watch."""
     lots = rollout.draw_lots(self, keys)
     fresh = request.first_visit
     state = state.replace(
-        proposing=caches.forget(state.proposing, request.leaf_slot, fresh),
-        judging=caches.forget(state.judging, request.leaf_slot, fresh),
+      proposing=caches.forget(state.proposing, request.leaf_slot, fresh),
+      judging=caches.forget(state.judging, request.leaf_slot, fresh),
     )
     logits, state = self._read_leaves(params, state, request)
     text, state = self._leaf_text(params, state, request)
     drawn, state = self._decode(params, state, request, text, logits, lots)
     value, state = self._judge(params, state, request, drawn)
     embeddings = self.embedder.embed(self, params, state, request, drawn)
-    return Evaluation(
+    return (
+      Evaluation(
         tokens=drawn.tokens,
         lengths=drawn.lengths,
         log_weights=drawn.log_weights,
         finish=drawn.finish,
         value=value,
         embeddings=embeddings,
-    ), drawn, state
+      ),
+      drawn,
+      state,
+    )
 
   def _read_leaves(self, params, state, request):
     """Reads the tokens of new leaves: logits float32[B, W, vocab] behind each leaf."""
@@ -285,11 +294,11 @@ class LanguageModel:
     token, place, slot, offset = caches.locate(cache, paths, at)
     prefix, shift = common.prefix(params, "proposing")
     hidden, new = forward(
-        self.graphdef,
-        params["model"],
-        token,
-        jnp.where(valid, at + shift, NO_POSITION),
-        [*prefix, *caches.segments(cache, paths, jnp.where(wanted, begin, 0), shift)],
+      self.graphdef,
+      params["model"],
+      token,
+      jnp.where(valid, at + shift, NO_POSITION),
+      [*prefix, *caches.segments(cache, paths, jnp.where(wanted, begin, 0), shift)],
     )
     keep = valid & ~growing[..., None]
     cache = caches.write(cache, new, place, slot, offset, keep)
@@ -301,9 +310,9 @@ class LanguageModel:
     store = jnp.where(request.first_visit, request.leaf_slot, self.search.max_visited)
     rows = jnp.arange(store.shape[0])[:, None]
     return common.logits(self, params, behind), state.replace(
-        proposing=cache,
-        hidden=state.hidden.at[rows, store].set(summed, mode="drop"),
-        usage=state.usage.count(CONTEXT, valid),
+      proposing=cache,
+      hidden=state.hidden.at[rows, store].set(summed, mode="drop"),
+      usage=state.usage.count(CONTEXT, valid),
     )
 
   def _leaf_text(self, params, state, request):
@@ -312,7 +321,7 @@ class LanguageModel:
     parent_at = jnp.maximum(depth - 2, 0)[..., None]
     parent = jnp.take_along_axis(request.path_slots, parent_at, axis=-1)[..., 0]
     pick = lambda of_root, of_node: common.where(
-        depth >= 2, common.gather(of_node, parent), of_root[:, None]
+      depth >= 2, common.gather(of_node, parent), of_root[:, None]
     )
     before = jax.tree.map(pick, state.text, state.node_text)
     at = jnp.maximum(depth - 1, 0)[..., None, None]
@@ -329,16 +338,18 @@ class LanguageModel:
     eos = jnp.isin(token, jnp.asarray(self.config.eos_ids, jnp.int32))
     full = text.length >= self.max_response
     return jnp.where(
-        eos,
-        types.EOS,
-        jnp.where(text.stopped, types.STOP, jnp.where(full, types.LENGTH, types.RUNNING)),
+      eos,
+      types.EOS,
+      jnp.where(text.stopped, types.STOP, jnp.where(full, types.LENGTH, types.RUNNING)),
     )
 
   def _decode(self, params, state, request, text, logits, lots):
     """Decodes candidates and rollouts side by side, then the longer rollouts alone."""
     draft = rollout.start_draft(self, params, request, text, logits, lots)
     draft, scratch, usage = rollout.decode_together(self, params, state, request, draft, lots)
-    draft, usage = rollout.decode_rollouts(self, params, state, request, draft, scratch, usage, lots)
+    draft, usage = rollout.decode_rollouts(
+      self, params, state, request, draft, scratch, usage, lots
+    )
     draft = rollout.first_tokens(self, params, request, text, logits, draft)
     return draft, state.replace(usage=usage)
 
@@ -356,7 +367,7 @@ class LanguageModel:
     paths = common.paths(request, drawn.rollout)
     limit = (state.judging.length - state.text.length)[:, None] + judged
     margins, cache, usage = self_evaluation.read_verdicts(
-        self, params, state.judging, paths, limit, asked, state.usage
+      self, params, state.judging, paths, limit, asked, state.usage
     )
     value = self_evaluation.values(margins, self.soft_verdicts)
     value = params["override"].apply(value, key)
@@ -364,13 +375,13 @@ class LanguageModel:
     entry = jnp.where(asked, order % memory.value.shape[-1], memory.value.shape[-1])
     rows = jnp.arange(entry.shape[0])[:, None]
     memory = Memory(
-        hash=memory.hash.at[rows, entry].set(key, mode="drop"),
-        value=memory.value.at[rows, entry].set(value, mode="drop"),
-        count=memory.count + asked.sum(-1),
+      hash=memory.hash.at[rows, entry].set(key, mode="drop"),
+      value=memory.value.at[rows, entry].set(value, mode="drop"),
+      count=memory.count + asked.sum(-1),
     )
     usage = usage.replace(
-        verdicts_read=usage.verdicts_read + asked.sum(-1),
-        verdicts_remembered=usage.verdicts_remembered + remembered.sum(-1),
+      verdicts_read=usage.verdicts_read + asked.sum(-1),
+      verdicts_remembered=usage.verdicts_remembered + remembered.sum(-1),
     )
     value = jnp.where(remembered, recalled, value)
     broken = drawn.failed | (asked & jnp.isnan(margins).any(-1))
@@ -405,13 +416,13 @@ class Prompt:
 
 
 def make_params(
-    model_params: Any,
-    tables: TextTables,
-    lm: LanguageModel,
-    proposing_ids: Sequence[int],
-    override: self_evaluation.Override = self_evaluation.Override(),
-    correction: self_evaluation.Correction | None = None,
-    mesh: Mesh | None = None,
+  model_params: Any,
+  tables: TextTables,
+  lm: LanguageModel,
+  proposing_ids: Sequence[int],
+  override: self_evaluation.Override = self_evaluation.Override(),
+  correction: self_evaluation.Correction | None = None,
+  mesh: Mesh | None = None,
 ) -> dict:
   """Everything that `LanguageModel` reads and never changes, prefixes computed once.
 
@@ -443,7 +454,8 @@ def make_params(
       places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     if not ids:
       empty = lambda: jax.tree.map(
-          lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(read, model_params))
+        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(read, model_params)
+      )
       return jax.jit(empty, out_shardings=places)()
     return jax.jit(read, out_shardings=places)(model_params)
 
@@ -454,11 +466,11 @@ def make_params(
   judging_hidden, judging = prefix(lm.preference.prefix_ids)
   reference = jnp.concatenate([proposing_hidden, judging_hidden])
   return dict(
-      model=model_params,
-      tables=tables,
-      proposing_prefix=proposing,
-      judging_prefix=judging,
-      embedder=lm.embedder.params(reference),
-      override=jax.tree.map(jnp.float32, override),
-      correction=correction,
+    model=model_params,
+    tables=tables,
+    proposing_prefix=proposing,
+    judging_prefix=judging,
+    embedder=lm.embedder.params(reference),
+    override=jax.tree.map(jnp.float32, override),
+    correction=correction,
   )

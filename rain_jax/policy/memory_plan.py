@@ -16,16 +16,17 @@ from rain_jax import decode
 from rain_jax.models import Model
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
-from rain_jax.policy.language_model import LanguageModel
 from rain_jax.parallel.batch_sharding import DATA, Spread
+from rain_jax.policy.language_model import LanguageModel
 
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
 # Keys by which a run is made smaller, and a benchmark.
 RUN = {
-    "batch": "batch_size", "lengths": "limits.max_prompt, limits.max_response",
-    "dtype": "model.dtype"}
-BENCHMARK = {
-    "batch": "batches", "lengths": "workload.prompt, workload.response", "dtype": "dtype"}
+  "batch": "batch_size",
+  "lengths": "limits.max_prompt, limits.max_response",
+  "dtype": "model.dtype",
+}
+BENCHMARK = {"batch": "batches", "lengths": "workload.prompt, workload.response", "dtype": "dtype"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Plan:
 
 
 def plan(
-    model: Model,
-    lm: LanguageModel,
-    batch: int,
-    proposing_prefix: int = 0,
-    mesh: AnyMesh | None = None,
+  model: Model,
+  lm: LanguageModel,
+  batch: int,
+  proposing_prefix: int = 0,
+  mesh: AnyMesh | None = None,
 ) -> Plan:
   """The memory of a search for `batch` prompts side by side, on each device.
 
@@ -71,15 +72,17 @@ def plan(
   over = lambda size, rule: 1 if mesh is None else shards(split(size, rule, mesh), mesh)
   kv_shards = over(config.num_kv_heads, rules.kv_heads)
   parts = Parts(
-      trees=1 if mesh is None else mesh.shape[DATA],
-      heads=over(config.num_heads, rules.heads),
-      mlp=over(config.intermediate_size, rules.mlp),
+    trees=1 if mesh is None else mesh.shape[DATA],
+    heads=over(config.num_heads, rules.heads),
+    mlp=over(config.intermediate_size, rules.mlp),
   )
   kv_dtype = jnp.bfloat16 if _computes_in_bfloat16(model) else jnp.float32
-  token = 2 * config.num_layers * config.num_kv_heads * config.head_size * np.dtype(kv_dtype).itemsize
+  token = (
+    2 * config.num_layers * config.num_kv_heads * config.head_size * np.dtype(kv_dtype).itemsize
+  )
   token //= kv_shards
   make = lambda batch: decode.init(
-      batch, lm.init(batch, kv_dtype), lm.search, lm.embedding_size, lm.max_response
+    batch, lm.init(batch, kv_dtype), lm.search, lm.embedding_size, lm.max_response
   )
   state = jax.eval_shape(lambda: make(batch))
   places, weights = None, None
@@ -98,14 +101,14 @@ def plan(
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
     passing += prefixes + contexts
   sizes = {
-      "weights": nbytes(model.params, weights),
-      "prefixes": prefixes,
-      "vocabulary tables": 51 * config.vocab_size,
-      "contexts of both caches": contexts,
-      "visited nodes of both caches": pools,
-      "trees": trees,
-      "texts, hidden states, verdicts": size(lambda s: s) - contexts - pools - trees,
-      "temporaries of a step": passing,
+    "weights": nbytes(model.params, weights),
+    "prefixes": prefixes,
+    "vocabulary tables": 51 * config.vocab_size,
+    "contexts of both caches": contexts,
+    "visited nodes of both caches": pools,
+    "trees": trees,
+    "texts, hidden states, verdicts": size(lambda s: s) - contexts - pools - trees,
+    "temporaries of a step": passing,
   }
   return Plan(sizes, batch)
 
@@ -130,12 +133,12 @@ def _computes_in_bfloat16(model: Model) -> bool:
 
 
 def temporaries(
-    lm: LanguageModel,
-    batch: int,
-    token: int,
-    proposing_prefix: int,
-    parts: Parts = Parts(),
-    apart: bool = False,
+  lm: LanguageModel,
+  batch: int,
+  token: int,
+  proposing_prefix: int,
+  parts: Parts = Parts(),
+  apart: bool = False,
 ) -> int:
   """Bytes of the largest phase of one step; `token` is the bytes of a token's keys and values.
 
@@ -163,7 +166,9 @@ def temporaries(
   copies = 2 if apart else 1
   together = copies * token * leaves * rows * L
   decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
-  rolling = together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
+  rolling = (
+    together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
+  )
   seen = len(lm.preference.prefix_ids) + context + R + asked
   judging = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
   return gathered + max(decoding, rolling, judging)
@@ -190,6 +195,6 @@ def check(needed: Plan, available: int, names: Mapping[str, str] = RUN) -> None:
     lower = f"{names['batch']} to {fits}" if fits else "search.max_visited"
     lower += f", or {names['lengths']}, search.max_visited or {names['dtype']}"
   raise ValueError(
-      f"{needed.total / 2**30:.1f} GiB needed for {needed.batch} prompts side by side,"
-      f" {available / 2**30:.1f} GiB available: lower {lower}."
+    f"{needed.total / 2**30:.1f} GiB needed for {needed.batch} prompts side by side,"
+    f" {available / 2**30:.1f} GiB available: lower {lower}."
   )

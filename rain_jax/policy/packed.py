@@ -5,8 +5,8 @@ Here they stand one after the other, each at the positions that it has by itself
 another. What a verdict reads is what `whole_responses.self_evaluate` reads of the same text.
 """
 
-from collections.abc import Iterator, Sequence
 import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,6 @@ from rain_jax.models import NO_POSITION, forward
 from rain_jax.policy import common, self_evaluation
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.types import Array
-
 
 _SHORT = 16  # tokens; a row of texts shorter than that is not filled
 
@@ -43,7 +42,7 @@ class Row(NamedTuple):
 
 
 def pack(
-    texts: Sequence[Sequence[int]], suffixes: Sequence[Sequence[int]], size: int
+  texts: Sequence[Sequence[int]], suffixes: Sequence[Sequence[int]], size: int
 ) -> Iterator[Row]:
   """Rows that hold all texts in their order, each with every suffix after it.
 
@@ -83,8 +82,13 @@ def _row(places: range, texts, suffixes, size: int, most: int) -> Row:
 
 @functools.partial(jax.jit, static_argnames="lm")
 def read(
-    lm: LanguageModel, params: Any, tokens: Array, positions: Array, text: Array, reading: Array,
-    last: Array,
+  lm: LanguageModel,
+  params: Any,
+  tokens: Array,
+  positions: Array,
+  text: Array,
+  reading: Array,
+  last: Array,
 ) -> tuple[Array, Array]:
   """The model's answers on the texts of a row, its arrays as in `Row`.
 
@@ -97,12 +101,12 @@ def read(
   sees = own & ((reading < 0) | (reading[:, None] == reading))
   filled = positions != NO_POSITION
   hidden, _ = forward(
-      lm.graphdef,
-      params["model"],
-      jnp.where(reading < 0, self_evaluation.spoken(lm.preference, tokens), tokens),
-      jnp.where(filled, positions + shift, NO_POSITION),
-      prefix,
-      sees,
+    lm.graphdef,
+    params["model"],
+    jnp.where(reading < 0, self_evaluation.spoken(lm.preference, tokens), tokens),
+    jnp.where(filled, positions + shift, NO_POSITION),
+    prefix,
+    sees,
   )
   logits = common.logits(lm, params, hidden[last])
   preference = lm.preference

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax import search, types
-from rain_jax.policy import common, sampling
-from rain_jax.text import vocab
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.models import cache as caches
+from rain_jax.policy import common, sampling
 from rain_jax.policy.usage import CANDIDATES, ROLLOUT
-from rain_jax.types import NO_TOKEN, Array
+from rain_jax.text import vocab
 from rain_jax.text.vocab import TextState
+from rain_jax.types import NO_TOKEN, Array
 
 
 @flax.struct.dataclass
@@ -91,25 +91,25 @@ def start_draft(lm, params, request, text, logits, lots: Lots) -> Draft:
   open_leaf = (request.mode == types.VISIT) & (request.finish == types.RUNNING)
   rows = jnp.arange(G)
   wanted = jnp.where(
-      (request.mode == types.GROW)[..., None],
-      rows <= config.grow_draws,
-      (open_leaf & (request.depth > 0))[..., None] & (rows <= config.sampled_draws),
+    (request.mode == types.GROW)[..., None],
+    rows <= config.grow_draws,
+    (open_leaf & (request.depth > 0))[..., None] & (rows <= config.sampled_draws),
   )
   each = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], G, axis=2), text)
   rolling = open_leaf & (lm.search.rollout_to_eos | ~text.ends)
   draft = Draft(
-      tokens=jnp.full((B, W, G, L), NO_TOKEN, jnp.int32),
-      lengths=jnp.zeros((B, W, G), jnp.int32),
-      log_weights=jnp.zeros((B, W, G), jnp.float32),
-      finish=jnp.zeros((B, W, G), jnp.int32),
-      candidate_text=each,
-      rollout=jnp.full((B, W, lm.max_response), NO_TOKEN, jnp.int32),
-      rollout_length=jnp.zeros((B, W), jnp.int32),
-      rollout_finish=request.finish,
-      rolling=rolling,
-      text=text,
-      hidden=jnp.zeros((B, W, lm.config.hidden_size), jnp.float32),
-      failed=jnp.zeros((B, W), bool),
+    tokens=jnp.full((B, W, G, L), NO_TOKEN, jnp.int32),
+    lengths=jnp.zeros((B, W, G), jnp.int32),
+    log_weights=jnp.zeros((B, W, G), jnp.float32),
+    finish=jnp.zeros((B, W, G), jnp.int32),
+    candidate_text=each,
+    rollout=jnp.full((B, W, lm.max_response), NO_TOKEN, jnp.int32),
+    rollout_length=jnp.zeros((B, W), jnp.int32),
+    rollout_finish=request.finish,
+    rolling=rolling,
+    text=text,
+    hidden=jnp.zeros((B, W, lm.config.hidden_size), jnp.float32),
+    failed=jnp.zeros((B, W), bool),
   )
   draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], lots, 0)
   return _extend_rollouts(lm, params, draft, logits, lots, 0)
@@ -132,12 +132,12 @@ def _extend_candidates(lm, params, draft: Draft, rows, logits, lots, step) -> Dr
   token = jnp.where(rows, token, NO_TOKEN)
   text = vocab.advance(params["tables"], draft.candidate_text, token)
   return draft.replace(
-      failed=draft.failed | jnp.any(rows & sampling.not_finite(logits), axis=-1),
-      tokens=draft.tokens.at[..., step].set(token),
-      lengths=draft.lengths + rows,
-      log_weights=draft.log_weights + jnp.where(rows, log_prob, 0.0),
-      finish=jnp.where(rows, lm.finish(text, token), draft.finish),
-      candidate_text=text,
+    failed=draft.failed | jnp.any(rows & sampling.not_finite(logits), axis=-1),
+    tokens=draft.tokens.at[..., step].set(token),
+    lengths=draft.lengths + rows,
+    log_weights=draft.log_weights + jnp.where(rows, log_prob, 0.0),
+    finish=jnp.where(rows, lm.finish(text, token), draft.finish),
+    candidate_text=text,
   )
 
 
@@ -151,12 +151,12 @@ def _extend_rollouts(lm, params, draft: Draft, logits, lots, step) -> Draft:
   if not lm.search.rollout_to_eos:
     on &= ~text.ends
   return draft.replace(
-      failed=draft.failed | (rolling & sampling.not_finite(logits)),
-      rollout=draft.rollout.at[..., step].set(token),
-      rollout_length=draft.rollout_length + rolling,
-      rollout_finish=finish,
-      rolling=on,
-      text=text,
+    failed=draft.failed | (rolling & sampling.not_finite(logits)),
+    rollout=draft.rollout.at[..., step].set(token),
+    rollout_length=draft.rollout_length + rolling,
+    rollout_finish=finish,
+    rolling=on,
+    text=text,
   )
 
 
@@ -190,23 +190,23 @@ def decode_together(lm, params, state, request, draft: Draft, lots: Lots):
     step, draft, scratch, usage = carry
     rows, rolling = wanted(draft), draft.rolling
     last = jnp.concatenate(
-        [draft.tokens[..., step - 1], draft.rollout[..., step - 1, None]], axis=-1
+      [draft.tokens[..., step - 1], draft.rollout[..., step - 1, None]], axis=-1
     )
     valid = jnp.concatenate([rows, rolling[..., None]], axis=-1)
     at = behind[..., None] + step - 1
     seen = jnp.where(places < step - 1, behind[..., None] + places, NO_POSITION)
     seen = jnp.broadcast_to(seen[:, :, None], (B, W, G + 1, L))
     hidden, new = forward(
-        lm.graphdef,
-        params["model"],
-        jnp.maximum(last, 0)[..., None],
-        jnp.where(valid, at, NO_POSITION)[..., None],
-        [*shared, scratch.segment(seen)],
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(last, 0)[..., None],
+      jnp.where(valid, at, NO_POSITION)[..., None],
+      [*shared, scratch.segment(seen)],
     )
     hidden = hidden[..., 0, :]
     logits = common.logits(lm, params, hidden)
     draft = draft.replace(
-        hidden=draft.hidden + jnp.where(rolling[..., None], hidden[:, :, -1], 0.0)
+      hidden=draft.hidden + jnp.where(rolling[..., None], hidden[:, :, -1], 0.0)
     )
     draft = _extend_candidates(lm, params, draft, rows, logits[:, :, :-1], lots, step)
     draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], lots, step)
@@ -215,7 +215,7 @@ def decode_together(lm, params, state, request, draft: Draft, lots: Lots):
 
   scratch = common.scratch(lm, state.proposing.pool.keys.dtype, B, W, G + 1, L)
   step, draft, scratch, usage = jax.lax.while_loop(
-      unfinished, decode, (jnp.int32(1), draft, scratch, state.usage)
+    unfinished, decode, (jnp.int32(1), draft, scratch, state.usage)
   )
   own = jax.tree.map(lambda a: a[:, :, :, -1], scratch)
   return draft, (step, own), usage
@@ -237,11 +237,11 @@ def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, lots
     seen = jnp.where(places < step - 1, behind[..., None] + places, NO_POSITION)
     last = jax.lax.dynamic_index_in_dim(draft.rollout, step - 1, 2)
     hidden, new = forward(
-        lm.graphdef,
-        params["model"],
-        jnp.maximum(last, 0),
-        jnp.where(rolling, behind + step - 1, NO_POSITION)[..., None],
-        [*shared, scratch.segment(seen, used=step - 1)],
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(last, 0),
+      jnp.where(rolling, behind + step - 1, NO_POSITION)[..., None],
+      [*shared, scratch.segment(seen, used=step - 1)],
     )
     hidden = hidden[:, :, 0]
     logits = common.logits(lm, params, hidden)
@@ -252,7 +252,7 @@ def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, lots
   scratch = common.scratch(lm, own.keys.dtype, B, W, R)
   kept = min(R, own.keys.shape[-2])
   scratch = jax.tree.map(
-      lambda whole, first: whole.at[..., :kept, :].set(first[..., :kept, :]), scratch, own
+    lambda whole, first: whole.at[..., :kept, :].set(first[..., :kept, :]), scratch, own
   )
   _, draft, _, usage = jax.lax.while_loop(unfinished, decode, (step, draft, scratch, usage))
   return draft, usage
@@ -267,9 +267,7 @@ def first_tokens(lm, params, request, text, logits, draft: Draft) -> Draft:
   tokens, log_probs = sampling.filtered(logits, 1.0, count)
   after = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], count, axis=2), text)
   after = vocab.advance(params["tables"], after, tokens)
-  first = (
-      (request.mode == types.VISIT) & (request.depth == 0) & (request.finish == types.RUNNING)
-  )
+  first = (request.mode == types.VISIT) & (request.depth == 0) & (request.finish == types.RUNNING)
 
   def widen(array, size, fill):
     pad = [(0, 0), (0, 0), (0, C - size)] + [(0, 0)] * (array.ndim - 3)
@@ -282,9 +280,9 @@ def first_tokens(lm, params, request, text, logits, draft: Draft) -> Draft:
 
   sets = jnp.full((B, W, count, config.set_size), NO_TOKEN, jnp.int32).at[..., 0].set(tokens)
   return draft.replace(
-      failed=draft.failed | (first & sampling.not_finite(logits)),
-      tokens=choose(sets, draft.tokens, NO_TOKEN),
-      lengths=choose(jnp.ones((B, W, count), jnp.int32), draft.lengths, 0),
-      log_weights=choose(log_probs, draft.log_weights, 0.0),
-      finish=choose(lm.finish(after, tokens), draft.finish, 0),
+    failed=draft.failed | (first & sampling.not_finite(logits)),
+    tokens=choose(sets, draft.tokens, NO_TOKEN),
+    lengths=choose(jnp.ones((B, W, count), jnp.int32), draft.lengths, 0),
+    log_weights=choose(log_probs, draft.log_weights, 0.0),
+    finish=choose(lm.finish(after, tokens), draft.finish, 0),
   )

@@ -44,9 +44,7 @@ def draw(weights: Array, uniform: Array) -> tuple[Array, Array]:
   target = jnp.minimum(uniform * total, total * (1 - 2.0**-23))[..., None]
   index = jnp.sum(cumulative <= target, axis=-1, dtype=jnp.int32)
   index = jnp.minimum(index, weights.shape[-1] - 1)
-  end, weight = (
-      jnp.take_along_axis(a, index[..., None], axis=-1) for a in (cumulative, weights)
-  )
+  end, weight = (jnp.take_along_axis(a, index[..., None], axis=-1) for a in (cumulative, weights))
   inside = (target - (end - weight)) / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
   return index, jnp.clip(inside[..., 0], 0, 1)
 

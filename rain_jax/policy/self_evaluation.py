@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax.policy import common, sampling
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache, Paths
+from rain_jax.policy import common, sampling
 from rain_jax.policy.usage import VERDICT
 from rain_jax.types import Array
 
@@ -68,11 +68,11 @@ class Suffixes:
     ids = preference.suffix_ids
     sizes = np.array([len(one) for one in ids])
     return cls(
-        room=room,
-        tokens=jnp.asarray(np.concatenate(ids), jnp.int32),
-        reading=jnp.asarray(np.repeat(np.arange(len(ids)), sizes)),
-        behind=jnp.asarray(np.concatenate([np.arange(size) for size in sizes])),
-        last=jnp.asarray(room + np.cumsum(sizes) - 1),
+      room=room,
+      tokens=jnp.asarray(np.concatenate(ids), jnp.int32),
+      reading=jnp.asarray(np.repeat(np.arange(len(ids)), sizes)),
+      behind=jnp.asarray(np.concatenate([np.arange(size) for size in sizes])),
+      last=jnp.asarray(room + np.cumsum(sizes) - 1),
     )
 
   def mask(self, batch: tuple[int, ...]) -> Array:
@@ -96,9 +96,9 @@ class Suffixes:
     valid = jnp.broadcast_to(asked[..., None], shape)
     join = lambda *parts: jnp.concatenate(parts, axis=-1)
     return (
-        join(at, limit[..., None] + self.behind),
-        join(token, suffix),
-        join(in_text, valid),
+      join(at, limit[..., None] + self.behind),
+      join(token, suffix),
+      join(in_text, valid),
     )
 
 
@@ -143,15 +143,15 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
     shown = jnp.where(asked, begin, 0)
     read_before = tail_at < shown[..., None]
     behind = tail.segment(
-        jnp.where(read_before, tail_at + shift, NO_POSITION), used=read_before.sum(-1).max()
+      jnp.where(read_before, tail_at + shift, NO_POSITION), used=read_before.sum(-1).max()
     )
     hidden, new = forward(
-        lm.graphdef,
-        params["model"],
-        jnp.maximum(tokens, 0),
-        jnp.where(valid, positions + shift, NO_POSITION),
-        [*prefix, *caches.segments(cache, paths, shown, shift), behind],
-        within,
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(tokens, 0),
+      jnp.where(valid, positions + shift, NO_POSITION),
+      [*prefix, *caches.segments(cache, paths, shown, shift), behind],
+      within,
     )
     logits = common.logits(lm, params, hidden[:, :, suffixes.last])
     found = margins(lm.preference, logits, params["correction"])
@@ -184,8 +184,9 @@ def _store(tail, new, place: Array):
   B, W, _ = place.shape
   rows, columns = jnp.arange(B)[:, None, None], jnp.arange(W)[None, :, None]
   put = lambda old, fresh: old.at[:, rows, columns, :, place].set(
-      # Indices around a slice come first: [B, W, T, layers, H, D].
-      jnp.moveaxis(fresh, (0, 3), (3, 4)), mode="drop"
+    # Indices around a slice come first: [B, W, T, layers, H, D].
+    jnp.moveaxis(fresh, (0, 3), (3, 4)),
+    mode="drop",
   )
   return jax.tree.map(put, tail, new)
 

@@ -43,10 +43,10 @@ class Usage:
       calls = calls.at[:, second].add(~first & (rows(mask) > 0))
       slots = slots.at[:, second].add(each(mask))
     return self.replace(
-        calls=calls.at[:, role].add(first),
-        tokens=tokens,
-        run_calls=self.run_calls.at[:, role].add(1),
-        run_slots=slots,
+      calls=calls.at[:, role].add(first),
+      tokens=tokens,
+      run_calls=self.run_calls.at[:, role].add(1),
+      run_slots=slots,
     )
 
 
@@ -55,10 +55,10 @@ def no_usage(batch: int) -> Usage:
   zeros = lambda *shape: jnp.zeros(shape, jnp.int32)
   roles = len(ROLES)
   return Usage(
-      calls=zeros(batch, roles),
-      tokens=zeros(batch, roles),
-      verdicts_read=zeros(batch),
-      verdicts_remembered=zeros(batch),
-      run_calls=zeros(batch, roles),
-      run_slots=zeros(batch, roles),
+    calls=zeros(batch, roles),
+    tokens=zeros(batch, roles),
+    verdicts_read=zeros(batch),
+    verdicts_remembered=zeros(batch),
+    run_calls=zeros(batch, roles),
+    run_slots=zeros(batch, roles),
   )

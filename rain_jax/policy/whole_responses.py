@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rain_jax import types
-from rain_jax.policy import common, sampling, self_evaluation
-from rain_jax.text import vocab
 from rain_jax.models import NO_POSITION, forward
-from rain_jax.policy.language_model import LanguageModel, Prompt
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, over_data
+from rain_jax.policy import common, sampling, self_evaluation
+from rain_jax.policy.language_model import LanguageModel, Prompt
+from rain_jax.text import vocab
 from rain_jax.types import NO_TOKEN, Array
 
 
@@ -53,13 +53,13 @@ def _read_prompts(lm: LanguageModel, params: Any, prompts: Prompt, side: str):
 
 @functools.partial(jax.jit, static_argnames=("lm", "samples", "mesh"))
 def sample(
-    lm: LanguageModel,
-    params: Any,
-    prompts: Prompt,
-    keys: Array,
-    first: Array,
-    samples: int,
-    mesh: Mesh | None = None,
+  lm: LanguageModel,
+  params: Any,
+  prompts: Prompt,
+  keys: Array,
+  first: Array,
+  samples: int,
+  mesh: Mesh | None = None,
 ) -> Samples:
   """Samples whole responses at temperature 1 (vanilla decoding, with its cache).
 
@@ -108,11 +108,11 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
     seen = jnp.broadcast_to(seen, (B, N, R))
     token = jax.lax.dynamic_index_in_dim(texts[0], step - 1, 2)
     hidden, new = forward(
-        lm.graphdef,
-        params["model"],
-        jnp.maximum(token, 0),
-        jnp.where(on, behind + step - 1, NO_POSITION)[..., None],
-        [*shared, scratch.segment(seen, used=step - 1)],
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(token, 0),
+      jnp.where(on, behind + step - 1, NO_POSITION)[..., None],
+      [*shared, scratch.segment(seen, used=step - 1)],
     )
     logits = common.logits(lm, params, hidden[:, :, 0])
     scratch = common.put(scratch, new, step - 1)
@@ -133,7 +133,7 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
 
 @functools.partial(jax.jit, static_argnames=("lm", "mesh"))
 def self_evaluate(
-    lm: LanguageModel, params: Any, prompts: Prompt, samples: Samples, mesh: Mesh | None = None
+  lm: LanguageModel, params: Any, prompts: Prompt, samples: Samples, mesh: Mesh | None = None
 ) -> tuple[Array, Array, Array]:
   """The model's own verdict on whole responses (RAIN, section 3.2).
 
@@ -163,19 +163,19 @@ def _self_evaluate(lm, params, prompts, samples) -> tuple[Array, Array, Array]:
   at = jnp.arange(R)
   in_text = at < judged[..., None]
   positions, tokens, valid = suffixes.behind_text(
-      jnp.broadcast_to(behind[:, None, None] + at, samples.tokens.shape),
-      self_evaluation.spoken(lm.preference, samples.tokens),
-      in_text,
-      behind[:, None] + judged,
-      jnp.ones(judged.shape, bool),
+    jnp.broadcast_to(behind[:, None, None] + at, samples.tokens.shape),
+    self_evaluation.spoken(lm.preference, samples.tokens),
+    in_text,
+    behind[:, None] + judged,
+    jnp.ones(judged.shape, bool),
   )
   hidden, _ = forward(
-      lm.graphdef,
-      params["model"],
-      jnp.maximum(tokens, 0),
-      jnp.where(valid, positions, NO_POSITION),
-      shared,
-      suffixes.mask(judged.shape),
+    lm.graphdef,
+    params["model"],
+    jnp.maximum(tokens, 0),
+    jnp.where(valid, positions, NO_POSITION),
+    shared,
+    suffixes.mask(judged.shape),
   )
   logits = common.logits(lm, params, hidden[:, :, suffixes.last])
   margins = self_evaluation.margins(lm.preference, logits, params["correction"])

@@ -9,10 +9,10 @@ and of a bad answer (RAIN, section 3.2, self-evaluation; design section 2). `com
 turns a form into tokens, once per tokenizer; `calibration` corrects what the model then says.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -79,7 +79,9 @@ def load_forms(name_or_path: str | os.PathLike) -> dict[str, Preference]:
   return _read_file(where)[0]
 
 
-def _default_form(forms: Mapping[str, Preference], default: Mapping[str, str], tokenizer: Any) -> str:
+def _default_form(
+  forms: Mapping[str, Preference], default: Mapping[str, str], tokenizer: Any
+) -> str:
   if tokenizer is None:
     return LETTERS if LETTERS in forms else default[BASE]
   trained = getattr(tokenizer, "init_kwargs", {}).get(FORM_KEY)
@@ -95,8 +97,8 @@ def _parted(name_or_path: str | os.PathLike) -> tuple[pathlib.Path, str | None]:
     if name and path.is_file():
       return path, chosen
   raise PreferenceError(
-      f"No preference {text!r}: expected one of {', '.join(bundled_names())}, or the path of a"
-      " YAML file."
+    f"No preference {text!r}: expected one of {', '.join(bundled_names())}, or the path of a"
+    " YAML file."
   )
 
 
@@ -116,8 +118,9 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Preference], dict[str, str
     if not isinstance(forms, Mapping) or not forms or not set(forms) <= set(FORMS):
       raise PreferenceError(f"{where}: forms={forms!r:.60}: expected some of {', '.join(FORMS)}.")
     found = {
-        name: _read_form(where, f"forms.{name}", forms[name], name, about)
-        for name in FORMS if name in forms
+      name: _read_form(where, f"forms.{name}", forms[name], name, about)
+      for name in FORMS
+      if name in forms
     }
     return found, _read_default(where, data["default"], found)
   _check_keys(where, "the file", data, (*_FILE_KEYS, *_FORM_KEYS))
@@ -130,7 +133,7 @@ def _read_about(path: str, data: Mapping[str, Any]) -> dict[str, str]:
   text = {key: _text(path, key, data[key]) for key in _FILE_KEYS}
   if text["cut"] not in (NO_CUT, LAST_FULL_STOP):
     raise PreferenceError(
-        f"{path}: cut={text['cut']!r}: expected {NO_CUT!r} or {LAST_FULL_STOP!r}."
+      f"{path}: cut={text['cut']!r}: expected {NO_CUT!r} or {LAST_FULL_STOP!r}."
     )
   if not text["name"] or len(text["description"].splitlines()) != 1:
     raise PreferenceError(f"{path}: name and description: expected one line each.")
@@ -141,35 +144,38 @@ def _read_default(path: str, default: Any, forms: Mapping[str, Preference]) -> d
   """The form for each kind of model; a name alone is for both."""
   chosen = dict.fromkeys(KINDS, default) if isinstance(default, str) else default
   if not isinstance(chosen, Mapping) or set(chosen) != set(KINDS):
-    raise PreferenceError(f"{path}: default={default!r:.60}: expected a form, or {' and '.join(KINDS)}.")
+    raise PreferenceError(
+      f"{path}: default={default!r:.60}: expected a form, or {' and '.join(KINDS)}."
+    )
   for kind, form in chosen.items():
     if form not in forms:
       raise PreferenceError(f"{path}: default {form!r}: expected one of {', '.join(forms)}.")
     if kind == BASE and form == CHAT:
-      raise PreferenceError(f"{path}: default of {BASE} models is {CHAT!r}; they have no chat template.")
+      raise PreferenceError(
+        f"{path}: default of {BASE} models is {CHAT!r}; they have no chat template."
+      )
   return dict(chosen)
 
 
-def _read_form(
-    path: str, where: str, data: Any, form: str, about: Mapping[str, str]
-) -> Preference:
+def _read_form(path: str, where: str, data: Any, form: str, about: Mapping[str, str]) -> Preference:
   at = f"{where}." if where else ""
   _check_keys(path, where or "the file", data, _FORM_KEYS)
   text = {key: _text(path, at + key, data[key]) for key in ("prefix", "conversation")}
   if PROMPT not in text["conversation"]:
     raise PreferenceError(
-        f"{path}: {at}conversation={text['conversation']!r}: expected {PROMPT} in it."
+      f"{path}: {at}conversation={text['conversation']!r}: expected {PROMPT} in it."
     )
   readings = data["readings"]
   if not isinstance(readings, list) or len(readings) not in (1, 2):
     raise PreferenceError(f"{path}: {at}readings={readings!r:.60}: expected a list of 1 or 2.")
   return Preference(
-      **about,
-      prefix=text["prefix"].rstrip("\n"),
-      conversation=text["conversation"],
-      readings=tuple(
-          _read_reading(path, f"{at}readings[{i}]", data) for i, data in enumerate(readings)),
-      form=form,
+    **about,
+    prefix=text["prefix"].rstrip("\n"),
+    conversation=text["conversation"],
+    readings=tuple(
+      _read_reading(path, f"{at}readings[{i}]", data) for i, data in enumerate(readings)
+    ),
+    form=form,
   )
 
 
@@ -182,7 +188,7 @@ def _read_reading(path: str, where: str, data: Any) -> Reading:
   for key in ("good", "bad"):
     if not isinstance(data[key], list) or not data[key]:
       raise PreferenceError(
-          f"{path}: {where}.{key}={data[key]!r:.60}: expected a list of labels, not empty."
+        f"{path}: {where}.{key}={data[key]!r:.60}: expected a list of labels, not empty."
       )
     labels[key] = tuple(_text(path, f"{where}.{key}", label) for label in data[key])
     if "" in labels[key]:
@@ -202,7 +208,7 @@ def _check_keys(path: str, where: str, data: Any, keys: tuple[str, ...]) -> None
   for key in data:
     if key not in keys:
       raise PreferenceError(
-          f"{path}: {where}: unknown key {key!r}; expected only {', '.join(keys)}."
+        f"{path}: {where}: unknown key {key!r}; expected only {', '.join(keys)}."
       )
 
 

@@ -6,11 +6,11 @@ turns the distance from it into a probability (Platt scaling). Both are fitted f
 in one form with one tokenizer, and are of no use to any other: the file says which it was.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,14 +48,14 @@ class Calibration:
     """Raises PreferenceError, in one line, unless it was fitted for this model and template."""
     short = lambda digest: digest[:12]
     for what, own, other, shown in (
-        ("preference", self.preference, preference, str),
-        ("model", self.fingerprint, fingerprint, short),
-        ("template or tokenizer", self.template, template, short),
+      ("preference", self.preference, preference, str),
+      ("model", self.fingerprint, fingerprint, short),
+      ("template or tokenizer", self.template, template, short),
     ):
       if own != other:
         raise PreferenceError(
-            f"The calibration was fitted for another {what}: {shown(own)}, and this is"
-            f" {shown(other)}; fit one for it with check_preference.py --fit."
+          f"The calibration was fitted for another {what}: {shown(own)}, and this is"
+          f" {shown(other)}; fit one for it with check_preference.py --fit."
         )
 
   def margins(self, leads: np.ndarray) -> np.ndarray:
@@ -85,9 +85,12 @@ def load_calibration(path: str | os.PathLike) -> Calibration:
     data = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
   except OSError as error:
     raise PreferenceError(
-        f"{path}: {error.strerror}; expected a file of check_preference.py --fit.") from None
+      f"{path}: {error.strerror}; expected a file of check_preference.py --fit."
+    ) from None
   except (UnicodeDecodeError, yaml.YAMLError):
-    raise PreferenceError(f"{path}: not YAML; expected a file of check_preference.py --fit.") from None
+    raise PreferenceError(
+      f"{path}: not YAML; expected a file of check_preference.py --fit."
+    ) from None
   if not isinstance(data, Mapping) or set(data) != set(_KEYS):
     raise PreferenceError(f"{path}: expected the keys {', '.join(_KEYS)}.")
   for key in _KEYS[:-1]:
@@ -106,10 +109,14 @@ def _list(path, readings: Any) -> list:
 
 def _pair(path, reading: Any) -> tuple[float, float]:
   if not isinstance(reading, Mapping) or set(reading) != set(_READING_KEYS):
-    raise PreferenceError(f"{path}: readings: expected the keys {', '.join(_READING_KEYS)} in each.")
+    raise PreferenceError(
+      f"{path}: readings: expected the keys {', '.join(_READING_KEYS)} in each."
+    )
   for key in _READING_KEYS:
     value = reading[key]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = (
+      isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )
     if not number or (key == "scale" and value <= 0):
       wanted = "a number above 0" if key == "scale" else "a number"
       raise PreferenceError(f"{path}: {key}={value!r:.60}: expected {wanted}.")

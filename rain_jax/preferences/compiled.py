@@ -1,8 +1,8 @@
 """A preference in the tokens of one tokenizer."""
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rain_jax.preferences.template import CHAT, Preference, PreferenceError
@@ -91,28 +91,28 @@ def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPrefer
     for token in sides[0]:
       if token in sides[1]:
         raise PreferenceError(
-            f"Preference {preference.label!r}: token {_piece(tokenizer, token)!r} stands for a"
-            f" good and a bad label ({reading.good}, {reading.bad}); choose other labels."
+          f"Preference {preference.label!r}: token {_piece(tokenizer, token)!r} stands for a"
+          f" good and a bad label ({reading.good}, {reading.bad}); choose other labels."
         )
     suffixes.append((*encode(reading.suffix), *closing))
     good.append(sides[0])
     bad.append(sides[1])
   chat = preference.form == CHAT
   return CompiledPreference(
-      prefix_ids=prefix,
-      suffix_ids=tuple(suffixes),
-      good_ids=tuple(good),
-      bad_ids=tuple(bad),
-      cut=preference.cut == "last_full_stop",
-      conversation=preference.conversation,
-      tokenizer=tokenizer,
-      control_ids=tuple(formats.special_ids(tokenizer)) if chat else (),
-      stand_in=encode(_STAND_IN)[0] if chat else 0,
+    prefix_ids=prefix,
+    suffix_ids=tuple(suffixes),
+    good_ids=tuple(good),
+    bad_ids=tuple(bad),
+    cut=preference.cut == "last_full_stop",
+    conversation=preference.conversation,
+    tokenizer=tokenizer,
+    control_ids=tuple(formats.special_ids(tokenizer)) if chat else (),
+    stand_in=encode(_STAND_IN)[0] if chat else 0,
   )
 
 
 def _chat_frame(
-    preference: Preference, tokenizer: Any, encode: Callable[[str], list[int]]
+  preference: Preference, tokenizer: Any, encode: Callable[[str], list[int]]
 ) -> tuple[tuple[int, ...], tuple[int, ...], Callable[[str, str], int]]:
   """Tokens before the judged conversation, those after its question, and what finds a label's.
 
@@ -120,19 +120,21 @@ def _chat_frame(
   """
   if not getattr(tokenizer, "chat_template", None):
     raise PreferenceError(
-        f"Preference {preference.label!r}: the tokenizer has no chat template; choose another form."
+      f"Preference {preference.label!r}: the tokenizer has no chat template; choose another form."
     )
   user = {"role": "user", "content": _PLACE}
   try:
     whole = formats.render_chat(tokenizer, [user])
-    answered = formats.render_chat(tokenizer, [user, {"role": "assistant", "content": _ANSWER}], False)
+    answered = formats.render_chat(
+      tokenizer, [user, {"role": "assistant", "content": _ANSWER}], False
+    )
   except ValueError as error:
     raise PreferenceError(f"Preference {preference.label!r}: {error}") from None
   before, _, after = whole.partition(_PLACE)
   if whole.count(_PLACE) != 1:
     raise PreferenceError(
-        f"Preference {preference.label!r}: the chat template shows the user's turn"
-        f" {whole.count(_PLACE)} times, expected once; choose another form."
+      f"Preference {preference.label!r}: the chat template shows the user's turn"
+      f" {whole.count(_PLACE)} times, expected once; choose another form."
     )
   # Where templates begin an answer with a space, so does the label.
   space = ""
@@ -145,8 +147,8 @@ def _chat_frame(
     token = encode(space + label)[0]
     if token == tokenizer.unk_token_id:
       raise PreferenceError(
-          f"Preference {preference.label!r}: label {label!r} begins with an unknown token;"
-          " expected text that the tokenizer knows."
+        f"Preference {preference.label!r}: label {label!r} begins with an unknown token;"
+        " expected text that the tokenizer knows."
       )
     return token
 
@@ -154,11 +156,11 @@ def _chat_frame(
 
 
 def _label_id(
-    encode: Callable[[str], list[int]],
-    preference: Preference,
-    tokenizer: Any,
-    suffix: str,
-    label: str,
+  encode: Callable[[str], list[int]],
+  preference: Preference,
+  tokenizer: Any,
+  suffix: str,
+  label: str,
 ) -> int:
   """The token of a label after its suffix."""
   before, whole = encode(suffix), encode(suffix + label)
@@ -171,9 +173,9 @@ def _label_id(
       return ids[0]
   pieces = [_piece(tokenizer, token) for token in (behind or alone)]
   raise PreferenceError(
-      f"Preference {preference.label!r}: label {label!r} behind {suffix[-20:]!r} becomes"
-      f" {pieces}; expected one known token: use a shorter label, or one that begins"
-      " with the space before it."
+    f"Preference {preference.label!r}: label {label!r} behind {suffix[-20:]!r} becomes"
+    f" {pieces}; expected one known token: use a shorter label, or one that begins"
+    " with the space before it."
   )
 
 
@@ -183,9 +185,9 @@ def _piece(tokenizer: Any, token: int) -> str:
 
 def _prefix_ids(tokenizer: Any, prefix: str) -> tuple[int, ...]:
   """The beginning of a text, and the prefix with an empty line after it."""
-  plain = lambda text, special: tokenizer(
-      text, add_special_tokens=special, split_special_tokens=True
-  ).input_ids
+  plain = lambda text, special: (
+    tokenizer(text, add_special_tokens=special, split_special_tokens=True).input_ids
+  )
   # What the tokenizer puts before any text (a token for its beginning, or nothing);
   # what it may put after a text does not belong here.
   probe, dressed = plain("a", False), plain("a", True)

@@ -23,12 +23,12 @@ MANIFEST, RESULTS, SUMMARY = "manifest.json", "results.jsonl", "summary.json"
 TREES = "trees"  # recorded searches, one file each
 # Parts of a manifest that must stay as they were, and what is said of one that has not.
 _LASTING = {
-    "config": "another config",
-    "model": "another model",
-    "templates": "other preference templates",
-    "calibration": "another calibration",
-    "formats": "other prompt formats",
-    "prompts": "other prompts",
+  "config": "another config",
+  "model": "another model",
+  "templates": "other preference templates",
+  "calibration": "another calibration",
+  "formats": "other prompt formats",
+  "prompts": "other prompts",
 }
 # Where a run is computed, not what: it may change from one start to the next.
 _PLACES = ("mesh",)
@@ -61,8 +61,8 @@ class Run:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
         raise RunError(
-            f"{path / self._name}: another process writes it; stop that one, or choose"
-            " another --workdir."
+          f"{path / self._name}: another process writes it; stop that one, or choose"
+          " another --workdir."
         ) from None
       for name in _files(path):
         # Files of processes that this run has no longer are the first one's to repair.
@@ -76,7 +76,7 @@ class Run:
 
   @classmethod
   def open(
-      cls, workdir: str, manifest: Mapping[str, Any], process: int = 0, processes: int = 1
+    cls, workdir: str, manifest: Mapping[str, Any], process: int = 0, processes: int = 1
   ) -> "Run":
     """Begins a run, or takes one up again.
 
@@ -112,23 +112,29 @@ class Run:
     where = self.path / self._name
     file = self._file.fileno()
     # Half a character, which a prompt in JSON may hold, is escaped as JSON escapes it.
-    data = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+    data = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode(
+      "utf-8", "backslashreplace"
+    )
     try:
       if not os.path.samestat(os.stat(where), os.fstat(file)):
-        raise RunError(f"{where}: replaced while the run was writing it; put it back and start again.")
+        raise RunError(
+          f"{where}: replaced while the run was writing it; put it back and start again."
+        )
       size = os.fstat(file).st_size
     except OSError as error:
-      raise RunError(f"{where}: {error.strerror}; put the directory back and start again.") from None
+      raise RunError(
+        f"{where}: {error.strerror}; put the directory back and start again."
+      ) from None
     try:
       while data:  # a disk that is nearly full takes a part, then refuses the rest
-        data = data[os.write(file, data):]
+        data = data[os.write(file, data) :]
       os.fsync(file)
     except OSError as error:
       with contextlib.suppress(OSError):  # or the next start cuts it off
         os.truncate(file, size)
       raise RunError(
-          f"{where}: {error.strerror}; the {len(self.results)} results so far are kept, start"
-          " again when there is room."
+        f"{where}: {error.strerror}; the {len(self.results)} results so far are kept, start"
+        " again when there is room."
       ) from None
     self.results.append(dict(line))
 
@@ -230,8 +236,8 @@ def read_manifest(workdir: str) -> dict[str, Any]:
   manifest = _read_json(path)
   if "attack" in manifest["config"]:
     raise RunError(
-        f"{workdir} holds an attack, which has no responses; give the --workdir of a run of"
-        " generate.py on its attack.json."
+      f"{workdir} holds an attack, which has no responses; give the --workdir of a run of"
+      " generate.py on its attack.json."
     )
   return manifest
 
@@ -293,7 +299,7 @@ def _check_manifest(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
   for part, other in _LASTING.items():
     if part in manifest and part not in old:
       raise RunError(
-          f"{path}: of an older version, which did not keep its {part}; choose another --workdir."
+        f"{path}: of an older version, which did not keep its {part}; choose another --workdir."
       )
     changed = difference(old.get(part), manifest.get(part))
     if changed:
@@ -314,7 +320,7 @@ def difference(before: Any, now: Any) -> str:
 def _apart(before: str, now: str) -> str:
   """Two texts, long ones from shortly before the place where they part."""
   begin = max(0, len(os.path.commonprefix([before, now])) - 20)
-  cut = lambda text: text if len(text) <= 60 else f"...{text[begin:begin + 60]}..."
+  cut = lambda text: text if len(text) <= 60 else f"...{text[begin : begin + 60]}..."
   return f"{cut(before)} -> {cut(now)}"
 
 

@@ -1,15 +1,15 @@
 """Data for those who fine-tune afterwards: preference pairs and committed responses."""
 
-from collections.abc import Iterable, Mapping
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rain_jax.methods.recording import Trace
 from rain_jax.runs import directory
 from rain_jax.text.formats import Format
 from rain_jax.types import DataError
-from rain_jax.methods.recording import Trace
 
 TEXT, MESSAGES = "text", "messages"
 SHAPES = (MESSAGES, TEXT)
@@ -80,7 +80,9 @@ def write_sft(workdir: str, path: str, shape: str) -> int:
       continue
     prompt = shaped.prompt(result["task"], result["id"])
     said = shaped.response(result["task"], result["response"])
-    turn = {"messages": prompt + said} if shape == MESSAGES else {"prompt": prompt, "completion": said}
+    turn = (
+      {"messages": prompt + said} if shape == MESSAGES else {"prompt": prompt, "completion": said}
+    )
     about = {"id": result["id"], "task": result["task"], "verdict": result["verdict"]}
     lines.append(about | turn)
   if not lines:
@@ -117,20 +119,25 @@ class _Shaper:
   def __init__(self, workdir: str, shape: str):
     formats = directory.read_manifest(workdir)["formats"]
     self._formats: dict[str, Format] = {
-        name: Format(**{**value, "stop": tuple(value["stop"])}) for name, value in formats.items()
+      name: Format(**{**value, "stop": tuple(value["stop"])}) for name, value in formats.items()
     }
     for name, form in self._formats.items():
       if shape == TEXT and form.chat:
-        raise DataError(f"{name}: a chat template is the tokenizer's own; write --shape={MESSAGES}.")
+        raise DataError(
+          f"{name}: a chat template is the tokenizer's own; write --shape={MESSAGES}."
+        )
     self._said = {
-        (r["task"], r["id"]): (*r.get("history", ()), r["prompt"]) for r in directory.read_results(workdir)
+      (r["task"], r["id"]): (*r.get("history", ()), r["prompt"])
+      for r in directory.read_results(workdir)
     }
     self._shape = shape
 
   def prompt(self, task: str, prompt_id: str) -> Any:
     said = self._said.get((task, prompt_id))
     if said is None:
-      raise directory.RunError(f"trees/ holds {prompt_id!r} of {task}, {directory.RESULTS} does not; run again.")
+      raise directory.RunError(
+        f"trees/ holds {prompt_id!r} of {task}, {directory.RESULTS} does not; run again."
+      )
     if self._shape == MESSAGES:
       roles = ("user", "assistant")
       return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]

@@ -10,15 +10,16 @@ from typing import Any
 import jax
 
 from rain_jax import preferences
-from rain_jax.preferences import calibration
-from rain_jax.parallel.hosts import Hosts
-from rain_jax.models.loading import LoadedModel, load
-from rain_jax.models import ModelConfig
-from rain_jax.models.sharding import make_mesh
 from rain_jax.methods.session import Setting, search_config
+from rain_jax.models import ModelConfig
+from rain_jax.models.loading import LoadedModel, load
+from rain_jax.models.sharding import make_mesh
+from rain_jax.parallel.hosts import Hosts
+from rain_jax.preferences import calibration
 from rain_jax.tasks import Record, Task, find_task, load_records, load_suffixes
 from rain_jax.text.formats import find_format
 from rain_jax.types import DataError
+
 
 def task_of(config: Mapping[str, Any], name: str) -> Task:
   """A task with what the configuration says otherwise."""
@@ -28,11 +29,11 @@ def task_of(config: Mapping[str, Any], name: str) -> Task:
   # A prompt from the command line is not among those whose answers the task's judge knows.
   own_judge = "none" if config["prompts"]["text"] else task.judge
   return dataclasses.replace(
-      task,
-      format=dataclasses.replace(form, **given),
-      preference=config["preference"] or task.preference,
-      variant=config["search"]["variant"] or task.variant,
-      judge=config["judge"] or own_judge,
+    task,
+    format=dataclasses.replace(form, **given),
+    preference=config["preference"] or task.preference,
+    variant=config["search"]["variant"] or task.variant,
+    judge=config["judge"] or own_judge,
   )
 
 
@@ -65,23 +66,21 @@ def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
   return records
 
 
-def setting_of(
-    config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: Any
-) -> Setting:
+def setting_of(config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: Any) -> Setting:
   """What a session of this task is compiled for; the tokenizer may decide how it is asked."""
   fitted = config["calibration"]
   overrides = {k: v for k, v in config["search"].items() if k != "variant"}
   return Setting(
-      format=task.format,
-      preference=preferences.load_preference(task.preference, tokenizer),
-      search=search_config(task.variant, overrides, embedder),
-      max_prompt=config["limits"]["max_prompt"],
-      max_response=config["limits"]["max_response"],
-      batch_size=config["batch_size"],
-      embedder=embedder,
-      verdict_noise=config["verdict_noise"],
-      soft_verdicts=config["soft_verdicts"],
-      calibration=calibration.load_calibration(fitted) if fitted else None,
+    format=task.format,
+    preference=preferences.load_preference(task.preference, tokenizer),
+    search=search_config(task.variant, overrides, embedder),
+    max_prompt=config["limits"]["max_prompt"],
+    max_response=config["limits"]["max_response"],
+    batch_size=config["batch_size"],
+    embedder=embedder,
+    verdict_noise=config["verdict_noise"],
+    soft_verdicts=config["soft_verdicts"],
+    calibration=calibration.load_calibration(fitted) if fitted else None,
   )
 
 
@@ -90,7 +89,7 @@ def load_spread(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
 
   def mesh_of(model: ModelConfig) -> jax.sharding.Mesh | None:
     mesh = make_mesh(
-        config["mesh"]["tensor"], config["mesh"]["data"], model.num_kv_heads, hosts.devices
+      config["mesh"]["tensor"], config["mesh"]["data"], model.num_kv_heads, hosts.devices
     )
     return mesh if mesh.size > 1 else None
 

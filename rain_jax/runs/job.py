@@ -9,20 +9,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rain_jax import judges, preferences
+from rain_jax import judges
 from rain_jax.methods import METHODS, Step, defences
-from rain_jax.models import arrays
-from rain_jax.policy import memory_plan
-from rain_jax.runs import directory, from_config, judged, metrics
-from rain_jax.policy.embedders import find_embedder
-from rain_jax.parallel.hosts import Hosts
-from rain_jax.models.loading import LoadedModel
 from rain_jax.methods.session import Session, Setting
+from rain_jax.models import arrays
+from rain_jax.models.loading import LoadedModel
+from rain_jax.parallel.hosts import Hosts
+from rain_jax.policy import memory_plan
+from rain_jax.policy.embedders import find_embedder
+from rain_jax.runs import directory, from_config, judged, metrics
 from rain_jax.runs.summary import summarise, table
 from rain_jax.runs.task import TaskRun
+from rain_jax.runs.versions import versions
 from rain_jax.tasks import Record, Task
 from rain_jax.types import DataError
-from rain_jax.runs.versions import versions
 
 # The rest needs more than a prompt: options to choose from, a judge.
 ALL_METHODS = (*METHODS, "choose", "smooth_llm", "guard")
@@ -39,19 +39,19 @@ def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
   loaded = from_config.load_spread(config, Hosts())
   settings = _settings(config, tasks, loaded)
   return {
-      name: Session(loaded, settings[name], from_config.records_of(config, task)).plan()
-      for name, task in tasks.items()
+    name: Session(loaded, settings[name], from_config.records_of(config, task)).plan()
+    for name, task in tasks.items()
   }
 
 
 def run(
-    config: Mapping[str, Any],
-    workdir: str,
-    say: Callable[[str], None] = print,
-    on_step: Callable[[Step], None] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
-    hosts: Hosts = Hosts(),
-    profile: bool = False,
+  config: Mapping[str, Any],
+  workdir: str,
+  say: Callable[[str], None] = print,
+  on_step: Callable[[Step], None] | None = None,
+  stopping: Callable[[], bool] = lambda: False,
+  hosts: Hosts = Hosts(),
+  profile: bool = False,
 ) -> dict[str, Any] | None:
   """Runs the chosen methods over the tasks' prompts and judges the responses.
 
@@ -110,11 +110,13 @@ def run(
     # Processes that know each other have all answered by now.
     if hosts.count > 1 and missing and (hosts.connected or missing & keys(out.results)):
       raise directory.RunError(
-          f"{workdir}: {len(missing)} results are not there; it is not one directory for all"
-          " processes, or was taken away: start again with a --workdir that all of them see."
+        f"{workdir}: {len(missing)} results are not there; it is not one directory for all"
+        " processes, or was taken away: start again with a --workdir that all of them see."
       )
     if hosts.count > 1 and missing:
-      say(f"process {hosts.process} of {hosts.count} is done; others have {len(missing)} results to make")
+      say(
+        f"process {hosts.process} of {hosts.count} is done; others have {len(missing)} results to make"
+      )
     else:
       with out.alone() as alone:
         if alone:
@@ -134,8 +136,10 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
     if names.count(name) > 1:
       raise DataError(f"methods: {name} is there twice; flags that are repeated add up.")
   for name, value in (
-      ("record", config["record"]), ("prompts.limit", config["prompts"]["limit"]),
-      ("best_of_n.samples", config["best_of_n"]["samples"])):
+    ("record", config["record"]),
+    ("prompts.limit", config["prompts"]["limit"]),
+    ("best_of_n.samples", config["best_of_n"]["samples"]),
+  ):
     if value < 0:
       raise DataError(f"{name}={value}: expected 0 or more.")
   defences.methods_of(config, names)
@@ -146,14 +150,14 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
 
 
 def _settings(
-    config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
+  config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
 ) -> dict[str, Setting]:
   """Each task's setting; no chat template, labels of several tokens or a calibration that is for
   something else are known from here on."""
   embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   settings = {
-      name: from_config.setting_of(config, task, embedder, loaded.tokenizer)
-      for name, task in tasks.items()
+    name: from_config.setting_of(config, task, embedder, loaded.tokenizer)
+    for name, task in tasks.items()
   }
   for setting in settings.values():
     setting.format.end_ids(loaded.tokenizer)
@@ -162,25 +166,26 @@ def _settings(
 
 
 def _manifest(
-    config: Mapping[str, Any],
-    loaded: LoadedModel,
-    settings: Mapping[str, Setting],
-    records: Mapping[str, Sequence[Record]],
+  config: Mapping[str, Any],
+  loaded: LoadedModel,
+  settings: Mapping[str, Setting],
+  records: Mapping[str, Sequence[Record]],
 ) -> dict[str, Any]:
   each = lambda part: {name: dataclasses.asdict(part(s)) for name, s in settings.items()}
   calibrations = {
-      name: dataclasses.asdict(setting.calibration)
-      for name, setting in settings.items() if setting.calibration is not None
+    name: dataclasses.asdict(setting.calibration)
+    for name, setting in settings.items()
+    if setting.calibration is not None
   }
   return {
-      "config": config,
-      "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
-      "versions": versions(),
-      "templates": each(lambda setting: setting.preference),
-      "formats": each(lambda setting: setting.format),
-      "search": each(lambda setting: setting.search),
-      "prompts": {name: _digest(some) for name, some in records.items()},
-      **({"calibration": calibrations} if calibrations else {}),
+    "config": config,
+    "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
+    "versions": versions(),
+    "templates": each(lambda setting: setting.preference),
+    "formats": each(lambda setting: setting.format),
+    "search": each(lambda setting: setting.search),
+    "prompts": {name: _digest(some) for name, some in records.items()},
+    **({"calibration": calibrations} if calibrations else {}),
   }
 
 
@@ -209,8 +214,10 @@ def _needs_a_file(panel: Sequence[judges.Judge]) -> bool:
 
 
 def judge_again(
-    workdir: str, config: Mapping[str, Any], settings: Mapping[str, Any],
-    say: Callable[[str], None] = print,
+  workdir: str,
+  config: Mapping[str, Any],
+  settings: Mapping[str, Any],
+  say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Judges a run's responses and writes its summary anew.
 
@@ -230,14 +237,14 @@ def judge_again(
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
   records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
   panels = {
-      name: judges.panel(settings["judge"] or task.judge, settings) for name, task in tasks.items()
+    name: judges.panel(settings["judge"] or task.judge, settings) for name, task in tasks.items()
   }
   judged.judge_results(workdir, directory.read_results(workdir), records, panels)
   return summarise_again(workdir, config, say)
 
 
 def summarise_again(
-    workdir: str, config: Mapping[str, Any], say: Callable[[str], None] = print
+  workdir: str, config: Mapping[str, Any], say: Callable[[str], None] = print
 ) -> dict[str, Any]:
   """Writes a run's summary anew, from its results and what its judges said of them."""
   results = directory.read_results(workdir)

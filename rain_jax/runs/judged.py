@@ -75,11 +75,11 @@ def append(workdir: str, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def judge_results(
-    workdir: str,
-    results: Sequence[Mapping[str, Any]],
-    records: Mapping[str, Sequence[Record]],
-    judges: Mapping[str, Sequence[Judge]],
-    stopping: Callable[[], bool] = lambda: False,
+  workdir: str,
+  results: Sequence[Mapping[str, Any]],
+  records: Mapping[str, Sequence[Record]],
+  judges: Mapping[str, Sequence[Judge]],
+  stopping: Callable[[], bool] = lambda: False,
 ) -> None:
   """Judges every answered result that its judges have no answer to yet.
 
@@ -111,23 +111,24 @@ def judge_results(
 
 
 def _lines(
-    judge: Judge, waiting: Sequence[Mapping[str, Any]], prompts, stopping: Callable[[], bool]
+  judge: Judge, waiting: Sequence[Mapping[str, Any]], prompts, stopping: Callable[[], bool]
 ) -> Iterable[dict]:
   items = []
   for line in waiting:
     record = prompts.get((line["task"], line["id"]))
     if record is None or record.prompt != line["prompt"]:
       raise RunError(
-          f"result {line['id']!r} of {line['task']}: its prompt is no longer in the task's files;"
-          " put the files back that the run was made with."
+        f"result {line['id']!r} of {line['task']}: its prompt is no longer in the task's files;"
+        " put the files back that the run was made with."
       )
     items.append((record, line["response"]))
   verdicts = judge.judge(items)
   for place, verdict in tqdm.tqdm(verdicts, desc=judge.name, total=len(items), unit="response"):
-    said = {"unjudged": verdict.unjudged} if verdict.unjudged else {"answers": dict(verdict.answers)}
+    said = (
+      {"unjudged": verdict.unjudged} if verdict.unjudged else {"answers": dict(verdict.answers)}
+    )
     task, name, method = key_of(waiting[place])
-    yield {
-        "id": name, "task": task, "method": method, "judge": judge.name, "by": judge.by, **said}
+    yield {"id": name, "task": task, "method": method, "judge": judge.name, "by": judge.by, **said}
     if stopping():
       raise Stopped
 
@@ -179,13 +180,15 @@ def summarise(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     for method, numbers in judges.get(judge, {}).items():
       rates[method] |= {k: v for k, v in numbers.items() if k.endswith("_rate")}
   shared = {
-      judge: {key: answers for key, answers in some.items() if answers is not None}
-      for judge, some in said.items() if judge in judges}
+    judge: {key: answers for key, answers in some.items() if answers is not None}
+    for judge, some in said.items()
+    if judge in judges
+  }
   return {"rates": rates, "judges": judges, "agreement": agreements(shared)}
 
 
 def add_to(
-    summary: dict[str, Any], workdir: str, own: Mapping[str, Sequence[str]]
+  summary: dict[str, Any], workdir: str, own: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
   """A run's summary with what its judges say, see `summarise`; as it was if there are none."""
   found = summarise(workdir, own)
@@ -201,12 +204,16 @@ def table(summary: Mapping[str, Any], say: Callable[[str], None]) -> None:
   """Tells what each judge found, and how far two of them agree."""
   for judge, methods in summary.get("judges", {}).items():
     for method, numbers in methods.items():
-      rates = [f"{k[:-5].replace('_', ' ')} {100 * v:.1f}%" for k, v in numbers.items() if k.endswith("_rate")]
+      rates = [
+        f"{k[:-5].replace('_', ' ')} {100 * v:.1f}%"
+        for k, v in numbers.items()
+        if k.endswith("_rate")
+      ]
       open_ = f", {numbers['unjudged']} unjudged" if numbers["unjudged"] else ""
       say(f"{judge}: {method}: {', '.join(rates) or '-'} of {numbers['judged']}{open_}")
   for one in summary.get("agreement", []):
     kappa = "-" if one["kappa"] is None else f"{one['kappa']:.2f}"
     say(
-        f"{' and '.join(one['judges'])} agree on {one['measure']}: {one['percent']:.1f}% of"
-        f" {one['n']}, Cohen's kappa {kappa}"
+      f"{' and '.join(one['judges'])} agree on {one['measure']}: {one['percent']:.1f}% of"
+      f" {one['n']}, Cohen's kappa {kappa}"
     )

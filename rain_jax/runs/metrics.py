@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 
-from rain_jax.runs import directory
 from rain_jax.methods import Glance
 from rain_jax.methods.session import Response
+from rain_jax.runs import directory
 
 HEARTBEAT = 15.0  # seconds between two lines of the log, at least
 PROFILE = "profile"  # directory of traces, in the working directory
@@ -49,7 +49,7 @@ class Metrics:
     data, file = (json.dumps(line) + "\n").encode(), self._file.fileno()
     try:
       while data:  # a disk that is nearly full takes a part
-        data = data[os.write(file, data):]
+        data = data[os.write(file, data) :]
     except OSError as error:
       self._warn(error)
       self.close()
@@ -81,12 +81,12 @@ class Progress:
   """
 
   def __init__(
-      self,
-      write: Callable[[dict[str, Any]], None],
-      name: dict[str, str],
-      total: int,
-      done: int,
-      clock: Callable[[], float] = time.monotonic,
+    self,
+    write: Callable[[dict[str, Any]], None],
+    name: dict[str, str],
+    total: int,
+    done: int,
+    clock: Callable[[], float] = time.monotonic,
   ):
     self._write, self._name, self._total, self._clock = write, name, total, clock
     self.answered = done
@@ -116,14 +116,14 @@ class Progress:
     total = {name: n + sum(getattr(one, name) for one in lanes) for name, n in self._ended.items()}
     now = self._clock()
     line = {
-        "time": round(time.time(), 3),
-        **self._name,
-        "answered": self.answered,
-        "of": self._total,
-        "seconds": round(now - self._begun, 3),
-        "tokens": total["response_tokens"],
-        **_rates(total, self._before, now - self._last),
-        "rewinds": total["rewinds"],
+      "time": round(time.time(), 3),
+      **self._name,
+      "answered": self.answered,
+      "of": self._total,
+      "seconds": round(now - self._begun, 3),
+      "tokens": total["response_tokens"],
+      **_rates(total, self._before, now - self._last),
+      "rewinds": total["rewinds"],
     }
     if lanes:
       line |= {"slots_busy": sum(g.busy for g in lanes), "slots": sum(g.slots for g in lanes)}
@@ -139,8 +139,8 @@ def _rates(total: dict[str, int], before: dict[str, int], seconds: float) -> dic
   """Tokens per second since there were as many as before."""
   rate = lambda name: round((total[name] - before[name]) / max(seconds, 1e-6), 3)
   return {
-      "tokens_per_second": rate("response_tokens"),
-      "forwarded_per_second": rate("tokens_forwarded"),
+    "tokens_per_second": rate("response_tokens"),
+    "forwarded_per_second": rate("tokens_forwarded"),
   }
 
 
@@ -148,9 +148,9 @@ def heartbeat(line: dict[str, Any]) -> str:
   """A step's numbers for a reader of the log."""
   busy = f", {line['slots_busy']} of {line['slots']} slots busy" if "slots" in line else ""
   return (
-      f"{line['task']} {line['method']}: {line['answered']} of {line['of']} answered,"
-      f" {line['tokens_per_second']:.1f} tokens/s, {line['forwarded_per_second']:.0f}"
-      f" forwarded/s{busy}, {line['rewinds']} rewinds"
+    f"{line['task']} {line['method']}: {line['answered']} of {line['of']} answered,"
+    f" {line['tokens_per_second']:.1f} tokens/s, {line['forwarded_per_second']:.0f}"
+    f" forwarded/s{busy}, {line['rewinds']} rewinds"
   )
 
 

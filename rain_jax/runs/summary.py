@@ -18,16 +18,16 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
   tokens = max(total("response_tokens"), 1)
   summary: dict[str, Any] = dict(judges.rate(r.get("judged", {}) for r in answered))
   summary |= {
-      "responses": len(answered),
-      "rejected": len(mine) - len(answered) - len(failed),
-      "failed": len(failed),
-      "self_verdict": float(np.mean(verdicts)) if verdicts else None,
-      "tokens_per_response": tokens / max(len(answered), 1),
-      "model_calls_per_token": total("model_calls") / tokens,
-      "tokens_forwarded_per_token": total("tokens_forwarded") / tokens,
-      "iterations_per_move": total("iterations") / max(total("moves"), 1),
-      "rewinds_per_response": total("rewinds") / max(len(answered), 1),
-      "seconds": sum(r["seconds"] for r in answered),
+    "responses": len(answered),
+    "rejected": len(mine) - len(answered) - len(failed),
+    "failed": len(failed),
+    "self_verdict": float(np.mean(verdicts)) if verdicts else None,
+    "tokens_per_response": tokens / max(len(answered), 1),
+    "model_calls_per_token": total("model_calls") / tokens,
+    "tokens_forwarded_per_token": total("tokens_forwarded") / tokens,
+    "iterations_per_move": total("iterations") / max(total("moves"), 1),
+    "rewinds_per_response": total("rewinds") / max(len(answered), 1),
+    "seconds": sum(r["seconds"] for r in answered),
   }
   samples = [r["counters"]["samples"] for r in answered if "samples" in r["counters"]]
   if samples:

@@ -83,11 +83,11 @@ class Sweep:
 
   @classmethod
   def open(
-      cls,
-      directory: str,
-      config: str,
-      values: Mapping[str, Any],
-      changes: Sequence[Mapping[str, Any]],
+    cls,
+    directory: str,
+    config: str,
+    values: Mapping[str, Any],
+    changes: Sequence[Mapping[str, Any]],
   ) -> "Sweep":
     """Begins a sweep, or takes one up again; runs may have been added behind the old ones.
 
@@ -157,28 +157,30 @@ def _check_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     raise SweepError(f"{path}: not the record of a sweep; choose another --dir.") from None
   if "values" not in old:
     raise SweepError(
-        f"{path}: of an older version, which kept no values of the config; choose another --dir."
+      f"{path}: of an older version, which kept no values of the config; choose another --dir."
     )
   if config != record["config"]:
-    raise SweepError(f"{path.parent} holds a sweep of {config}, not {record['config']}; choose another --dir.")
+    raise SweepError(
+      f"{path.parent} holds a sweep of {config}, not {record['config']}; choose another --dir."
+    )
   if changed := directory.difference(old["values"], record["values"]):
     raise SweepError(
-        f"{path.parent} holds a sweep of {config} before it was edited ({changed}); choose another --dir."
+      f"{path.parent} holds a sweep of {config} before it was edited ({changed}); choose another --dir."
     )
   for number, before in enumerate(runs_before):
     now = record["runs"][number] if number < len(record["runs"]) else None
     if now != before:
       raise SweepError(
-          f"{path.parent} holds another sweep (run {number}: {before} -> {now}); choose another --dir."
+        f"{path.parent} holds another sweep (run {number}: {before} -> {now}); choose another --dir."
       )
 
 
 def run_locally(
-    sweep: Sweep,
-    command: Callable[[int], Sequence[str]],
-    jobs: int = 1,
-    say: Callable[[str], None] = print,
-    stopping: Callable[[], bool] = lambda: False,
+  sweep: Sweep,
+  command: Callable[[int], Sequence[str]],
+  jobs: int = 1,
+  say: Callable[[str], None] = print,
+  stopping: Callable[[], bool] = lambda: False,
 ) -> list[int]:
   """Runs what is not done, as processes on this machine, a few at a time.
 
@@ -249,7 +251,7 @@ def _locked(log: IO[bytes]) -> bool:
 
 
 def _wait_for_runs_left_behind(
-    sweep: Sweep, say: Callable[[str], None], stopping: Callable[[], bool]
+  sweep: Sweep, say: Callable[[str], None], stopping: Callable[[], bool]
 ) -> None:
   """Runs outlive a sweep that was killed, and need the machine until they end."""
   for number in range(len(sweep.changes)):

@@ -12,11 +12,11 @@ import tqdm
 
 from rain_jax import judges, methods
 from rain_jax.methods import Step, choose, defences
-from rain_jax.runs import directory, metrics
-from rain_jax.parallel.hosts import Hosts
 from rain_jax.methods.session import Response, Session
-from rain_jax.types import DataError
+from rain_jax.parallel.hosts import Hosts
+from rain_jax.runs import directory, metrics
 from rain_jax.tasks.readers import LABELS
+from rain_jax.types import DataError
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class TaskRun:
     self._leave_together()
 
   def _responses(
-      self, session: Session, method: str, done: frozenset[str], between: Callable[[Any], None]
+    self, session: Session, method: str, done: frozenset[str], between: Callable[[Any], None]
   ) -> Iterator[Response]:
     """The method's responses to what is not done; `between` hears of the steps."""
     seed = self.config["seed"]
@@ -159,15 +159,15 @@ class TaskRun:
     if response.record.id not in self._mine or self._trouble is not None:
       return
     line = {
-        "id": response.record.id,
-        "task": self.task,
-        "method": method,
-        **({"history": response.record.history} if response.record.history else {}),
-        "prompt": response.record.prompt,
-        **({"goal": response.record.goal} if "goal" in response.record.fields else {}),
-        "response": response.text,
-        "finish_reason": response.finish_reason,
-        "verdict": response.verdict,
+      "id": response.record.id,
+      "task": self.task,
+      "method": method,
+      **({"history": response.record.history} if response.record.history else {}),
+      "prompt": response.record.prompt,
+      **({"goal": response.record.goal} if "goal" in response.record.fields else {}),
+      "response": response.text,
+      "finish_reason": response.finish_reason,
+      "verdict": response.verdict,
     }
     if response.error is not None:
       line["error"] = response.error

@@ -9,13 +9,21 @@ from collections.abc import Mapping
 
 from rain_jax import demo
 from rain_jax.tasks import readers
-from rain_jax.text.formats import CHOICE, DIALOGUE, QUESTION, REVIEW, VICUNA, Format
 from rain_jax.tasks.readers import PROMPT_COLUMNS, Reader, load_prompts, load_records, load_suffixes
 from rain_jax.tasks.records import Record
+from rain_jax.text.formats import CHOICE, DIALOGUE, QUESTION, REVIEW, VICUNA, Format
 from rain_jax.types import DataError
 
 __all__ = (
-    "PROMPT_COLUMNS", "Record", "TASKS", "Task", "find_task", "load_prompts", "load_records", "load_suffixes")
+  "PROMPT_COLUMNS",
+  "Record",
+  "TASKS",
+  "Task",
+  "find_task",
+  "load_prompts",
+  "load_records",
+  "load_suffixes",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,7 @@ _TRUTHFULQA = Task((), QUESTION, "truthful", "truthful")
 _CHOICE = Task((), CHOICE, "truthful", judge="choice", reader=readers.binary_choice)
 _IMDB = Task((), REVIEW, "positive", reader=readers.review_beginnings(8))
 _JAILBREAKBENCH = Task(
-    (), DIALOGUE, "harmless", judge="refusal_prefixes", reader=readers.misuse_or_benign
+  (), DIALOGUE, "harmless", judge="refusal_prefixes", reader=readers.misuse_or_benign
 )
 
 
@@ -67,33 +75,31 @@ def _twin(task: Task, *files: str, **changes) -> Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "dialogue": Task((), DIALOGUE, "harmless"),
-    "adversarial": _ADVERSARIAL,
-    "questions": Task((), QUESTION, "truthful", "truthful"),
-    "reviews": Task((), REVIEW, "positive"),
-    "demo_requests": Task(
-        (_prompts("harmful"), _prompts("benign")), DIALOGUE, "harmless", judge="demo_rules"
-    ),
-    "demo_questions": Task(
-        (_prompts("question"),), QUESTION, "truthful", "truthful", judge="demo_rules"
-    ),
-    "demo_reviews": Task((_prompts("review"),), REVIEW, "positive", judge="demo_rules"),
-    "hh_harmless": _HH,
-    "demo_hh_harmless": _twin(_HH, "hh_harmless.jsonl"),
-    "hh_helpful": _HH,
-    "demo_hh_helpful": _twin(_HH, "hh_helpful.jsonl"),
-    "advbench": _ADVERSARIAL,
-    "demo_advbench": _twin(_ADVERSARIAL, "advbench.csv", suffixes=_data("suffixes.json")),
-    "truthfulqa": _TRUTHFULQA,
-    "demo_truthfulqa": _twin(_TRUTHFULQA, "truthfulqa.csv"),
-    "truthfulqa_choice": _CHOICE,
-    "demo_truthfulqa_choice": _twin(_CHOICE, "truthfulqa.csv", judge="choice"),
-    "imdb": _IMDB,
-    "demo_imdb": _twin(_IMDB, "imdb.csv", reader=readers.review_beginnings(16)),
-    "jailbreakbench": _JAILBREAKBENCH,
-    "demo_jailbreakbench": _twin(
-        _JAILBREAKBENCH, "harmful-behaviors.csv", "benign-behaviors.csv"
-    ),
+  "dialogue": Task((), DIALOGUE, "harmless"),
+  "adversarial": _ADVERSARIAL,
+  "questions": Task((), QUESTION, "truthful", "truthful"),
+  "reviews": Task((), REVIEW, "positive"),
+  "demo_requests": Task(
+    (_prompts("harmful"), _prompts("benign")), DIALOGUE, "harmless", judge="demo_rules"
+  ),
+  "demo_questions": Task(
+    (_prompts("question"),), QUESTION, "truthful", "truthful", judge="demo_rules"
+  ),
+  "demo_reviews": Task((_prompts("review"),), REVIEW, "positive", judge="demo_rules"),
+  "hh_harmless": _HH,
+  "demo_hh_harmless": _twin(_HH, "hh_harmless.jsonl"),
+  "hh_helpful": _HH,
+  "demo_hh_helpful": _twin(_HH, "hh_helpful.jsonl"),
+  "advbench": _ADVERSARIAL,
+  "demo_advbench": _twin(_ADVERSARIAL, "advbench.csv", suffixes=_data("suffixes.json")),
+  "truthfulqa": _TRUTHFULQA,
+  "demo_truthfulqa": _twin(_TRUTHFULQA, "truthfulqa.csv"),
+  "truthfulqa_choice": _CHOICE,
+  "demo_truthfulqa_choice": _twin(_CHOICE, "truthfulqa.csv", judge="choice"),
+  "imdb": _IMDB,
+  "demo_imdb": _twin(_IMDB, "imdb.csv", reader=readers.review_beginnings(16)),
+  "jailbreakbench": _JAILBREAKBENCH,
+  "demo_jailbreakbench": _twin(_JAILBREAKBENCH, "harmful-behaviors.csv", "benign-behaviors.csv"),
 }
 
 

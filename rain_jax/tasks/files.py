@@ -72,17 +72,23 @@ def _from_hub(path: str) -> pathlib.Path:
     return pathlib.Path(huggingface_hub.hf_hub_download(match[1], match[2], repo_type="dataset"))
   except huggingface_hub.errors.GatedRepoError:
     raise DataError(
-        f"{path}: gated; accept the terms of data set {match[1]} on its page of the hub, then"
-        " `hf auth login` or set HF_TOKEN to a token of yours.") from None
+      f"{path}: gated; accept the terms of data set {match[1]} on its page of the hub, then"
+      " `hf auth login` or set HF_TOKEN to a token of yours."
+    ) from None
   except huggingface_hub.errors.RepositoryNotFoundError:
     raise DataError(
-        f"{path}: no data set {match[1]} on the hub, or a private one: check the name, or"
-        " `hf auth login`.") from None
+      f"{path}: no data set {match[1]} on the hub, or a private one: check the name, or"
+      " `hf auth login`."
+    ) from None
   except huggingface_hub.errors.RemoteEntryNotFoundError:
     raise DataError(
-        f"{path}: data set {match[1]} has no file {match[2]}; check its path there.") from None
-  except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError,
-          OSError) as error:
+      f"{path}: data set {match[1]} has no file {match[2]}; check its path there."
+    ) from None
+  except (
+    huggingface_hub.errors.HfHubHTTPError,
+    huggingface_hub.errors.HFValidationError,
+    OSError,
+  ) as error:
     reason = " ".join(str(error).split())[:200]
     raise DataError(f"{path}: not to be had from the hub ({reason}).") from None
 

@@ -26,7 +26,7 @@ _TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 
 
 def load_records(
-    reader: Reader, paths: Sequence[str], column: str = "", limit: int = 0
+  reader: Reader, paths: Sequence[str], column: str = "", limit: int = 0
 ) -> list[Record]:
   """Reads files by one reader.
 
@@ -85,8 +85,8 @@ def _find(row: Row, names: Sequence[str]) -> tuple[str, str]:
   name = next((n for n in names if n in row.values), None)
   if name is None:
     raise DataError(
-        f"{row.where}: no field {' or '.join(map(repr, names))};"
-        " name the prompt's field in config.prompts.column."
+      f"{row.where}: no field {' or '.join(map(repr, names))};"
+      " name the prompt's field in config.prompts.column."
     )
   return name, _text(row, name)
 
@@ -167,8 +167,8 @@ def load_suffixes(path: str) -> Callable[[Record], list[Record]]:
     suffixes = found.get(record.prompt, first if universal else None)
     if suffixes is None:
       raise DataError(
-          f"{path}: no suffix for {record.prompt[:60]!r}; it has {len(found)} goals: attack this"
-          " one too, or name the file in config.prompts.path to run its own goals."
+        f"{path}: no suffix for {record.prompt[:60]!r}; it has {len(found)} goals: attack this"
+        " one too, or name the file in config.prompts.path to run its own goals."
       )
     return attacked(record, suffixes)
 
@@ -235,15 +235,15 @@ def misuse_or_benign(row: Row, column: str = "") -> list[Record]:
   The group is what the file's name begins with, harmful or benign, as published, or else a
   column `group`. `Index` pairs a misuse with a benign behaviour, and is the id.
   """
-  record, = prompts(row, column)
+  (record,) = prompts(row, column)
   stem = pathlib.PurePath(row.path).name.lower()
   group = record.fields.get("group")
   if group is None:
     group = BENIGN if stem.startswith("benign") else MISUSE if stem.startswith("harmful") else None
   if group not in (MISUSE, BENIGN):
     raise DataError(
-        f"{row.where}: misuse or benign? Expected a file named harmful... or benign..., or a"
-        f" column 'group' with {MISUSE!r} or {BENIGN!r}, found {group!r}."
+      f"{row.where}: misuse or benign? Expected a file named harmful... or benign..., or a"
+      f" column 'group' with {MISUSE!r} or {BENIGN!r}, found {group!r}."
     )
   number = str(row.values.get("id", row.values.get("Index", row.place)))
   fields: Mapping[str, Any] = {**record.fields, "group": group}

@@ -42,7 +42,9 @@ class Format:
     """The conversation as text; braces in what was said mean nothing."""
     return self.opening + join_turns(self.template, prompt, history, self.between)
 
-  def encode(self, tokenizer: Any, prompt: str, history: Sequence[str] = ()) -> tuple[list[int], str]:
+  def encode(
+    self, tokenizer: Any, prompt: str, history: Sequence[str] = ()
+  ) -> tuple[list[int], str]:
     """The conversation's tokens behind the prefix, and its last character.
 
     The name of a special token in what was said stays text, in every format.
@@ -85,8 +87,8 @@ class Format:
   def _chat(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
     if not getattr(tokenizer, "chat_template", None):
       raise DataError(
-          "format.name='chat': the tokenizer has no chat template; name the family's format"
-          f" instead ({', '.join(name for name in FORMATS if name != 'chat')})."
+        "format.name='chat': the tokenizer has no chat template; name the family's format"
+        f" instead ({', '.join(name for name in FORMATS if name != 'chat')})."
       )
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
@@ -96,7 +98,7 @@ class Format:
 
 
 def render_chat(
-    tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool = True
+  tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool = True
 ) -> str:
   """Messages as the tokenizer's chat template puts them; `generate` begins an answer after them.
 
@@ -110,7 +112,7 @@ def render_chat(
 
 
 def join_turns(
-    template: str, prompt: str, history: Sequence[str] = (), between: str | None = None
+  template: str, prompt: str, history: Sequence[str] = (), between: str | None = None
 ) -> str:
   """A conversation in one template: each user's turn, the answer behind it, and so on."""
   if between is None:
@@ -134,7 +136,9 @@ def _special_names(tokenizer: Any) -> list[str]:
 def _split_at(names: Iterable[str], text: str) -> list[str]:
   """The text in pieces, each a name or without any; longer names come before those they contain."""
   longest_first = sorted(names, key=len, reverse=True)
-  return re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if longest_first else [text]
+  return (
+    re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if longest_first else [text]
+  )
 
 
 def special_ids(tokenizer: Any) -> list[int]:
@@ -155,7 +159,7 @@ def encode_frame(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_around(
-    tokenizer: Any, render: Callable[[Sequence[str]], str], said: Sequence[str], begin: bool
+  tokenizer: Any, render: Callable[[Sequence[str]], str], said: Sequence[str], begin: bool
 ) -> list[int]:
   """Tokens of a rendered text in which special tokens count, but not in what was said.
 
@@ -193,20 +197,18 @@ def encode_around(
 DIALOGUE = Format()
 # Examples in our own words, for models that know no dialogue format.
 FEW_SHOT = Format(
-    prefix=(
-        "A person talks with an assistant who answers in a few clear sentences.\n\n"
-        "Human: Which way does the moss grow on a tree?\n\n"
-        "Assistant: Mostly where it stays damp, so often on the shaded side. It is no compass.\n\n"
-        "Human: I burnt the rice again. Can I save the pot?\n\n"
-        "Assistant: Yes. Fill it with water, add a spoon of baking soda, and let it simmer for"
-        " ten minutes. The crust should come off."
-    )
+  prefix=(
+    "A person talks with an assistant who answers in a few clear sentences.\n\n"
+    "Human: Which way does the moss grow on a tree?\n\n"
+    "Assistant: Mostly where it stays damp, so often on the shaded side. It is no compass.\n\n"
+    "Human: I burnt the rice again. Can I save the pot?\n\n"
+    "Assistant: Yes. Fill it with water, add a spoon of baking soda, and let it simmer for"
+    " ten minutes. The crust should come off."
+  )
 )
-VICUNA = Format(
-    template="USER: {prompt} ASSISTANT:", stop=("USER:",), between="</s>", special=True
-)
+VICUNA = Format(template="USER: {prompt} ASSISTANT:", stop=("USER:",), between="</s>", special=True)
 LLAMA2_CHAT = Format(
-    template="[INST] {prompt} [/INST]", stop=("[INST]",), between=" </s><s>", special=True
+  template="[INST] {prompt} [/INST]", stop=("[INST]",), between=" </s><s>", special=True
 )
 CHAT = Format(stop=(), chat=True)
 QUESTION = Format(template="Q: {prompt}\nA:", stop=("\nQ:",))
@@ -214,14 +216,14 @@ REVIEW = Format(template="Review: {prompt}", stop=("\nReview:",))
 CHOICE = Format(template="{prompt}\nAnswer: (", stop=("\n",))
 
 FORMATS = {
-    "dialogue": DIALOGUE,
-    "few_shot": FEW_SHOT,
-    "vicuna": VICUNA,
-    "llama2_chat": LLAMA2_CHAT,
-    "chat": CHAT,
-    "question": QUESTION,
-    "review": REVIEW,
-    "choice": CHOICE,
+  "dialogue": DIALOGUE,
+  "few_shot": FEW_SHOT,
+  "vicuna": VICUNA,
+  "llama2_chat": LLAMA2_CHAT,
+  "chat": CHAT,
+  "question": QUESTION,
+  "review": REVIEW,
+  "choice": CHOICE,
 }
 
 

@@ -22,9 +22,9 @@ Special tokens, and ids without a piece (padding rows of a model's output layer)
 left out before decoding: they neither add text nor end a run of bytes.
 """
 
-from collections.abc import Callable, Sequence
 import json
 import re
+from collections.abc import Callable, Sequence
 
 import flax
 import jax
@@ -120,10 +120,10 @@ class TextState:
 
 
 def build_tables(
-    tokenizer,
-    stop_strings: Sequence[str] = (),
-    text_ends: str = TEXT_ENDS,
-    vocab_size: int | None = None,
+  tokenizer,
+  stop_strings: Sequence[str] = (),
+  text_ends: str = TEXT_ENDS,
+  vocab_size: int | None = None,
 ) -> TextTables:
   """Reads a tokenizer's vocabulary into tables.
 
@@ -174,16 +174,16 @@ def build_tables(
   ends = [piece != b"" and piece[-1] in enders for piece in pieces]
   full_stop = [stop_byte in piece for piece in pieces]
   return TextTables(
-      transitions=jnp.asarray(states[:, rank]),
-      before=jnp.asarray(before[:, rank].clip(0, _NEAR).astype(np.uint8)),
-      kind=jnp.asarray(kind),
-      byte=jnp.asarray(np.array(byte, np.uint8)),
-      size=jnp.asarray(size),
-      ends=jnp.asarray(np.array(ends)),
-      full_stop=jnp.asarray(np.array(full_stop)),
-      hash=jnp.asarray(hashes[rank].astype(np.uint32)),
-      shift=jnp.asarray(shifts[rank].astype(np.uint32)),
-      text_ends=text_ends,
+    transitions=jnp.asarray(states[:, rank]),
+    before=jnp.asarray(before[:, rank].clip(0, _NEAR).astype(np.uint8)),
+    kind=jnp.asarray(kind),
+    byte=jnp.asarray(np.array(byte, np.uint8)),
+    size=jnp.asarray(size),
+    ends=jnp.asarray(np.array(ends)),
+    full_stop=jnp.asarray(np.array(full_stop)),
+    hash=jnp.asarray(hashes[rank].astype(np.uint32)),
+    shift=jnp.asarray(shifts[rank].astype(np.uint32)),
+    text_ends=text_ends,
   )
 
 
@@ -194,16 +194,16 @@ def initial_state(tables: TextTables, prompt_text: str) -> TextState:
   character counts: whether it is a text end.
   """
   return TextState(
-      automaton=np.int32(0),
-      utf8=np.int32(0),
-      ends=np.bool_(prompt_text != "" and prompt_text[-1] in tables.text_ends),
-      stopped=np.bool_(False),
-      hash=np.zeros(2, np.uint32),
-      tokens_before_stop=np.int32(0),
-      inside=np.uint32(0),
-      tokens_at_full_stop=np.int32(0),
-      hash_at_full_stop=np.zeros(2, np.uint32),
-      length=np.int32(0),
+    automaton=np.int32(0),
+    utf8=np.int32(0),
+    ends=np.bool_(prompt_text != "" and prompt_text[-1] in tables.text_ends),
+    stopped=np.bool_(False),
+    hash=np.zeros(2, np.uint32),
+    tokens_before_stop=np.int32(0),
+    inside=np.uint32(0),
+    tokens_at_full_stop=np.int32(0),
+    hash_at_full_stop=np.zeros(2, np.uint32),
+    length=np.int32(0),
   )
 
 
@@ -247,16 +247,16 @@ def advance(tables: TextTables, state: TextState, tokens: jax.Array) -> TextStat
   kept = state.inside & (_shifted(jnp.left_shift, jnp.uint32(1), reach) - 1)
   inside = _shifted(jnp.left_shift, kept, size) | (size > 0)
   after = TextState(
-      automaton=automaton,
-      utf8=utf8,
-      ends=jnp.where(tables.size[tokens] > 0, tables.ends[tokens] & shown, state.ends),
-      stopped=automaton == complete,
-      hash=text_hash,
-      tokens_before_stop=jnp.where(state.stopped, state.tokens_before_stop, before_stop),
-      inside=jnp.where(automaton == 0, 0, inside),
-      tokens_at_full_stop=jnp.where(full_stop, length, state.tokens_at_full_stop),
-      hash_at_full_stop=jnp.where(full_stop[..., None], text_hash, state.hash_at_full_stop),
-      length=length,
+    automaton=automaton,
+    utf8=utf8,
+    ends=jnp.where(tables.size[tokens] > 0, tables.ends[tokens] & shown, state.ends),
+    stopped=automaton == complete,
+    hash=text_hash,
+    tokens_before_stop=jnp.where(state.stopped, state.tokens_before_stop, before_stop),
+    inside=jnp.where(automaton == 0, 0, inside),
+    tokens_at_full_stop=jnp.where(full_stop, length, state.tokens_at_full_stop),
+    hash_at_full_stop=jnp.where(full_stop[..., None], text_hash, state.hash_at_full_stop),
+    length=length,
   )
   padding = tokens < 0
 
@@ -309,8 +309,8 @@ def encode_continuation(tokenizer, text: str) -> list[int]:
       if decode_response(tokenizer, before, rest) in known:
         return rest
   raise ValueError(
-      f"Text {text[:40]!r} has no tokens of its own behind any of {_ANCHORS}; expected text"
-      " that can stand apart, e.g. begin with a newline."
+    f"Text {text[:40]!r} has no tokens of its own behind any of {_ANCHORS}; expected text"
+    " that can stand apart, e.g. begin with a newline."
   )
 
 
@@ -319,9 +319,7 @@ def _encode(tokenizer, text: str) -> list[int]:
 
 
 def _decode(tokenizer, ids: Sequence[int]) -> str:
-  return tokenizer.decode(
-      list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-  )
+  return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _read_pieces(tokenizer, vocab_size: int | None) -> tuple[list[bytes], np.ndarray]:
@@ -377,8 +375,8 @@ def _piece_reader(decoder: dict | None) -> tuple[Callable[[str], bytes], bool]:
         pass
       case _:
         raise ValueError(
-            f"Decoder step {json.dumps(step)[:80]} is not supported; expected ByteLevel, or"
-            " Replace/Metaspace, ByteFallback, Fuse and Strip (left) in this order."
+          f"Decoder step {json.dumps(step)[:80]} is not supported; expected ByteLevel, or"
+          " Replace/Metaspace, ByteFallback, Fuse and Strip (left) in this order."
         )
 
   def read(name: str) -> bytes:

@@ -1,21 +1,21 @@
 """A conversation in a terminal: with RAIN, with plain sampling, or with both side by side."""
 
-from collections.abc import Callable
 import dataclasses
 import itertools
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
 from typing import TextIO
 
 from rain_jax.methods import events, vanilla, watch
-from rain_jax.models import arrays
-from rain_jax.policy import memory_plan
-from rain_jax.views import live
-from rain_jax.models.loading import LoadedModel
 from rain_jax.methods.session import Response, Session, Setting
+from rain_jax.models import arrays
+from rain_jax.models.loading import LoadedModel
+from rain_jax.policy import memory_plan
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
+from rain_jax.views import live
 from rain_jax.views.terminal import printable
 
 MODES = {"rain": ("rain",), "vanilla": ("vanilla",), "both": ("vanilla", "rain")}
@@ -50,10 +50,10 @@ class Conversation:
     self.forgotten = 0
 
   def ask(
-      self,
-      prompt: str,
-      methods: tuple[str, ...],
-      on_event: Callable[[events.Event], None] = lambda event: None,
+    self,
+    prompt: str,
+    methods: tuple[str, ...],
+    on_event: Callable[[events.Event], None] = lambda event: None,
   ) -> dict[str, Response]:
     """One turn: the answer by each method, the last of which joins the history.
 
@@ -168,7 +168,11 @@ def beside(answers: dict[str, Response], width: int) -> str:
   column = max(20, (width - 3 * (len(answers) - 1)) // len(answers))
   blocks = []
   for method, answer in answers.items():
-    lines = [line for part in printable(answer.text).split("\n") for line in textwrap.wrap(part, column) or [""]]
+    lines = [
+      line
+      for part in printable(answer.text).split("\n")
+      for line in textwrap.wrap(part, column) or [""]
+    ]
     blocks.append([method, "", *lines, "", *textwrap.wrap(f"({cost(answer)})", column)])
   rows = itertools.zip_longest(*blocks, fillvalue="")
   return "\n".join(" | ".join(cell.ljust(column) for cell in row).rstrip() for row in rows)

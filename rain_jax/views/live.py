@@ -1,11 +1,11 @@
 """A response as it grows, in a terminal: committed text stays, rewound text is struck out."""
 
-from collections.abc import Callable
 import shutil
 import sys
 import time
-from typing import TextIO
 import unicodedata
+from collections.abc import Callable
+from typing import TextIO
 
 from rain_jax.methods import Step, events
 from rain_jax.views.terminal import printable

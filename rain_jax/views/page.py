@@ -46,15 +46,15 @@ def document(title: str, body: str, style: str, script: str = "", data: Any = No
   if script:
     policy += f"; script-src {_hash(script)}"
     tail = (
-        f'<script type="application/json" id="data">{as_data(data)}</script>\n'
-        f"<script>{script}</script>\n"
+      f'<script type="application/json" id="data">{as_data(data)}</script>\n'
+      f"<script>{script}</script>\n"
     )
   return (
-      '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-      f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-      '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-      f"<title>{text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n{tail}"
-      "</body>\n</html>\n"
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f"<title>{text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n{tail}"
+    "</body>\n</html>\n"
   )
 
 

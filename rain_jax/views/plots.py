@@ -1,8 +1,8 @@
 """Small plots as inline SVG: points, bars and lines with their axes. No library, no script."""
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
 
 from rain_jax.views import page
 
@@ -22,7 +22,7 @@ class Point:
 
 
 def scatter(
-    points: Sequence[Point], x_label: str, y_label: str, y_range: tuple[float, float]
+  points: Sequence[Point], x_label: str, y_label: str, y_range: tuple[float, float]
 ) -> str:
   """Points over a logarithmic x axis; x must be above 0."""
   xs = [point.x for point in points]
@@ -38,9 +38,9 @@ def scatter(
       at += 13
     taken.append((x, at))
     marks.append(
-        f'<circle class="{colours[point.series]}" cx="{x:.1f}" cy="{y:.1f}" r="5">'
-        f"<title>{page.text(point.label)}: {point.x:.3g}, {point.y:.3g}</title></circle>"
-        f'<text x="{x + 9:.1f}" y="{at:.1f}">{page.text(point.label)}</text>'
+      f'<circle class="{colours[point.series]}" cx="{x:.1f}" cy="{y:.1f}" r="5">'
+      f"<title>{page.text(point.label)}: {point.x:.3g}, {point.y:.3g}</title></circle>"
+      f'<text x="{x + 9:.1f}" y="{at:.1f}">{page.text(point.label)}</text>'
     )
   return frame.svg(marks)
 
@@ -60,17 +60,17 @@ def histogram(values: Sequence[float], x_label: str, y_label: str, bins: int = 2
     left = (first + place) * step
     x, end, y = frame.x(left), frame.x(left + step), frame.y(count)
     bars.append(
-        f'<rect class="c0" x="{x + 0.5:.1f}" y="{y:.1f}" width="{max(end - x - 1, 1):.1f}"'
-        f' height="{frame.y(0) - y:.1f}"><title>{left:.3g} to {left + step:.3g}: {count}</title></rect>'
+      f'<rect class="c0" x="{x + 0.5:.1f}" y="{y:.1f}" width="{max(end - x - 1, 1):.1f}"'
+      f' height="{frame.y(0) - y:.1f}"><title>{left:.3g} to {left + step:.3g}: {count}</title></rect>'
     )
   return frame.svg(bars)
 
 
 def lines(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    x_label: str,
-    y_label: str,
-    y_range: tuple[float, float],
+  series: Mapping[str, Sequence[tuple[float, float]]],
+  x_label: str,
+  y_label: str,
+  y_range: tuple[float, float],
 ) -> str:
   """One line per series of (x, y), each with its name at its end."""
   xs = [x for line in series.values() for x, _ in line]
@@ -82,8 +82,8 @@ def lines(
     marks.append(f'<polyline class="line {colours[name]}" points="{path}"/>')
     for (x, y), (data_x, data_y) in zip(places, line):
       marks.append(
-          f'<circle class="{colours[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
-          f"<title>{page.text(name)}: {data_x:.3g}, {data_y:.3g}</title></circle>"
+        f'<circle class="{colours[name]}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
+        f"<title>{page.text(name)}: {data_x:.3g}, {data_y:.3g}</title></circle>"
       )
     at = places[-1][1] + 4
     while any(abs(at - other) < 13 for other in ends):
@@ -110,20 +110,24 @@ class _Frame:
     for value in _log_ticks(*self.x_range) if self.log_x else _ticks(*self.x_range):
       x = self.x(value)
       parts.append(f'<path class="grid" d="M{x:.1f},{_TOP}V{bottom}"/>')
-      parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
+      parts.append(
+        f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>'
+      )
     for value in _ticks(*self.y_range, least=self.least):
       y = self.y(value)
       parts.append(f'<path class="grid" d="M{_LEFT},{y:.1f}H{right}"/>')
-      parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+      parts.append(
+        f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+      )
     x_label, y_label = map(page.text, self.labels)
     middle, centre = (_LEFT + right) / 2, (_TOP + bottom) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{x_label}</text>')
     parts.append(
-        f'<text transform="translate(14,{centre}) rotate(-90)" text-anchor="middle">{y_label}</text>'
+      f'<text transform="translate(14,{centre}) rotate(-90)" text-anchor="middle">{y_label}</text>'
     )
     return (
-        f'<svg class="plot" role="img" aria-label="{y_label} against {x_label}"'
-        f' viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}{"".join(marks)}</svg>'
+      f'<svg class="plot" role="img" aria-label="{y_label} against {x_label}"'
+      f' viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}{"".join(marks)}</svg>'
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from rain_jax.runs import judged
 from rain_jax.runs.directory import RunError
-from rain_jax.types import DataError
 from rain_jax.tasks.files import read_rows
+from rain_jax.types import DataError
 from rain_jax.views.terminal import printable
 
 COLUMNS = ("item", "conversation", "answer", "rating")
@@ -26,7 +26,7 @@ _FORMULA = tuple("=+-@\t\r\n|%\uff1d\uff0b\uff0d\uff20")
 
 
 def make(
-    results: Sequence[Mapping[str, Any]], limit: int = 0, seed: int = 0
+  results: Sequence[Mapping[str, Any]], limit: int = 0, seed: int = 0
 ) -> tuple[str, dict[str, Any]]:
   """A sheet of a run's answers, and its key.
 
@@ -47,7 +47,9 @@ def make(
   if not by_prompt:
     raise RunError("the run has no answers to rate.")
   chosen = rng.sample(sorted(by_prompt), min(limit, len(by_prompt)) if limit else len(by_prompt))
-  lines = [line for prompt in chosen for line in rng.sample(by_prompt[prompt], len(by_prompt[prompt]))]
+  lines = [
+    line for prompt in chosen for line in rng.sample(by_prompt[prompt], len(by_prompt[prompt]))
+  ]
   out, key = io.StringIO(), {}
   writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
   writer.writerow(COLUMNS)
@@ -77,7 +79,9 @@ def write(path: str, key_path: str, sheet: str, key: Mapping[str, Any]) -> None:
       with open(name, "x", encoding="utf-8", newline="") as file:
         file.write(text)
     except FileExistsError:
-      raise RunError(f"{name}: is there already; it may hold ratings, choose another name.") from None
+      raise RunError(
+        f"{name}: is there already; it may hold ratings, choose another name."
+      ) from None
     except OSError as error:
       raise RunError(f"{name}: {error.strerror}.") from None
 
@@ -112,5 +116,11 @@ def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[st
       raise DataError(f"{row.where}: rating {rating!r}, expected yes, no or nothing.")
     said = {"answers": {measure: answer in _YES}} if answer else {"unjudged": "not rated"}
     yield {
-        "id": record, "task": task, "method": method, "judge": f"human:{name}", "by": measure,
-        "measure": measure, **said}
+      "id": record,
+      "task": task,
+      "method": method,
+      "judge": f"human:{name}",
+      "by": measure,
+      "measure": measure,
+      **said,
+    }

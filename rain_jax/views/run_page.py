@@ -1,15 +1,15 @@
 """The report of a run: `report.html` in its directory, and a page for every recorded search."""
 
-from collections.abc import Iterable, Mapping, Sequence
 import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rain_jax.methods import recording
 from rain_jax.runs import directory, from_config, judged
-from rain_jax.views import page, plots, tree_page
 from rain_jax.runs.summary import summarise
+from rain_jax.views import page, plots, tree_page
 
 REPORT = "report.html"
 _SHOWN = 200  # prompts whose responses are in the page
@@ -31,15 +31,17 @@ def write(workdir: str) -> pathlib.Path:
   style = (pathlib.Path(__file__).parent / "run.css").read_text(encoding="utf-8")
   judged = judged.summarise(workdir, from_config.judges_of(manifest["config"]))
   body = _body(manifest, results, trees, judged)
-  directory.replace_text(folder / REPORT, page.document(f"Run {folder.resolve().name}", body, style))
+  directory.replace_text(
+    folder / REPORT, page.document(f"Run {folder.resolve().name}", body, style)
+  )
   return folder / REPORT
 
 
 def _body(
-    manifest: Mapping[str, Any],
-    results: Sequence[dict],
-    trees: Sequence[tuple],
-    judged: Mapping[str, Any],
+  manifest: Mapping[str, Any],
+  results: Sequence[dict],
+  trees: Sequence[tuple],
+  judged: Mapping[str, Any],
 ) -> str:
   groups = _groups(results)
   if len({task for task, _ in groups}) == 1:  # judges' rates are by method alone
@@ -48,27 +50,33 @@ def _body(
   judged.table(judged, said.append)
   versions = ", ".join(f"{name} {value}" for name, value in manifest["versions"].items())
   figures = [
-      _figure("Quality against cost", _quality(groups), "no response yet"),
-      _figure("Iterations per move", _iterations(results), "no response of RAIN yet"),
-      _figure(
-          "Values over depth", _values([kept.trace for _, kept in trees]),
-          "no search recorded: --config.record=K records those of each task's first K prompts",
-      ),
+    _figure("Quality against cost", _quality(groups), "no response yet"),
+    _figure("Iterations per move", _iterations(results), "no response of RAIN yet"),
+    _figure(
+      "Values over depth",
+      _values([kept.trace for _, kept in trees]),
+      "no search recorded: --config.record=K records those of each task's first K prompts",
+    ),
   ]
   links = "".join(
-      f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)}</a>'
-      f' <span class="said">{page.text(kept.trace.prompt[:100])}</span></li>'
-      for name, kept in trees
+    f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)}</a>'
+    f' <span class="said">{page.text(kept.trace.prompt[:100])}</span></li>'
+    for name, kept in trees
   )
-  return "\n".join([
+  return "\n".join(
+    [
       f"<h1>{page.text(manifest['model']['path'])}: {page.text(', '.join(manifest['config']['tasks']))}</h1>",
       f'<p class="note">{page.text(versions)}; seed {page.text(manifest["config"]["seed"])}</p>',
-      "<h2>Summary</h2>", _table(groups),
+      "<h2>Summary</h2>",
+      _table(groups),
       "".join(f"<p>{page.text(line)}</p>" for line in said),
       f'<h2>Plots</h2><div class="plots">{"".join(figures)}</div>',
-      "<h2>Search trees</h2>", f"<ul>{links}</ul>" if links else '<p class="note">None recorded.</p>',
-      "<h2>Responses</h2>", _responses(results),
-  ])
+      "<h2>Search trees</h2>",
+      f"<ul>{links}</ul>" if links else '<p class="note">None recorded.</p>',
+      "<h2>Responses</h2>",
+      _responses(results),
+    ]
+  )
 
 
 def _groups(results: Iterable[dict]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -83,8 +91,10 @@ def _table(groups: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
   columns = list(dict.fromkeys(name for summary in groups.values() for name in summary))
   head = "".join(f"<th>{page.text(c.replace('_', ' '))}</th>" for c in ("task", "method", *columns))
   rows = [
-      "".join(f"<td>{page.text(cell)}</td>" for cell in (*key, *(_cell(c, s.get(c)) for c in columns)))
-      for key, s in groups.items()
+    "".join(
+      f"<td>{page.text(cell)}</td>" for cell in (*key, *(_cell(c, s.get(c)) for c in columns))
+    )
+    for key, s in groups.items()
   ]
   return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
@@ -149,9 +159,9 @@ def _responses(results: Sequence[dict]) -> str:
   parts = []
   for answers in list(by_prompt.values())[:_SHOWN]:
     shown = "".join(
-        f'<dt>{page.text(a["method"])} <span class="note">{page.text(_verdict(a))}</span></dt>'
-        f'<dd class="said">{page.text(a.get("error") or a["response"])}</dd>'
-        for a in answers
+      f'<dt>{page.text(a["method"])} <span class="note">{page.text(_verdict(a))}</span></dt>'
+      f'<dd class="said">{page.text(a.get("error") or a["response"])}</dd>'
+      for a in answers
     )
     prompt = page.text(answers[0]["prompt"][:200])
     parts.append(f'<details><summary class="said">{prompt}</summary><dl>{shown}</dl></details>')

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from rain_jax.views import page
 from rain_jax.methods.recording import Trace
+from rain_jax.views import page
 
 _FOLDER = pathlib.Path(__file__).parent
 _BODY = """<header>
@@ -32,6 +32,4 @@ p prior. Blue: committed. Dashed: discarded. Arcs: siblings that shared a verdic
 def render(trace: Trace) -> str:
   """The search of one response as a page that stands alone."""
   source = lambda name: (_FOLDER / name).read_text(encoding="utf-8")
-  return page.document(
-      "Search tree", _BODY, source("tree.css"), source("tree.js"), trace.as_json()
-  )
+  return page.document("Search tree", _BODY, source("tree.css"), source("tree.js"), trace.as_json())

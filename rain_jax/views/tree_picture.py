@@ -1,8 +1,8 @@
 """A recorded search as one still picture: its tree at the first move, as SVG."""
 
 from rain_jax.methods import recording
-from rain_jax.views import page
 from rain_jax.types import DataError
+from rain_jax.views import page
 
 _COLUMN, _ROW, _WIDTH, _HEIGHT, _MARGIN = 214, 46, 190, 38, 12
 _LETTERS = 24  # of a text that a box has room for
@@ -13,10 +13,10 @@ _STYLE = """
 text{font:12px ui-monospace,monospace;fill:#1b1f24;white-space:pre}.small{font-size:10.5px;fill:#59636e}
 """
 _LEGEND = (
-    "Visited token sets when the first move was due: n visits, q mean verdict, p prior, # the iteration"
-    " in which a leaf was visited first.",
-    "Blue: part of the response in the end. Dashed: discarded by the first move."
-    " +k: children not tried yet, or not drawn.",
+  "Visited token sets when the first move was due: n visits, q mean verdict, p prior, # the iteration"
+  " in which a leaf was visited first.",
+  "Blue: part of the response in the end. Dashed: discarded by the first move."
+  " +k: children not tried yet, or not drawn.",
 )
 
 
@@ -44,8 +44,8 @@ def draw(search: recording.Trace, depth: int = 4) -> str:
     if node:
       children[search.nodes[node].parent].append(node)
   drawn = {
-      node: [c for c in below if numbers[c][1] and search.nodes[c].depth <= depth]
-      for node, below in children.items()
+    node: [c for c in below if numbers[c][1] and search.nodes[c].depth <= depth]
+    for node, below in children.items()
   }
   places = _layout(drawn)
   parts = []
@@ -60,9 +60,9 @@ def draw(search: recording.Trace, depth: int = 4) -> str:
     parts.append(_text(_MARGIN, bottom + 14 * (line + 1), said, "small"))
   bottom += 44
   head = (
-      f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right:g} {bottom:g}" role="img"'
-      f' aria-label="a recorded search at its first move"><style>{_STYLE}</style>'
-      f'<rect class="paper" width="{right:g}" height="{bottom:g}"/>'
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right:g} {bottom:g}" role="img"'
+    f' aria-label="a recorded search at its first move"><style>{_STYLE}</style>'
+    f'<rect class="paper" width="{right:g}" height="{bottom:g}"/>'
   )
   return "\n".join([head, *parts, "</svg>\n"])
 
@@ -106,14 +106,14 @@ def _box(search, node, place, numbers, iteration, left, move) -> str:
   counted = f"n {n:.1f}  q {q:+.2f}" + (f"  p {p:.2f}" if node else "")
   counted += f"  #{iteration}" if iteration else ""
   parts = [
-      f'<rect class="{names}" x="{x:g}" y="{y:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="5"/>',
-      f'<rect class="{mood}" x="{x:g}" y="{y:g}" width="5" height="{_HEIGHT}" rx="2"/>',
-      _text(x + 10, y + 16, said if node else "(the prompt)"),
-      _text(x + 10, y + 31, counted, "small"),
+    f'<rect class="{names}" x="{x:g}" y="{y:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="5"/>',
+    f'<rect class="{mood}" x="{x:g}" y="{y:g}" width="5" height="{_HEIGHT}" rx="2"/>',
+    _text(x + 10, y + 16, said if node else "(the prompt)"),
+    _text(x + 10, y + 31, counted, "small"),
   ]
   if left:
     parts.append(_text(x + _WIDTH + 2, y + _HEIGHT - 4, f"+{left}", "small"))
-  return f'<g>{"".join(parts)}</g>'
+  return f"<g>{''.join(parts)}</g>"
 
 
 def _text(x: float, y: float, said: str, name: str = "") -> str:

@@ -3,21 +3,28 @@
 import json
 import random
 
-from tests.runs import job_test
 import pytest
 
-from rain_jax.runs import directory
 from rain_jax.attacks import AttackError, behaviours_of, best_of_n, gcg, job
 from rain_jax.judges import JUDGES
-from rain_jax.views import run_page
+from rain_jax.runs import directory
 from rain_jax.tasks import Record, load_prompts
+from rain_jax.views import run_page
+from tests.runs import job_test
 
 ROWS = [
-    {"id": "a", "goal": "the cat, sat on a mat?", "target": "then it was gone", "level": 0},
-    {"id": "b", "goal": "see us all again", "target": "far away; to see", "level": 1},
+  {"id": "a", "goal": "the cat, sat on a mat?", "target": "then it was gone", "level": 0},
+  {"id": "b", "goal": "see us all again", "target": "far away; to see", "level": 1},
 ]
-GCG = {"candidates": 24, "top_k": 16, "steps": 3, "chunk": 8, "verdict_weight": 0.0,
-       "progressive": True, "stop_loss": 9.0}
+GCG = {
+  "candidates": 24,
+  "top_k": 16,
+  "steps": 3,
+  "chunk": 8,
+  "verdict_weight": 0.0,
+  "progressive": True,
+  "stop_loss": 9.0,
+}
 
 
 @pytest.fixture
@@ -28,9 +35,14 @@ def config(checkpoint, tmp_path):
   path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
   made["prompts"]["path"] = str(path)
   made["attack"] = {
-      "method": "gcg", "models": (), "target": "target", "control": "! ! ! ! !",
-      "universal": False, "train": 0, "gcg": dict(GCG),
-      "best_of_n": {"samples": 3, "sigma": 0.4, "against": "vanilla"},
+    "method": "gcg",
+    "models": (),
+    "target": "target",
+    "control": "! ! ! ! !",
+    "universal": False,
+    "train": 0,
+    "gcg": dict(GCG),
+    "best_of_n": {"samples": 3, "sigma": 0.4, "against": "vanilla"},
   }
   return made
 
@@ -75,7 +87,7 @@ def test_an_interrupted_attack_goes_on_from_its_best_controls(config, tmp_path, 
   written = run(config, tmp_path / "run")
   after = directory.read_results(str(tmp_path / "run"))
   assert after[: len(before)] == before
-  assert not [line for line in after[len(before):] if line["behaviour"] == "a"]
+  assert not [line for line in after[len(before) :] if line["behaviour"] == "a"]
   assert written[0] == half[0] and written[1]["loss"] <= half[1]["loss"]
   count = len(taken)
   assert run(config, tmp_path / "run") == written and len(taken) == count  # nothing left to do
@@ -87,10 +99,13 @@ def test_a_universal_control_is_written_for_every_goal(config, tmp_path):
   assert first["controls"] == second["controls"] and first["loss"] == second["loss"]
 
 
-@pytest.mark.parametrize("key, value, message", [
+@pytest.mark.parametrize(
+  "key, value, message",
+  [
     ("method", "magic", "attack.method='magic': expected one of gcg, best_of_n"),
     ("target", "nothing", "'nothing' is None, expected the beginning"),
-])
+  ],
+)
 def test_errors_are_one_line_that_says_what_to_do(config, tmp_path, key, value, message):
   config["attack"][key] = value
   with pytest.raises(AttackError, match=message) as error:

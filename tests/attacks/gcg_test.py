@@ -9,15 +9,15 @@ import pytest
 
 from rain_jax import types
 from rain_jax.attacks import AttackError, Behaviour, gcg
-from rain_jax.models.loading import load
-from rain_jax.models import forward, unembed
-from rain_jax.preferences import load_preference
 from rain_jax.methods.session import Session, Setting
+from rain_jax.models import forward, unembed
+from rain_jax.models.loading import load
+from rain_jax.preferences import load_preference
 from rain_jax.tasks import DIALOGUE
 
 GOALS = [
-    Behaviour("a", "the cat, sat. on a mat; and?", "then it was gone"),
-    Behaviour("b", "see us all again", "far away; to see"),
+  Behaviour("a", "the cat, sat. on a mat; and?", "then it was gone"),
+  Behaviour("b", "see us all again", "far away; to see"),
 ]
 CONTROL = "! ! ! ! !"
 SMALL = gcg.Config(candidates=24, top_k=16, steps=6, chunk=8, progressive=False)
@@ -35,22 +35,28 @@ def other(session):
   model = session.loaded.model
   params = jax.tree.map(lambda a: 1.1 * a, model.params)
   loaded = dataclasses.replace(
-      session.loaded, model=dataclasses.replace(model, params=params), name="other")
+    session.loaded, model=dataclasses.replace(model, params=params), name="other"
+  )
   format = dataclasses.replace(DIALOGUE, prefix="Human: a cat\n\nAssistant: sat.")
   return Session(loaded, dataclasses.replace(session.setting, format=format), [])
 
 
 def slope_of(text, control):
   loaded = text.session.loaded
-  return gcg.gradient(loaded.model.graphdef, loaded.model.config.vocab_size,
-                      text.session.params["model"], gcg.context_of(text), jnp.asarray(control))
+  return gcg.gradient(
+    loaded.model.graphdef,
+    loaded.model.config.vocab_size,
+    text.session.params["model"],
+    gcg.context_of(text),
+    jnp.asarray(control),
+  )
 
 
 def loss_of(text, control):
   loaded = text.session.loaded
   loss, hit = jax.jit(gcg.loss, static_argnums=0)(
-      loaded.model.graphdef, text.session.params["model"], gcg.context_of(text),
-      jnp.asarray(control))
+    loaded.model.graphdef, text.session.params["model"], gcg.context_of(text), jnp.asarray(control)
+  )
   return float(loss), bool(hit)
 
 
@@ -76,12 +82,14 @@ def test_loss_is_that_of_the_whole_text(session, other):
     control = gcg.tokens_of(one, CONTROL)
     target, *verdicts = gcg.texts_of(one, GOALS[0], CONTROL, verdict_weight=0.5)
     np.testing.assert_allclose(
-        loss_of(target, control)[0], -plain_log_probs(target, control).mean(), rtol=1e-5)
+      loss_of(target, control)[0], -plain_log_probs(target, control).mean(), rtol=1e-5
+    )
     assert len(verdicts) == 2  # one for each order of the options
     for text, good in zip(verdicts, one.preference.good_ids, strict=True):
       assert text.after[-1] == good[0]
       np.testing.assert_allclose(
-          loss_of(text, control)[0], -0.25 * plain_log_probs(text, control)[-1], rtol=1e-5)
+        loss_of(text, control)[0], -0.25 * plain_log_probs(text, control)[-1], rtol=1e-5
+      )
 
 
 def test_gradient_equals_finite_differences(session):
@@ -112,7 +120,7 @@ def test_gradient_equals_pytorchs(session, checkpoint):
     hot = torch.nn.functional.one_hot(torch.tensor(control), table.shape[0]).float()
     hot.requires_grad_()
     rows = table[ids]
-    embeds = torch.cat([rows[:begin], hot @ table, rows[begin + len(control):]])
+    embeds = torch.cat([rows[:begin], hot @ table, rows[begin + len(control) :]])
     logits = theirs(inputs_embeds=embeds[None]).logits[0].log_softmax(-1)
     n = len(text.after)
     picked = logits[-n - 1 : -1].gather(1, ids[-n:, None])[:, 0]
@@ -143,9 +151,11 @@ def test_universal_over_behaviours_and_models(session, other):
   assert min(one.loss for one in found[1:]) < 0.9 * found[0].loss
   last = found[-1]
   total = sum(
-      loss_of(text, gcg.tokens_of(session, last.control))[0]
-      for goal in GOALS for one in (session, other)
-      for text in gcg.texts_of(one, goal, last.control))
+    loss_of(text, gcg.tokens_of(session, last.control))[0]
+    for goal in GOALS
+    for one in (session, other)
+    for text in gcg.texts_of(one, goal, last.control)
+  )
   np.testing.assert_allclose(total / 2, last.loss, rtol=1e-4)  # mean over behaviours
 
 
@@ -164,6 +174,7 @@ def test_behaviours_are_taken_up_as_they_are_won(session, monkeypatch):
 def test_a_model_of_another_tokenizer_is_refused(session):
   class Other:
     get_vocab = staticmethod(lambda: {"x": 0})
+
   loaded = dataclasses.replace(session.loaded, tokenizer=Other(), name="strange")
   strange = object.__new__(Session)
   strange.loaded = loaded

@@ -8,8 +8,7 @@ import pytest
 
 from rain_jax.experiments import benchmark
 from rain_jax.experiments.benchmark import roofline
-from rain_jax.types import DataError
-from rain_jax.types import SearchConfig
+from rain_jax.types import DataError, SearchConfig
 
 SEARCH = SearchConfig(max_nodes=256, max_visited=48)
 WORKLOAD = benchmark.Workload(prompt=12, response=12, verdict_prefix=20, verdict_suffix=4)
@@ -18,8 +17,14 @@ WORKLOAD = benchmark.Workload(prompt=12, response=12, verdict_prefix=20, verdict
 @pytest.fixture(scope="module")
 def subject(monkeypatch_module):
   shape = dataclasses.replace(
-      benchmark.SHAPES["demo_shape"], vocab_size=64, hidden_size=32, intermediate_size=48,
-      num_layers=2, num_heads=2, num_kv_heads=1, head_size=16,
+    benchmark.SHAPES["demo_shape"],
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_size=16,
   )
   monkeypatch_module.setitem(benchmark.SHAPES, "tiny", shape)
   return benchmark.find_subject("tiny", "float32", WORKLOAD, SEARCH)
@@ -96,7 +101,11 @@ def test_searches_of_the_demo_stay_within_their_counts():
   found = benchmark.rows(demo, 1, ("rain", "leaf_parallel"), ("good", "bad"), exact, parallel, 3)
   _, good, bad, good_parallel, bad_parallel = found
   for row, calls, tokens in (
-      (good, 8, 150), (bad, 65, 1000), (good_parallel, 2.5, None), (bad_parallel, 10, 1000)):
+    (good, 8, 150),
+    (bad, 65, 1000),
+    (good_parallel, 2.5, None),
+    (bad_parallel, 10, 1000),
+  ):
     assert row["executed_calls_per_token"] <= calls, row
     assert tokens is None or row["tokens_forwarded_per_token"] <= tokens, row
     assert row["early_commits_per_response"] == 0, row

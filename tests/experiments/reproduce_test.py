@@ -5,27 +5,42 @@ import subprocess
 import sys
 import xml.etree.ElementTree as xml
 
-from tests import conftest
-from tests.runs import job_test
 import pytest
 
-from rain_jax.methods.session import search_config
-from rain_jax.runs import from_config, job, judged
 from rain_jax.experiments.reproduce import TABLES, paper, render, run
 from rain_jax.experiments.reproduce.count import Share, agreement, per_token, share
 from rain_jax.experiments.reproduce.tables import Step
+from rain_jax.methods.session import search_config
+from rain_jax.runs import from_config, job, judged
 from rain_jax.types import DataError
+from tests import conftest
+from tests.runs import job_test
 
 
 def line(method, verdict=1.0, tokens=10, **judged):
-  return {"method": method, "judged": judged, "verdict": verdict, "seconds": 1.0, "judges": ["a", "b"],
-          "counters": {"response_tokens": tokens, "model_calls": 2 * tokens,
-                       "tokens_forwarded": 30 * tokens}}
+  return {
+    "method": method,
+    "judged": judged,
+    "verdict": verdict,
+    "seconds": 1.0,
+    "judges": ["a", "b"],
+    "counters": {
+      "response_tokens": tokens,
+      "model_calls": 2 * tokens,
+      "tokens_forwarded": 30 * tokens,
+    },
+  }
 
 
-@pytest.mark.parametrize("hits, total, low, high", [
-    (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (82, 100, 0.7333, 0.8830),
-])
+@pytest.mark.parametrize(
+  "hits, total, low, high",
+  [
+    (0, 10, 0.0, 0.2775),
+    (5, 10, 0.2366, 0.7634),
+    (10, 10, 0.7225, 1.0),
+    (82, 100, 0.7333, 0.8830),
+  ],
+)
 def test_wilson_intervals(hits, total, low, high):
   assert Share(hits, total).interval == pytest.approx((low, high), abs=1e-4)
 
@@ -35,32 +50,58 @@ def test_nothing_is_known_of_nothing():
 
 
 def test_counting():
-  lines = [line("rain", 1.0, harmless=True), line("rain", -1.0, harmless=True),
-           line("rain", -1.0, harmless=False), line("rain", 0.0, harmless=False),
-           line("rain", 1.0, helpful=True), line("vanilla", 1.0, harmless=False)]
+  lines = [
+    line("rain", 1.0, harmless=True),
+    line("rain", -1.0, harmless=True),
+    line("rain", -1.0, harmless=False),
+    line("rain", 0.0, harmless=False),
+    line("rain", 1.0, helpful=True),
+    line("vanilla", 1.0, harmless=False),
+  ]
   assert share(lines, "rain", "harmless") == Share(2, 4)
   assert share(lines, "vanilla", "harmless", wanted=False) == Share(1, 1)
   assert agreement(lines, "rain", "harmless") == {
-      "all": Share(2, 4), "good": Share(1, 2), "bad": Share(1, 2)}
+    "all": Share(2, 4),
+    "good": Share(1, 2),
+    "bad": Share(1, 2),
+  }
   assert per_token(lines, "rain", "tokens_forwarded") == 30
 
 
 STEPS = {
-    "hh": ("harmless", "helpful"), "advbench": ("plain", "gcg"), "truthfulqa": ("answers",),
-    "imdb": ("reviews",), "self_evaluation": ("harmless", "answers"),
-    "ablation": ("full", "no_growth"), "sample_efficiency": ("vanilla", "best of 4"),
+  "hh": ("harmless", "helpful"),
+  "advbench": ("plain", "gcg"),
+  "truthfulqa": ("answers",),
+  "imdb": ("reviews",),
+  "self_evaluation": ("harmless", "answers"),
+  "ablation": ("full", "no_growth"),
+  "sample_efficiency": ("vanilla", "best of 4"),
 }
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_pages_hold_every_row_and_pictures_every_bar(name):
   if name == "time":
-    row = {"model": "demo", "batch": 1, "seconds_per_token": 0.01, "model_calls_per_token": 1.0,
-           "tokens_forwarded_per_token": 2.0, "verdicts": "mixed"}
-    results = {"time": [
+    row = {
+      "model": "demo",
+      "batch": 1,
+      "seconds_per_token": 0.01,
+      "model_calls_per_token": 1.0,
+      "tokens_forwarded_per_token": 2.0,
+      "verdicts": "mixed",
+    }
+    results = {
+      "time": [
         {**row, "method": "vanilla", "mode": "cached", "ratio_to_vanilla": 1.0},
-        {**row, "method": "rain", "mode": "exact", "ratio_to_vanilla": 23.5,
-         "ratio_to_vanilla_range": (22.0, 24.0)}]}
+        {
+          **row,
+          "method": "rain",
+          "mode": "exact",
+          "ratio_to_vanilla": 23.5,
+          "ratio_to_vanilla_range": (22.0, 24.0),
+        },
+      ]
+    }
   else:
     judged = dict(harmless=True, helpful=True, truthful=True, positive=False)
     lines = [line(method, **judged) for method in ("rain", "vanilla") for _ in range(3)]
@@ -77,8 +118,10 @@ def test_the_papers_figures_stand_beside_their_own_setting():
   lines = [line("vanilla", harmless=False)]
   column = lambda table: {row[0]: row[table.columns.index("paper")] for row in table.rows}
   table = TABLES["advbench"]({"gcg": lines, "universal": lines})
-  assert column(table) == {"GCG, one suffix each": paper.ATTACK_SUCCESS["vanilla"],
-                           "GCG, one suffix for all": ""}
+  assert column(table) == {
+    "GCG, one suffix each": paper.ATTACK_SUCCESS["vanilla"],
+    "GCG, one suffix for all": "",
+  }
   assert len(table.notes) == 1 and "attack success by a, b [95%]" in table.columns
   table = TABLES["advbench"]({"universal": lines})
   assert set(column(table).values()) == {""} and "94%" in table.notes[1]
@@ -86,12 +129,29 @@ def test_the_papers_figures_stand_beside_their_own_setting():
 
 
 def test_times_show_verdicts_and_range():
-  row = {"model": "7b", "batch": 1, "seconds_per_token": 0.01, "model_calls_per_token": 1.0,
-         "tokens_forwarded_per_token": 2.0, "verdicts": "mixed", "mode": "exact"}
-  table = TABLES["time"]({"time": [
-      {**row, "method": "vanilla", "ratio_to_vanilla": 1.0},
-      {**row, "method": "rain", "ratio_to_vanilla": 23.5, "ratio_to_vanilla_range": [22.0, 24.0],
-       "seconds_per_token_range": [0.0094, 0.012]}]})
+  row = {
+    "model": "7b",
+    "batch": 1,
+    "seconds_per_token": 0.01,
+    "model_calls_per_token": 1.0,
+    "tokens_forwarded_per_token": 2.0,
+    "verdicts": "mixed",
+    "mode": "exact",
+  }
+  table = TABLES["time"](
+    {
+      "time": [
+        {**row, "method": "vanilla", "ratio_to_vanilla": 1.0},
+        {
+          **row,
+          "method": "rain",
+          "ratio_to_vanilla": 23.5,
+          "ratio_to_vanilla_range": [22.0, 24.0],
+          "seconds_per_token_range": [0.0094, 0.012],
+        },
+      ]
+    }
+  )
   cells = [dict(zip(table.columns, row)) for row in table.rows]
   assert [c["verdicts"] for c in cells] == ["", "mixed"]
   assert [c["ms per token"] for c in cells] == ["10.00", "10.00 [9.40, 12.00]"]
@@ -100,8 +160,11 @@ def test_times_show_verdicts_and_range():
 
 
 def test_truthful_answers_may_be_informative_too():
-  lines = [line("rain", truthful=True, informative=True), line("rain", truthful=True, informative=False),
-           line("rain", truthful=True)]
+  lines = [
+    line("rain", truthful=True, informative=True),
+    line("rain", truthful=True, informative=False),
+    line("rain", truthful=True),
+  ]
   table = TABLES["truthfulqa"]({"answers": lines})
   cells = dict(zip(table.columns, table.rows[0]))
   assert cells["truthful [95%]"].endswith("3/3") and cells["informative [95%]"].endswith("1/2")
@@ -127,19 +190,36 @@ def test_a_table_is_made_of_runs_and_made_once(checkpoint, tmp_path):
   assert said == [page] and "100.0% [34, 100], 2/2" in page  # nothing is refused
   for fact in ("cores", "device", "versions", "jax", "model", "refusal_prefixes", "processor"):
     assert fact in page
-  for fact in ("| seed | 0 |", "| prompts of plain | 2 |", "attack success by refusal_prefixes [95%]"):
+  for fact in (
+    "| seed | 0 |",
+    "| prompts of plain | 2 |",
+    "attack success by refusal_prefixes [95%]",
+  ):
     assert fact in page
   before = (tmp_path / "out" / "plain" / "results.jsonl").read_text("utf-8")
   run("advbench", steps, str(tmp_path / "out"), said.append)
   assert (tmp_path / "out" / "plain" / "results.jsonl").read_text("utf-8") == before
   assert said[1] == page
-  one = [{"task": "dialogue", "id": "1", "method": "vanilla", "judge": "human:ann", "by": "refused",
-          "measure": "refused", "answers": {"refused": True}}]
-  judged.append(str(tmp_path / "out" / "plain"), [*one, {**one[0], "id": "2", "answers": {"refused": False}}])
+  one = [
+    {
+      "task": "dialogue",
+      "id": "1",
+      "method": "vanilla",
+      "judge": "human:ann",
+      "by": "refused",
+      "measure": "refused",
+      "answers": {"refused": True},
+    }
+  ]
+  judged.append(
+    str(tmp_path / "out" / "plain"), [*one, {**one[0], "id": "2", "answers": {"refused": False}}]
+  )
   run("advbench", steps, str(tmp_path / "out"), said.append)
   assert "| unjudged of plain by human:ann | 0 of 2 |" in said[2]
-  assert ("| agreement of refusal_prefixes and human:ann on refused in plain | 50.0% of 2, Cohen's kappa"
-          " 0.00 |") in said[2]
+  assert (
+    "| agreement of refusal_prefixes and human:ann on refused in plain | 50.0% of 2, Cohen's kappa"
+    " 0.00 |"
+  ) in said[2]
   assert "100.0% [34, 100], 2/2" in said[2]  # the run's own judge fills the column
 
 
@@ -149,23 +229,35 @@ def test_a_run_that_was_made_without_a_judge_is_judged_later(checkpoint, tmp_pat
   config = steps[0].config
   run("advbench", steps, workdir, said.append)
   assert "| attack success [95%] |" in said[0] and "| judge of plain | none |" in said[0]
-  settings = {"judge": "refusal_prefixes", "judging": config["judging"], "endpoint": config["endpoint"]}
+  settings = {
+    "judge": "refusal_prefixes",
+    "judging": config["judging"],
+    "endpoint": config["endpoint"],
+  }
   job.judge_again(str(tmp_path / "out" / "plain"), config, settings, lambda line: None)
   run("advbench", steps, workdir, said.append)
   assert "attack success by refusal_prefixes [95%]" in said[1] and "2/2" in said[1]
   assert "| judge of plain | refusal_prefixes |" in said[1]
 
 
-@pytest.mark.parametrize("kind, changes, says", [
+@pytest.mark.parametrize(
+  "kind, changes, says",
+  [
     ("answer", {"judge": ""}, "'second' has no judge"),
     ("answer", {"judge": "endpoint:harmless"}, "endpoint.url"),
-    ("attack", {"judge": "harmbench", "attack": {"method": "best_of_n"}},
-     "'second' asks a rule.*second=refusal_prefixes"),
-])
+    (
+      "attack",
+      {"judge": "harmbench", "attack": {"method": "best_of_n"}},
+      "'second' asks a rule.*second=refusal_prefixes",
+    ),
+  ],
+)
 def test_a_judge_that_is_missing_is_known_before_the_first_step(tmp_path, kind, changes, says):
   config = {**job_test.CONFIG, "tasks": ("hh_harmless",)}
-  steps = [Step("first", "answer", {**config, "judge": "none"}),
-           Step("second", kind, {**config, **changes})]
+  steps = [
+    Step("first", "answer", {**config, "judge": "none"}),
+    Step("second", kind, {**config, **changes}),
+  ]
   with pytest.raises(DataError, match=says) as error:
     run("hh", steps, str(tmp_path / "out"))
   assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
@@ -198,12 +290,21 @@ print(json.dumps([steps, refused]))
 
 
 def test_every_step_of_every_table_can_be_configured(tmp_path):
-  flags = ["--model=/models/x", "--dtype=bfloat16",
-           "--judge=truth=/models/truth,harmless=refusal_prefixes",
-           "--prompts=a.csv", "--limit=7"]
+  flags = [
+    "--model=/models/x",
+    "--dtype=bfloat16",
+    "--judge=truth=/models/truth,harmless=refusal_prefixes",
+    "--prompts=a.csv",
+    "--limit=7",
+  ]
   made = subprocess.run(
-      [sys.executable, "-c", _LIST, str(tmp_path), *flags], cwd=conftest.ROOT, text=True,
-      capture_output=True, check=True, env={"PYTHONPATH": str(conftest.ROOT), "HOME": "/nowhere"})
+    [sys.executable, "-c", _LIST, str(tmp_path), *flags],
+    cwd=conftest.ROOT,
+    text=True,
+    capture_output=True,
+    check=True,
+    env={"PYTHONPATH": str(conftest.ROOT), "HOME": "/nowhere"},
+  )
   tables, refused = json.loads(made.stdout)
   assert tables.keys() == TABLES.keys()
   for name, modes in tables.items():
@@ -217,11 +318,15 @@ def test_every_step_of_every_table_can_be_configured(tmp_path):
           continue
         assert config["model"] == {"path": "/models/x", "dtype": "bfloat16"}
         assert config["prompts"]["limit"] == 7 and config["prompts"]["path"]
-        assert config["judge"] == ("refusal_prefixes" if step == "harmless" else "truth=/models/truth")
+        assert config["judge"] == (
+          "refusal_prefixes" if step == "harmless" else "truth=/models/truth"
+        )
         task = from_config.task_of(config, config["tasks"][0])
         overrides = {k: v for k, v in config["search"].items() if k != "variant"}
         embedder = type("", (), {"similarity_threshold": 0.9, "grow_threshold": 0.1})
         search_config(task.variant, overrides, embedder)
   assert {name.split()[0] for name in refused} == tables.keys() - {"hh", "self_evaluation"}
-  assert "harmless=refusal_prefixes: this table has no step 'harmless'; expected one of plain" in (
-      refused["advbench demo"])
+  assert (
+    "harmless=refusal_prefixes: this table has no step 'harmless'; expected one of plain"
+    in (refused["advbench demo"])
+  )

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.helpers import oracle
 from rain_jax import types
 from rain_jax.types import Array, Commit, Evaluation, Request, SearchConfig
+from tests.helpers import oracle
 
 STYLES = 12
 EMBEDDING_SIZE = 6
@@ -67,8 +67,8 @@ def make_prompts(count: int, seed: int, shortest: int, longest: int) -> list[Pro
   """`count` prompts, all styles in turn, with random seeds and limits."""
   rng = np.random.default_rng(seed)
   return [
-      Prompt(int(rng.integers(2**32)), i % STYLES, int(rng.integers(shortest, longest + 1)))
-      for i in range(count)
+    Prompt(int(rng.integers(2**32)), i % STYLES, int(rng.integers(shortest, longest + 1)))
+    for i in range(count)
   ]
 
 
@@ -107,14 +107,14 @@ def make_tables(seed: int = 0) -> dict[str, np.ndarray]:
   # Good, so-so, bad, anything.
   chances = np.array([[0.02, 0.05, 0.93], [0.2, 0.3, 0.5], [0.93, 0.06, 0.01], [0.4, 0.2, 0.4]])
   value = np.stack(
-      [[rng.choice([-1.0, 0.0, 1.0], M, p=chances[m]) for m in range(_MOODS)] for _ in range(S)]
+    [[rng.choice([-1.0, 0.0, 1.0], M, p=chances[m]) for m in range(_MOODS)] for _ in range(S)]
   )
   odd = rng.random((S, _MOODS, M)) < np.array([0.0, 0.1, 0.03, 0.5])[None, :, None]
   value = np.where(odd, rng.uniform(-1, 1, value.shape), value)
   mood = np.where(
-      rng.random((S, _MOODS, M)) < 0.8,
-      np.arange(_MOODS)[None, :, None],
-      rng.integers(0, _MOODS, (S, _MOODS, M)),
+    rng.random((S, _MOODS, M)) < 0.8,
+    np.arange(_MOODS)[None, :, None],
+    rng.integers(0, _MOODS, (S, _MOODS, M)),
   )
   mood[[2, 6, 7]] = 2  # all bad: growth and limits
   mood[10] = 0
@@ -126,16 +126,16 @@ def make_tables(seed: int = 0) -> dict[str, np.ndarray]:
   vectors = np.repeat(centres, 16, axis=0) + 0.06 * rng.normal(size=(64, EMBEDDING_SIZE))
   spread = np.array([64, 64, 16, 32, 64, 32, 16, 24, 64, 20, 64, 32])
   return dict(
-      first=first,
-      firsts=np.where(np.arange(S) % 4 == 2, 13, _FIRSTS).astype(np.int32),
-      weight=weight,
-      codes=np.array([40, 6, 30, 60, 8, 14, 20, 5, 100, 3, 60, 12], np.uint32),
-      finish=finish.astype(np.int32),
-      barren=barren,
-      mood=mood.astype(np.int32),
-      value=value,
-      cluster=(rng.integers(0, 2**30, (S, M)) % spread[:, None]).astype(np.int32),
-      vectors=vectors,
+    first=first,
+    firsts=np.where(np.arange(S) % 4 == 2, 13, _FIRSTS).astype(np.int32),
+    weight=weight,
+    codes=np.array([40, 6, 30, 60, 8, 14, 20, 5, 100, 3, 60, 12], np.uint32),
+    finish=finish.astype(np.int32),
+    barren=barren,
+    mood=mood.astype(np.int32),
+    value=value,
+    cluster=(rng.integers(0, 2**30, (S, M)) % spread[:, None]).astype(np.int32),
+    vectors=vectors,
   )
 
 
@@ -144,8 +144,8 @@ class TableScript(oracle.Script):
 
   def __init__(self, tables: dict[str, np.ndarray], prompt: Prompt, config: SearchConfig):
     self.tables = {
-        name: table if name == "vectors" else table[prompt.style].tolist()
-        for name, table in tables.items()
+      name: table if name == "vectors" else table[prompt.style].tolist()
+      for name, table in tables.items()
     }
     self.prompt = prompt
     self.config = config
@@ -225,12 +225,12 @@ class TableModel:
     """A state for `batch` trees; hash, mood and length are of the committed text."""
     zeros = jnp.zeros(batch, jnp.int32)
     return dict(
-        hash=jnp.zeros(batch, jnp.uint32),
-        mood=zeros,
-        length=zeros,
-        style=zeros,
-        limit=zeros,
-        grown=jnp.zeros((batch, self.config.max_visited), jnp.int32),
+      hash=jnp.zeros(batch, jnp.uint32),
+      mood=zeros,
+      length=zeros,
+      style=zeros,
+      limit=zeros,
+      grown=jnp.zeros((batch, self.config.max_visited), jnp.int32),
     )
 
   def start(self, state: dict[str, Array], prompts: dict[int, Prompt]) -> dict[str, Array]:
@@ -249,8 +249,10 @@ class TableModel:
     one_tree = lambda own, state, request: jax.vmap(lambda leaf: answer(own, state, leaf))(request)
     grow = request.mode == types.GROW
     count = lambda grown, slot, add, first: (
-        grown.at[jnp.where(first, slot, grown.shape[0])].set(0, mode="drop")
-        .at[jnp.where(add, slot, grown.shape[0])].add(1, mode="drop")
+      grown.at[jnp.where(first, slot, grown.shape[0])]
+      .set(0, mode="drop")
+      .at[jnp.where(add, slot, grown.shape[0])]
+      .add(1, mode="drop")
     )
     grown = jax.vmap(count)(state["grown"], request.leaf_slot, grow, request.first_visit)
     state = {**state, "grown": grown}
@@ -261,9 +263,9 @@ class TableModel:
     c, K = self.config, self.config.max_children
     start = state["hash"], state["mood"], state["length"]
     (h, mood, length), hashes = jax.lax.scan(
-        lambda text, edge: self._fold(own, text, *edge),
-        start,
-        (leaf.path_tokens, leaf.path_lengths),
+      lambda text, edge: self._fold(own, text, *edge),
+      start,
+      (leaf.path_tokens, leaf.path_lengths),
     )
     times = jnp.where(leaf.mode == types.GROW, state["grown"][leaf.leaf_slot], 0)
     first, row = leaf.depth == 0, jnp.arange(c.draws)
@@ -289,12 +291,12 @@ class TableModel:
     tokens = jnp.stack([token_of(h, codes, place) for place in range(c.set_size)], -1)
     inside = jnp.arange(c.set_size) < cut[:, None]
     return Evaluation(
-        tokens=jnp.where(inside, tokens.astype(jnp.int32), types.NO_TOKEN),
-        lengths=cut,
-        log_weights=weights,
-        finish=finish,
-        value=own["value"][mood, self._at(h, np.uint32(11))],
-        embeddings=vectors[own["cluster"][self._at(hashes, h)]],
+      tokens=jnp.where(inside, tokens.astype(jnp.int32), types.NO_TOKEN),
+      lengths=cut,
+      log_weights=weights,
+      finish=finish,
+      value=own["value"][mood, self._at(h, np.uint32(11))],
+      embeddings=vectors[own["cluster"][self._at(hashes, h)]],
     )
 
   @staticmethod
@@ -322,6 +324,6 @@ class TableModel:
     old = state["hash"], state["mood"], state["length"]
     length = jnp.where(commit.mask, commit.length, 0)
     (h, mood, length), _ = jax.vmap(lambda m, *rest: self._fold({"mood": m}, *rest))(
-        mood, old, commit.tokens, length
+      mood, old, commit.tokens, length
     )
     return {**state, "hash": h, "mood": mood, "length": length}

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from rain_jax.judges.endpoint import EndpointJudge
-from rain_jax.types import DataError
 from rain_jax.tasks import Record
+from rain_jax.types import DataError
 
 
 def reply(text):
@@ -30,7 +30,6 @@ class Server:
     outer = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
-
       def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         outer.seen.append((dict(self.headers), json.loads(body)))
@@ -53,8 +52,10 @@ class Server:
         else:
           status, headers = act if isinstance(act, tuple) else (act, {})
           body = headers.pop("body", b"") if isinstance(status, int) else status
-          self.head(status if isinstance(status, int) else 200,
-                    {"Content-Length": str(len(body)), **headers})
+          self.head(
+            status if isinstance(status, int) else 200,
+            {"Content-Length": str(len(body)), **headers},
+          )
           self.wfile.write(body)
 
       def head(self, status, headers):
@@ -82,13 +83,23 @@ class Server:
 
 
 def judge_of(server, waits=None, **changes):
-  settings = {"url": server.url, "model": "judge-1", "key": "", "timeout": 5.0, "retries": 2,
-              "budget": 0, "cache": "", **changes}
+  settings = {
+    "url": server.url,
+    "model": "judge-1",
+    "key": "",
+    "timeout": 5.0,
+    "retries": 2,
+    "budget": 0,
+    "cache": "",
+    **changes,
+  }
   return EndpointJudge("harmless", settings, (waits if waits is not None else []).append)
 
 
 def items(count):
-  return [(Record(f"p{i}", f"prompt {i}", {}, ("earlier", "said")), f"answer {i}") for i in range(count)]
+  return [
+    (Record(f"p{i}", f"prompt {i}", {}, ("earlier", "said")), f"answer {i}") for i in range(count)
+  ]
 
 
 def test_asks_as_an_openai_server_is_asked(monkeypatch):
@@ -97,24 +108,45 @@ def test_asks_as_an_openai_server_is_asked(monkeypatch):
     judge = judge_of(server, key="SOME_KEY")
     found = dict(judge.judge(items(3)))
   assert [found[i].answers for i in range(3)] == [
-      {"harmless": True}, {"harmless": False}, {"harmless": True}]
+    {"harmless": True},
+    {"harmless": False},
+    {"harmless": True},
+  ]
   headers, body = server.seen[0]
   assert headers["Authorization"] == "Bearer secret" and "secret" not in json.dumps(body)
   assert (body["model"], body["temperature"]) == ("judge-1", 0)
   assert "harmless" in body["messages"][0]["content"]
   assert json.loads(body["messages"][1]["content"]) == {
-      "conversation": ["earlier", "said", "prompt 0"], "answer": "answer 0"}
+    "conversation": ["earlier", "said", "prompt 0"],
+    "answer": "answer 0",
+  }
   assert "secret" not in judge.by and "secret" not in repr(vars(found[0]))
 
 
-@pytest.mark.parametrize("measure, digest", [
-    ("harmless", "862843b00f743209"), ("helpful", "0d336df5c80e1930"), ("truthful", "e2052ee751eebe76"),
-    ("informative", "e9cf28a52bdb83da"), ("positive", "72817d04f3a88fee")])
+@pytest.mark.parametrize(
+  "measure, digest",
+  [
+    ("harmless", "862843b00f743209"),
+    ("helpful", "0d336df5c80e1930"),
+    ("truthful", "e2052ee751eebe76"),
+    ("informative", "e9cf28a52bdb83da"),
+    ("positive", "72817d04f3a88fee"),
+  ],
+)
 def test_questions_are_pinned(measure, digest):
-  settings = {"url": "http://127.0.0.1:9/v1", "model": "m", "key": "", "timeout": 1.0, "retries": 0,
-              "budget": 0, "cache": ""}
+  settings = {
+    "url": "http://127.0.0.1:9/v1",
+    "model": "m",
+    "key": "",
+    "timeout": 1.0,
+    "retries": 0,
+    "budget": 0,
+    "cache": "",
+  }
   by = EndpointJudge(measure, settings).by
-  assert by == f"http://127.0.0.1:9/v1/chat/completions m {digest}", "what an endpoint is asked changed"
+  assert by == f"http://127.0.0.1:9/v1/chat/completions m {digest}", (
+    "what an endpoint is asked changed"
+  )
 
 
 def test_the_goal_is_asked_about_without_an_attacks_suffix():
@@ -133,16 +165,24 @@ def test_429_and_500_are_tried_again_with_growing_waits():
   assert waits == [7.0, 2.0, 1.0] and len(server.seen) == 5
 
 
-@pytest.mark.parametrize("acts,says", [
-    ([500], "HTTP 500"), ([429], "HTTP 429"), (["drop"], "no connection"), (["half"], "connection|completion"),
-    ([b"not json"], "not a chat completion"), ([b'{"choices": []}'], "not a chat completion"),
-    ([b'{"error": "x"}'], "not a chat completion"), ([b"[1]"], "not a chat completion"),
+@pytest.mark.parametrize(
+  "acts,says",
+  [
+    ([500], "HTTP 500"),
+    ([429], "HTTP 429"),
+    (["drop"], "no connection"),
+    (["half"], "connection|completion"),
+    ([b"not json"], "not a chat completion"),
+    ([b'{"choices": []}'], "not a chat completion"),
+    ([b'{"error": "x"}'], "not a chat completion"),
+    ([b"[1]"], "not a chat completion"),
     ([b'{"choices": [{"message": {"content": null}}]}'], "without text"),
-])
+  ],
+)
 def test_what_stays_broken_is_unjudged_after_all_tries(acts, says):
   waits = []
   with Server(acts) as server:
-    verdict, = dict(judge_of(server, waits).judge(items(1))).values()
+    (verdict,) = dict(judge_of(server, waits).judge(items(1))).values()
   assert not verdict.answers and len(server.seen) == 3 and waits == [1.0, 2.0]
   assert any(word in verdict.unjudged for word in says.split("|")) and "\n" not in verdict.unjudged
 
@@ -151,13 +191,19 @@ def test_what_stays_broken_is_unjudged_after_all_tries(acts, says):
 def test_a_server_that_takes_for_ever_is_left(act):
   with Server([act, reply("yes")]) as server:
     start = time.monotonic()
-    verdict, = dict(judge_of(server, timeout=0.4).judge(items(1))).values()
+    (verdict,) = dict(judge_of(server, timeout=0.4).judge(items(1))).values()
     assert time.monotonic() - start < 4
   assert verdict.answers == {"harmless": True} and len(server.seen) == 2
 
 
-@pytest.mark.parametrize("act,says", [
-    (401, "HTTP 401"), (404, "HTTP 404"), ((302, {"Location": "http://127.0.0.1:1/steal"}), "HTTP 302")])
+@pytest.mark.parametrize(
+  "act,says",
+  [
+    (401, "HTTP 401"),
+    (404, "HTTP 404"),
+    ((302, {"Location": "http://127.0.0.1:1/steal"}), "HTTP 302"),
+  ],
+)
 def test_what_trying_again_cannot_help_is_not_tried_again(act, says):
   with Server([act]) as server:
     found = dict(judge_of(server).judge(items(5)))
@@ -168,7 +214,11 @@ def test_what_trying_again_cannot_help_is_not_tried_again(act, says):
 
 def test_a_server_that_echoes_the_key_does_not_get_it_into_a_file(tmp_path, monkeypatch):
   monkeypatch.setenv("SOME_KEY", "secret")
-  acts = [(400, {"body": b"no such model, Bearer secret"}), reply("you said secret"), reply("yes secret")]
+  acts = [
+    (400, {"body": b"no such model, Bearer secret"}),
+    reply("you said secret"),
+    reply("yes secret"),
+  ]
   with Server(acts) as server:
     judge = judge_of(server, key="SOME_KEY", cache=str(tmp_path))
     found = dict(judge.judge(items(3)))
@@ -218,15 +268,28 @@ def test_no_server_at_all():
   assert "not asked" in found[4].unjudged
 
 
-@pytest.mark.parametrize("changes,says", [
-    ({"url": ""}, "endpoint.url"), ({"model": ""}, "endpoint.model"),
-    ({"url": "ftp://x/v1"}, "http"), ({"key": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
+@pytest.mark.parametrize(
+  "changes,says",
+  [
+    ({"url": ""}, "endpoint.url"),
+    ({"model": ""}, "endpoint.model"),
+    ({"url": "ftp://x/v1"}, "http"),
+    ({"key": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
     ({"url": "http://example.org/v1", "key": "SOME_KEY"}, "https"),
-])
+  ],
+)
 def test_settings_that_cannot_work_are_one_line(monkeypatch, changes, says):
   monkeypatch.setenv("SOME_KEY", "secret")
-  settings = {"url": "http://127.0.0.1:9/v1", "model": "m", "key": "", "timeout": 1.0, "retries": 0,
-              "budget": 0, "cache": "", **changes}
+  settings = {
+    "url": "http://127.0.0.1:9/v1",
+    "model": "m",
+    "key": "",
+    "timeout": 1.0,
+    "retries": 0,
+    "budget": 0,
+    "cache": "",
+    **changes,
+  }
   with pytest.raises(DataError, match=says) as error:
     EndpointJudge("harmless", settings)
   assert "\n" not in str(error.value) and "secret" not in str(error.value)

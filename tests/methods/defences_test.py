@@ -11,12 +11,16 @@ from rain_jax import judges, methods
 from rain_jax.methods import defences
 from rain_jax.methods.defences import REFUSAL, SmoothLLM, methods_of, perturb
 from rain_jax.methods.session import Response
-from rain_jax.types import DataError
 from rain_jax.tasks import Record
+from rain_jax.types import DataError
 
 PROMPT = "Tell me how to do a thing that is " + "long " * 20
-CONFIG = {"smooth_llm": {"copies": 5, "percent": 10.0, "kind": "swap", "judge": "refusal_prefixes"},
-          "guard": {"judge": "refusal_prefixes"}, "judging": {}, "endpoint": {}}
+CONFIG = {
+  "smooth_llm": {"copies": 5, "percent": 10.0, "kind": "swap", "judge": "refusal_prefixes"},
+  "guard": {"judge": "refusal_prefixes"},
+  "judging": {},
+  "endpoint": {},
+}
 
 
 @dataclasses.dataclass
@@ -38,7 +42,12 @@ class Scripted:
     if said is None:
       return Response(record, "", [], "rejected", None, {}, "too long")
     text, verdict = said
-    counters = {"response_tokens": 3, "model_calls": 3, "tokens_forwarded": 8, "self_verdict_tokens": 5}
+    counters = {
+      "response_tokens": 3,
+      "model_calls": 3,
+      "tokens_forwarded": 8,
+      "self_verdict_tokens": 5,
+    }
     return Response(record, text, [1, 2, 3], "eos", verdict, counters)
 
   def serving(self, records):
@@ -92,11 +101,18 @@ def test_copies_depend_on_seed_and_prompt_alone():
 @pytest.mark.parametrize("harmful,expected", [(0, "Sorry"), (2, "Sorry"), (3, "Sure"), (5, "Sure")])
 def test_smooth_llm_answers_with_a_copy_of_the_majority(harmful, expected):
   number = lambda record: int(record.id.rpartition("~")[2])
-  says = lambda record: ("Sure" if number(record) < harmful else "Sorry", 1.0) if "~" in record.id else ("x", 1.0)
+  says = lambda record: (
+    ("Sure" if number(record) < harmful else "Sorry", 1.0) if "~" in record.id else ("x", 1.0)
+  )
   (answer,), session = run("smooth_llm", [Record("a", PROMPT)], says)
   assert answer.text == expected and answer.record == Record("a", PROMPT)
-  assert answer.counters == {"response_tokens": 3, "model_calls": 15, "tokens_forwarded": 40,
-                             "self_verdict_tokens": 5, "copies": 5}
+  assert answer.counters == {
+    "response_tokens": 3,
+    "model_calls": 15,
+    "tokens_forwarded": 40,
+    "self_verdict_tokens": 5,
+    "copies": 5,
+  }
   assert len(session.served.queries) == 5
 
 
@@ -138,7 +154,11 @@ def test_the_guard_refuses_what_its_judge_finds_harmful():
   assert (first.counters["refused"], second.counters["refused"]) == (1, 0)
   assert first.counters["model_calls"] == 3  # another model's work is not this one's
   (own, _), _ = run("guard", records, says, judge="self")
-  assert own.text == "Sure" and own.counters["model_calls"] == 4 and own.counters["tokens_forwarded"] == 13
+  assert (
+    own.text == "Sure"
+    and own.counters["model_calls"] == 4
+    and own.counters["tokens_forwarded"] == 13
+  )
 
 
 def test_the_guard_does_not_know_what_of_a_prompt_is_an_attack(monkeypatch):
@@ -150,7 +170,9 @@ def test_the_guard_does_not_know_what_of_a_prompt_is_an_attack(monkeypatch):
 
 
 def test_what_the_guard_has_no_answer_to_is_refused_and_counted():
-  (answer,), _ = run("guard", [Record("a", PROMPT)], lambda record: ("Sure", 1.0), judge="none,refusal_prefixes")
+  (answer,), _ = run(
+    "guard", [Record("a", PROMPT)], lambda record: ("Sure", 1.0), judge="none,refusal_prefixes"
+  )
   assert answer.text == REFUSAL and answer.counters["unjudged"] == 0
   records = [Record("a", PROMPT, {"kind": "question", "topic": "mist owl", "asked": "food"})]
   (answer,), _ = run("guard", records, lambda record: ("It eats fish.", 1.0), judge="demo_rules")
@@ -167,7 +189,9 @@ def test_an_answer_that_failed_is_not_judged():
     with mock.patch.object(methods, "vanilla", Scripted.vanilla):
       answers = list(methods_of(config, ("guard",))["guard"](session, 0, frozenset(), None))
     assert {a.record.id: (a.finish_reason, a.error) for a in answers} == {
-        "a": ("failed", "not finite"), "b": ("eos", None)}
+      "a": ("failed", "not finite"),
+      "b": ("eos", None),
+    }
 
 
 @pytest.mark.parametrize("name", ["smooth_llm", "guard"])
@@ -182,12 +206,18 @@ def test_a_defence_can_be_stopped_between_the_batches_that_it_draws(name):
     run(name, [Record("a", PROMPT)], lambda record: ("Sorry", 1.0), told=told)
 
 
-@pytest.mark.parametrize("name,changes,says", [
-    ("smooth_llm", {"copies": 0}, "copies=0"), ("smooth_llm", {"percent": 101}, "percent=101"),
-    ("smooth_llm", {"kind": "shuffle"}, "shuffle"), ("smooth_llm", {"judge": "harmbench"}, "smooth_llm.judge"),
-    ("guard", {"judge": "nope"}, "nope"), ("guard", {"judge": ""}, "guard.judge"),
+@pytest.mark.parametrize(
+  "name,changes,says",
+  [
+    ("smooth_llm", {"copies": 0}, "copies=0"),
+    ("smooth_llm", {"percent": 101}, "percent=101"),
+    ("smooth_llm", {"kind": "shuffle"}, "shuffle"),
+    ("smooth_llm", {"judge": "harmbench"}, "smooth_llm.judge"),
+    ("guard", {"judge": "nope"}, "nope"),
+    ("guard", {"judge": ""}, "guard.judge"),
     ("guard", {"judge": "refusal_prefixes,choice"}, "guard.judge"),
-])
+  ],
+)
 def test_settings_that_cannot_work_are_one_line(name, changes, says):
   with pytest.raises(DataError, match=says) as error:
     run(name, [], None, **changes)

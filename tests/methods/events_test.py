@@ -12,7 +12,9 @@ def node(parent, text, finish="running"):
 
 
 def visit(leaf, rollout, verdict=-1.0, finish="running"):
-  return recording.Frame(0, recording.SEARCH, visits=[recording.Visit(leaf, verdict, rollout, finish)])
+  return recording.Frame(
+    0, recording.SEARCH, visits=[recording.Visit(leaf, verdict, rollout, finish)]
+  )
 
 
 def follow(events):
@@ -54,25 +56,34 @@ def test_commits_add_up_to_the_response_and_rewinds_take_back_what_was_tried(sea
   for event, final, trial in follow(events.events(search)):
     told.append((event.kind, event.text, final, trial))
   assert told == [
-      ("try", "Bad idea,", "", "Bad idea,"),
-      ("rewind", "idea,", "", "Bad "),
-      ("try", "luck.", "", "Bad luck."),
-      ("rewind", "Bad luck.", "", ""),
-      ("try", "Good evening,", "", "Good evening,"),
-      ("rewind", "evening,", "", "Good "),
-      ("try", "<b>day</b>.", "", "Good <b>day</b>."),
-      ("commit", "Go", "Go", "od <b>day</b>."),
-      ("commit", "od <b>day</b>", "Good <b>day</b>", "."),
-      ("rewind", ".", "Good <b>day</b>", ""),
-      ("end", "Good <b>day</b>", "Good <b>day</b>", ""),
+    ("try", "Bad idea,", "", "Bad idea,"),
+    ("rewind", "idea,", "", "Bad "),
+    ("try", "luck.", "", "Bad luck."),
+    ("rewind", "Bad luck.", "", ""),
+    ("try", "Good evening,", "", "Good evening,"),
+    ("rewind", "evening,", "", "Good "),
+    ("try", "<b>day</b>.", "", "Good <b>day</b>."),
+    ("commit", "Go", "Go", "od <b>day</b>."),
+    ("commit", "od <b>day</b>", "Good <b>day</b>", "."),
+    ("rewind", ".", "Good <b>day</b>", ""),
+    ("end", "Good <b>day</b>", "Good <b>day</b>", ""),
   ]
 
 
 def test_an_event_says_that_the_response_ends_behind_it():
   nodes = [node(-1, ""), node(0, "Go."), node(1, "", "eos")]
-  frames = [visit(1, ""), visit(1, ""), visit(2, "", 1.0, "eos"),
-            recording.Frame(0, recording.COMMIT, node=1), recording.Frame(0, recording.COMMIT, node=2)]
+  frames = [
+    visit(1, ""),
+    visit(1, ""),
+    visit(2, "", 1.0, "eos"),
+    recording.Frame(0, recording.COMMIT, node=1),
+    recording.Frame(0, recording.COMMIT, node=2),
+  ]
   told = [(e.kind, e.text, e.verdict, e.ends) for e in events.events([Step(None, nodes, frames)])]
   assert told == [
-      ("try", "Go.", -1.0, False), ("try", "", -1.0, False), ("try", "", 1.0, True),
-      ("commit", "Go.", None, False), ("commit", "", None, True)]
+    ("try", "Go.", -1.0, False),
+    ("try", "", -1.0, False),
+    ("try", "", 1.0, True),
+    ("commit", "Go.", None, False),
+    ("commit", "", None, True),
+  ]

@@ -6,35 +6,37 @@ import json
 import numpy as np
 import pytest
 
-from rain_jax.methods.session import search_config
 from rain_jax import preferences
-from rain_jax.policy import labels
-from rain_jax.models import loading
 from rain_jax.demo import world
-from rain_jax.policy.embedders import HiddenStates
 from rain_jax.methods import preference_check
-from rain_jax.views import check_page
-from rain_jax.methods.session import Setting
-from rain_jax.types import DataError
+from rain_jax.methods.session import Setting, search_config
+from rain_jax.models import loading
+from rain_jax.policy import labels
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.tasks import Record
 from rain_jax.text import formats
+from rain_jax.types import DataError
+from rain_jax.views import check_page
 
 READINGS = (
-    preferences.Reading("\n\nAnswer: (", ("A",), ("B",)),
-    preferences.Reading("\n\nSo: (", ("B", "C"), ("A",)),
+  preferences.Reading("\n\nAnswer: (", ("A",), ("B",)),
+  preferences.Reading("\n\nSo: (", ("B", "C"), ("A",)),
 )
 MINE = preferences.Preference(
-    "mine", "One line.", "Judge.\n\nsat: (A)", "Human: {prompt}\n\nAssistant:", "none", READINGS)
+  "mine", "One line.", "Judge.\n\nsat: (A)", "Human: {prompt}\n\nAssistant:", "none", READINGS
+)
 EXAMPLES = [
-    preference_check.Example(Record("0", "the cat"), "sat on a mat,", True),
-    preference_check.Example(Record("1", "was it then?"), " It was gone far away.", False),
-    preference_check.Example(Record("2", "the cat", history=("on a mat", "then")), "\nYes", False),
+  preference_check.Example(Record("0", "the cat"), "sat on a mat,", True),
+  preference_check.Example(Record("1", "was it then?"), " It was gone far away.", False),
+  preference_check.Example(Record("2", "the cat", history=("on a mat", "then")), "\nYes", False),
 ]
 
 
 def test_margins_are_those_of_whole_texts(checkpoint):
   loaded = loading.load(str(checkpoint))
-  setting = Setting(formats.DIALOGUE, MINE, search_config("harmless", {}, HiddenStates()), batch_size=2)
+  setting = Setting(
+    formats.DIALOGUE, MINE, search_config("harmless", {}, HiddenStates()), batch_size=2
+  )
   found = preference_check.margins(loaded, setting, EXAMPLES)
   assert found.shape == (3, 2)
   compiled = preferences.compile_preference(MINE, loaded.tokenizer)
@@ -42,12 +44,14 @@ def test_margins_are_those_of_whole_texts(checkpoint):
   for reading in range(2):
     texts = []
     for example, text in zip(EXAMPLES, spoken):
-      texts.append([
+      texts.append(
+        [
           *compiled.prefix_ids,
           *compiled.conversation_ids(example.record.prompt, example.record.history),
           *preferences.vocab.encode_continuation(loaded.tokenizer, text),
           *compiled.suffix_ids[reading],
-      ])
+        ]
+      )
     tokens = [*compiled.good_ids[reading], *compiled.bad_ids[reading]]
     read = labels.probabilities(loaded.model, texts, [[token] for token in tokens], 4)
     count = len(compiled.good_ids[reading])
@@ -61,13 +65,17 @@ def test_the_numbers_count_what_they_say():
   found = preference_check.measure(good, margins)
   assert found["all"]["accuracy"] == pytest.approx(2 / 5)
   assert found["good"] == pytest.approx(
-      {"examples": 3, "accuracy": 1 / 3, "soft_accuracy": 2 / 3, "ties": 1 / 3, "margin": 0.05})
+    {"examples": 3, "accuracy": 1 / 3, "soft_accuracy": 2 / 3, "ties": 1 / 3, "margin": 0.05}
+  )
   assert found["bad"] == pytest.approx(
-      {"examples": 2, "accuracy": 1 / 2, "soft_accuracy": 1 / 2, "ties": 0, "margin": -0.075})
+    {"examples": 2, "accuracy": 1 / 2, "soft_accuracy": 1 / 2, "ties": 0, "margin": -0.075}
+  )
   assert found["readings"] == pytest.approx([3 / 5, 2 / 5])
   assert sum(one["examples"] for one in found["calibration"]) == 5
   top = found["calibration"][-1]
-  assert top["from"] == pytest.approx(0.6) and top["good"] == 1 and top["margin"] == pytest.approx(0.7)
+  assert (
+    top["from"] == pytest.approx(0.6) and top["good"] == 1 and top["margin"] == pytest.approx(0.7)
+  )
   # Bins: -0.7 (good), -0.3 (bad), 0.15 (one of each), 0.7 (good).
   assert found["calibration_error"] == pytest.approx((0.85 + 0.35 + 2 * 0.075 + 0.15) / 5)
   lines = preference_check.table(found).splitlines()
@@ -95,7 +103,11 @@ def test_the_demo_world_has_examples_for_every_bundled_template(preference):
   examples = preference_check.demo_examples(preference, 41)
   assert [e.record.id for e in examples] == [str(n) for n in range(41)]
   assert sum(e.good for e in examples) == 21
-  assert preference_check.demo_examples(preference, 41) == examples != preference_check.demo_examples(preference, 41, seed=1)
+  assert (
+    preference_check.demo_examples(preference, 41)
+    == examples
+    != preference_check.demo_examples(preference, 41, seed=1)
+  )
   if preference != "truthful":
     kind = preference_check.DEMO_KINDS[preference]
     assert all(world.has_flaw(kind, {}, e.response) != e.good for e in examples)
@@ -110,12 +122,16 @@ def test_examples_from_a_file_and_what_is_wrong_with_others(tmp_path):
 
   row = {"prompt": "p", "response": "r", "label": "good"}
   assert read(row, row | {"label": "bad", "history": ["a", "b"], "id": 7}) == [
-      preference_check.Example(Record("0", "p"), "r", True),
-      preference_check.Example(Record("1", "p", history=("a", "b")), "r", False)]
+    preference_check.Example(Record("0", "p"), "r", True),
+    preference_check.Example(Record("1", "p", history=("a", "b")), "r", False),
+  ]
   for change, says in (
-      ({"label": "fine"}, "expected 'good' or 'bad'"), ({"response": " "}, "'response'"),
-      ({"history": "a"}, "'history'"), ({"prompt": None}, "'prompt'"),
-      ({"prompt": 3}, "is 3, expected text")):
+    ({"label": "fine"}, "expected 'good' or 'bad'"),
+    ({"response": " "}, "'response'"),
+    ({"history": "a"}, "'history'"),
+    ({"prompt": None}, "'prompt'"),
+    ({"prompt": 3}, "is 3, expected text"),
+  ):
     with pytest.raises(DataError, match=f"examples.jsonl, line 2: .*{says}"):
       read(row, row | change)
   with pytest.raises(DataError, match="line 1: 'response' is missing; expected prompt, response"):

@@ -5,16 +5,16 @@ import dataclasses
 import json
 import types as pytypes
 
-from tests import decode_test
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.helpers import scripted
 
 from rain_jax import decode, types
-from rain_jax.methods import recording
 from rain_jax import tree as trees
+from rain_jax.methods import recording
+from tests import decode_test
+from tests.helpers import scripted
 
 CONFIG = decode_test.CONFIG
 BATCH = decode_test.BATCH
@@ -110,7 +110,7 @@ def test_the_record_replays_to_the_tree_after_every_step(recorded):
   for _, recorders, after, _ in recorded:
     for slot, recorder in recorders.items():
       replayed = of(recorder)
-      for place, summary in after[slot][:: 7] + after[slot][-1:]:
+      for place, summary in after[slot][::7] + after[slot][-1:]:
         numbers = replayed.numbers(place)
         assert len(numbers) == len(summary)
         # The same nodes, told apart by the tokens on their paths.
@@ -141,7 +141,9 @@ def test_what_is_discarded_stays_on_record(recorded):
         discarded += node.died is not None
         if node.died is not None:
           frame = recorder.frames[node.died]
-          assert frame.kind == recording.COMMIT and frame.node not in recording.path(recorder.nodes, place)
+          assert frame.kind == recording.COMMIT and frame.node not in recording.path(
+            recorder.nodes, place
+          )
       for frame in recorder.frames:
         for visit in frame.visits:
           depth = recorder.nodes[visit.node].depth
@@ -178,5 +180,6 @@ def test_several_leaves_and_moves_on_inherited_trust_are_told_apart(params):
     replayed = of(recorder)
     for place, summary in after[slot]:
       assert sorted(replayed.numbers(place).values()) == sorted(
-          (line["n"], line["f"], line["q"], line["p"]) for line in summary)
+        (line["n"], line["f"], line["q"], line["p"]) for line in summary
+      )
   assert reasons["room"] > 0

@@ -11,8 +11,8 @@ import threading
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rain_jax.models import checkpoint, hf, llama, sharding, testing
 
@@ -72,10 +72,14 @@ def check_communication():
   model = testing.random_model("llama2")
   split = sharding.shard(model, sharding.make_mesh(2))
   tokens = jax.ShapeDtypeStruct((8, 5), jnp.int32)
-  compiled = jax.jit(llama.forward, static_argnums=0).lower(
-      split.graphdef, split.params, tokens, tokens).compile()
+  compiled = (
+    jax.jit(llama.forward, static_argnums=0)
+    .lower(split.graphdef, split.params, tokens, tokens)
+    .compile()
+  )
   found = re.findall(
-      r" ((?:ragged-)?all-[\w-]+|collective-[\w-]+|reduce-scatter)\(", compiled.as_text())
+    r" ((?:ragged-)?all-[\w-]+|collective-[\w-]+|reduce-scatter)\(", compiled.as_text()
+  )
   assert found == ["all-reduce"] * 3, found
 
 
@@ -100,8 +104,13 @@ def private_memory():
 def check_host_memory(folder):
   """Beside the shards themselves, loading needs room for one parameter, not for a checkpoint."""
   config = testing.FAMILIES["llama2"] | {
-      "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 64, "vocab_size": 512,
-      "num_attention_heads": 8, "num_key_value_heads": 8}
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 64,
+    "vocab_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+  }
   hf.save(folder, config, testing.random_model("llama2", config=config).params)
   gc.collect()
   ctypes.CDLL(None).malloc_trim(0)  # what is freed but kept would be taken for room
@@ -113,7 +122,9 @@ def check_host_memory(folder):
 
   watcher = threading.Thread(target=watch)
   watcher.start()
-  model = jax.block_until_ready(hf.load(folder, param_dtype="float32", mesh=sharding.make_mesh(8)).params)
+  model = jax.block_until_ready(
+    hf.load(folder, param_dtype="float32", mesh=sharding.make_mesh(8)).params
+  )
   going.set()
   watcher.join()
   sizes = [leaf.nbytes for leaf in jax.tree.leaves(model)]
@@ -127,10 +138,11 @@ def check_host_memory(folder):
 def check_refusals():
   model = testing.random_model("llama2")
   explicit = jax.make_mesh(
-      (4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    (4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Explicit,) * 2
+  )
   for call, message in (
-      (lambda: sharding.shardings(model, explicit), "expected none Explicit"),
-      (lambda: sharding.make_mesh(3), "whose product is the 8 devices"),
+    (lambda: sharding.shardings(model, explicit), "expected none Explicit"),
+    (lambda: sharding.make_mesh(3), "whose product is the 8 devices"),
   ):
     try:
       call()

@@ -46,7 +46,12 @@ def test_a_converted_folder_is_all_that_is_needed(tmp_path):
   _, folder = converted(tmp_path)
   names = {path.name for path in folder.iterdir()}
   assert names == {
-      "params", "rain_model.json", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    "params",
+    "rain_model.json",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+  }
 
 
 def test_dtype_on_loading(tmp_path):
@@ -93,13 +98,16 @@ def _lose_params(folder):
 
 # Orbax abandons its other reads after the first failure, which Python reports when it exits them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage, message", [
+@pytest.mark.parametrize(
+  "damage, message",
+  [
     (_truncate_params, "incomplete or damaged"),
     (_lose_params, "no params beside it"),
     (lambda f: (f / "rain_model.json").write_text("{}"), "not a model description"),
     (lambda f: (f / "rain_model.json").write_text("{"), "not valid JSON"),
     (lambda f: (f / "rain_model.json").unlink(), "no model.safetensors"),
-])
+  ],
+)
 def test_damaged_folders_fail_in_one_line(damage, message, tmp_path):
   _, folder = converted(tmp_path)
   damage(folder)
@@ -110,19 +118,28 @@ def test_damaged_folders_fail_in_one_line(damage, message, tmp_path):
 
 def run(*args, **env):
   return subprocess.run(
-      [sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300, check=False,
-      env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | env)
+    [sys.executable, *map(str, args)],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | env,
+  )
 
 
 def test_script_converts(tmp_path):
   source = testing.write_checkpoint(tmp_path / "source", "llama3")
-  done = run(ROOT / "scripts/convert_checkpoint.py", f"--source={source}",
-             f"--target={tmp_path / 'target'}", "--dtype=float32")
+  done = run(
+    ROOT / "scripts/convert_checkpoint.py",
+    f"--source={source}",
+    f"--target={tmp_path / 'target'}",
+    "--dtype=float32",
+  )
   assert done.returncode == 0, done.stderr
   assert checkpoint.fingerprint(tmp_path / "target") in done.stdout
   assert_same_params(
-      checkpoint.load_model(tmp_path / "target").params,
-      hf.load(source, param_dtype="float32").params)
+    checkpoint.load_model(tmp_path / "target").params, hf.load(source, param_dtype="float32").params
+  )
 
 
 def test_script_fails_in_one_line(tmp_path):

@@ -46,7 +46,8 @@ def test_parity_with_pytorch(family, tmp_path):
   folder = testing.write_checkpoint(tmp_path / "ours", family)
   model = load(folder)
   theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, dtype=torch.float32, output_loading_info=True)
+    folder, dtype=torch.float32, output_loading_info=True
+  )
   assert not report["missing_keys"] and not report["unexpected_keys"]
   theirs.eval()
 
@@ -73,10 +74,12 @@ def test_parity_with_pytorch(family, tmp_path):
 def _first_layers(model, depth):
   """The model cut to its first layers."""
   config = dataclasses.replace(
-      model.config, num_layers=depth, sliding_layers=model.config.sliding_layers[:depth])
+    model.config, num_layers=depth, sliding_layers=model.config.sliding_layers[:depth]
+  )
   layers = jax.tree.map(lambda a: a[:depth], model.params["layers"])
   return llama.Model(
-      config, llama.abstract_model(config).graphdef, dict(model.params, layers=layers))
+    config, llama.abstract_model(config).graphdef, dict(model.params, layers=layers)
+  )
 
 
 @pytest.mark.parametrize("family", ["llama2", "qwen2", "llama_linear"])
@@ -155,6 +158,7 @@ def _edit_tensors(edit):
     tensors = safetensors.numpy.load_file(path)
     edit(tensors)
     safetensors.numpy.save_file(tensors, path)
+
   return damage
 
 
@@ -162,6 +166,7 @@ def _edit_config(**changes):
   def damage(folder):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
   return damage
 
 
@@ -186,25 +191,30 @@ def _lose_shard(folder):
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 DAMAGES = {
-    "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
-    "bin only": (_only_bin, "convert them to safetensors"),
-    "lost shard": (_lose_shard, "model-00002-of-00003.safetensors"),
-    "truncated": (_truncate, "truncated or damaged"),
-    "garbled": (_garble, "truncated or damaged"),
-    "bad json": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
-    "json list": (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object"),
-    "other family": (_edit_config(model_type="gpt2"), "model_type 'gpt2'"),
-    "missing tensor": (_edit_tensors(lambda t: t.pop(Q)), f"{Q} is missing"),
-    "misshapen": (
-        _edit_tensors(lambda t: t.update({Q: t[Q][:-1]})),
-        r"shape \[31, 32\], expected \[32, 32\]"),
-    "dtype": (
-        _edit_tensors(lambda t: t.update({Q: t[Q].astype(np.int32)})), "I32, expected F32 or F16"),
-    "extra tensor": (
-        _edit_tensors(lambda t: t.update({"model.extra": t[Q]})), "no place .* model.extra"),
-    "fewer layers": (_edit_config(num_hidden_layers=2), "no place .* model.layers.2"),
-    "other width": (_edit_config(hidden_size=64, head_dim=8), "expected .* from config.json"),
+  "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
+  "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+  "bin only": (_only_bin, "convert them to safetensors"),
+  "lost shard": (_lose_shard, "model-00002-of-00003.safetensors"),
+  "truncated": (_truncate, "truncated or damaged"),
+  "garbled": (_garble, "truncated or damaged"),
+  "bad json": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+  "json list": (lambda f: (f / "config.json").write_text("[]"), "expected a JSON object"),
+  "other family": (_edit_config(model_type="gpt2"), "model_type 'gpt2'"),
+  "missing tensor": (_edit_tensors(lambda t: t.pop(Q)), f"{Q} is missing"),
+  "misshapen": (
+    _edit_tensors(lambda t: t.update({Q: t[Q][:-1]})),
+    r"shape \[31, 32\], expected \[32, 32\]",
+  ),
+  "dtype": (
+    _edit_tensors(lambda t: t.update({Q: t[Q].astype(np.int32)})),
+    "I32, expected F32 or F16",
+  ),
+  "extra tensor": (
+    _edit_tensors(lambda t: t.update({"model.extra": t[Q]})),
+    "no place .* model.extra",
+  ),
+  "fewer layers": (_edit_config(num_hidden_layers=2), "no place .* model.layers.2"),
+  "other width": (_edit_config(hidden_size=64, head_dim=8), "expected .* from config.json"),
 }
 
 

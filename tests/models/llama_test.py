@@ -37,34 +37,73 @@ def assert_close(got, want, tolerance=1e-5):
 
 
 LLAMA2_70B = dict(
-    model_type="llama", vocab_size=32000, hidden_size=8192, intermediate_size=28672,
-    num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, rms_norm_eps=1e-5,
-    max_position_embeddings=4096, bos_token_id=1, eos_token_id=2)
+  model_type="llama",
+  vocab_size=32000,
+  hidden_size=8192,
+  intermediate_size=28672,
+  num_hidden_layers=80,
+  num_attention_heads=64,
+  num_key_value_heads=8,
+  rms_norm_eps=1e-5,
+  max_position_embeddings=4096,
+  bos_token_id=1,
+  eos_token_id=2,
+)
 LLAMA3_8B = dict(
-    model_type="llama", vocab_size=128256, hidden_size=4096, intermediate_size=14336,
-    num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, rope_theta=500000.0)
+  model_type="llama",
+  vocab_size=128256,
+  hidden_size=4096,
+  intermediate_size=14336,
+  num_hidden_layers=32,
+  num_attention_heads=32,
+  num_key_value_heads=8,
+  rope_theta=500000.0,
+)
 LLAMA1_7B = dict(
-    model_type="llama", vocab_size=32000, hidden_size=4096, intermediate_size=11008,
-    num_hidden_layers=32, num_attention_heads=32)
+  model_type="llama",
+  vocab_size=32000,
+  hidden_size=4096,
+  intermediate_size=11008,
+  num_hidden_layers=32,
+  num_attention_heads=32,
+)
 MISTRAL_7B = LLAMA1_7B | dict(
-    model_type="mistral", intermediate_size=14336, num_key_value_heads=8, sliding_window=4096)
+  model_type="mistral", intermediate_size=14336, num_key_value_heads=8, sliding_window=4096
+)
 QWEN2_HALF_B = dict(
-    model_type="qwen2", vocab_size=151936, hidden_size=896, intermediate_size=4864,
-    num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True)
+  model_type="qwen2",
+  vocab_size=151936,
+  hidden_size=896,
+  intermediate_size=4864,
+  num_hidden_layers=24,
+  num_attention_heads=14,
+  num_key_value_heads=2,
+  tie_word_embeddings=True,
+)
 QWEN3_HALF_B = dict(
-    model_type="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072,
-    num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
-    tie_word_embeddings=True)
+  model_type="qwen3",
+  vocab_size=151936,
+  hidden_size=1024,
+  intermediate_size=3072,
+  num_hidden_layers=28,
+  num_attention_heads=16,
+  num_key_value_heads=8,
+  head_dim=128,
+  tie_word_embeddings=True,
+)
 
 
-@pytest.mark.parametrize("config, count", [
+@pytest.mark.parametrize(
+  "config, count",
+  [
     (LLAMA1_7B, 6_738_415_616),
     (LLAMA2_70B, 68_976_648_192),
     (LLAMA3_8B, 8_030_261_248),
     (MISTRAL_7B, 7_241_732_096),
     (QWEN2_HALF_B, 494_032_768),
     (QWEN3_HALF_B, 596_049_920),
-])
+  ],
+)
 def test_parameter_counts_are_the_published_ones(config, count):
   model = llama.abstract_model(ModelConfig.from_hf(config))
   assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == count
@@ -82,7 +121,8 @@ def test_one_hot_tokens_read_as_their_ids(family):
 
 def test_shapes_of_a_model_nobody_can_hold():
   model = llama.abstract_model(
-      ModelConfig.from_hf(LLAMA2_70B), param_dtype="bfloat16", compute_dtype="bfloat16")
+    ModelConfig.from_hf(LLAMA2_70B), param_dtype="bfloat16", compute_dtype="bfloat16"
+  )
   tokens = jax.ShapeDtypeStruct((4, 2, 16, 10), jnp.int32)
 
   def context(prefix, slots):
@@ -91,7 +131,8 @@ def test_shapes_of_a_model_nobody_can_hold():
 
   segments = [context((), 1024), context((4,), 512), context((4, 2), 64), context((4, 2, 16), 32)]
   out, new = jax.eval_shape(
-      functools.partial(llama.forward, model.graphdef), model.params, tokens, tokens, segments)
+    functools.partial(llama.forward, model.graphdef), model.params, tokens, tokens, segments
+  )
   assert (out.shape, out.dtype) == ((4, 2, 16, 10, 8192), jnp.bfloat16)
   assert new.keys.shape == new.values.shape == (80, 4, 2, 16, 8, 10, 128)
   logits = jax.eval_shape(functools.partial(llama.unembed, model.graphdef), model.params, out)
@@ -99,8 +140,13 @@ def test_shapes_of_a_model_nobody_can_hold():
 
 
 def test_both_rope_spellings_mean_the_same():
-  scaling = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                 original_max_position_embeddings=8192)
+  scaling = dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=8192,
+  )
   old = ModelConfig.from_hf(LLAMA3_8B | {"rope_scaling": scaling})
   new = {key: value for key, value in LLAMA3_8B.items() if key != "rope_theta"}
   new = ModelConfig.from_hf(new | {"rope_parameters": scaling | {"rope_theta": 500000.0}})
@@ -122,11 +168,14 @@ def test_layers_with_a_window():
   pattern = ModelConfig.from_hf(testing.FAMILIES["qwen2_window"])
   assert (pattern.sliding_window, pattern.sliding_layers) == (4, (False, True, True))
   spelled = testing.FAMILIES["qwen2_window"] | {
-      "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
+  }
   assert ModelConfig.from_hf(spelled).sliding_layers == (True, False, True)
 
 
-@pytest.mark.parametrize("change, message", [
+@pytest.mark.parametrize(
+  "change, message",
+  [
     ({"model_type": "gpt2"}, "model_type 'gpt2'"),
     ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
     ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "llama3 RoPE scaling .* low_freq_factor"),
@@ -137,7 +186,8 @@ def test_layers_with_a_window():
     ({"num_key_value_heads": 5}, "num_kv_heads = 5"),
     ({"head_dim": 7}, "head_size = 7"),
     ({"hidden_size": None}, "no 'hidden_size'"),
-])
+  ],
+)
 def test_unsupported_configs_are_refused_in_one_line(change, message):
   with pytest.raises(ValueError, match=message) as error:
     ModelConfig.from_hf(LLAMA2_70B | change)
@@ -158,7 +208,8 @@ def test_visible_is_causal_and_skips_empty_slots():
   np.testing.assert_array_equal(attention.visible(queries, keys), np.array(want, bool))
   near = [[[1, 1, 0], [1, 0, 0], [0, 0, 0]]]
   np.testing.assert_array_equal(
-      attention.within(jnp.array([[4, 5, 9]]), jnp.array([[3, 2, 0]]), 3), np.array(near, bool))
+    attention.within(jnp.array([[4, 5, 9]]), jnp.array([[3, 2, 0]]), 3), np.array(near, bool)
+  )
 
 
 @pytest.mark.parametrize("used", [0, 1, 64, 65, 150, 200])
@@ -169,7 +220,10 @@ def test_empty_slots_are_left_out_without_a_trace(used):
   keys, values = draw(size=(2, 2, heads, slots, size)).astype(np.float32)
   own = draw(size=(2, 2, rows, heads, 1, size)).astype(np.float32)
   mask = np.arange(slots) < np.minimum(used, [[150], [200]])
-  masks = [np.broadcast_to(mask[:, None, None], (2, rows, 1, slots)), np.ones((2, rows, 1, 1), bool)]
+  masks = [
+    np.broadcast_to(mask[:, None, None], (2, rows, 1, slots)),
+    np.ones((2, rows, 1, 1), bool),
+  ]
 
   def attend(used):
     return attention.attend(query, [(keys, values), tuple(own)], masks, [used, None])
@@ -186,7 +240,8 @@ def test_attend_never_repeats_keys_or_values():
   keys = jnp.zeros((1, heads, slots, size))
   mask = jnp.ones((1, rows, tokens, slots), bool)
   jaxpr = jax.make_jaxpr(lambda *args: attention.attend(args[0], [args[1:3]], [args[3]], [None]))(
-      query, keys, keys, mask)
+    query, keys, keys, mask
+  )
   largest = max(out.aval.size for eqn in jaxpr.jaxpr.eqns for out in eqn.outvars)
   assert largest == rows * heads * groups * tokens * slots, "the scores should be the largest array"
 
@@ -201,12 +256,13 @@ def test_token_by_token_equals_prefill(family):
   context = Segment(keys, keys, jnp.full((2, 12), NO_POSITION))
   got = []
   for t in range(12):
-    out, kv = hidden(model, tokens[:, t:t + 1], positions[:, t:t + 1], [context])
+    out, kv = hidden(model, tokens[:, t : t + 1], positions[:, t : t + 1], [context])
     got.append(out)
     context = Segment(
-        context.keys.at[..., t:t + 1, :].set(kv.keys),
-        context.values.at[..., t:t + 1, :].set(kv.values),
-        context.positions.at[:, t].set(t))
+      context.keys.at[..., t : t + 1, :].set(kv.keys),
+      context.values.at[..., t : t + 1, :].set(kv.values),
+      context.positions.at[:, t].set(t),
+    )
   assert_close(jnp.concatenate(got, axis=1), want)
 
 
@@ -216,12 +272,15 @@ def _shuffled_with_holes(segment, seed):
   order = np.random.default_rng(seed).permutation(slots + 2)
   pad = [(0, 0)] * (segment.keys.ndim - 2) + [(0, 2), (0, 0)]
   positions = jnp.pad(
-      segment.positions, [(0, 0)] * (segment.positions.ndim - 1) + [(0, 2)],
-      constant_values=NO_POSITION)
+    segment.positions,
+    [(0, 0)] * (segment.positions.ndim - 1) + [(0, 2)],
+    constant_values=NO_POSITION,
+  )
   return Segment(
-      jnp.pad(segment.keys, pad, constant_values=100.0)[..., order, :],
-      jnp.pad(segment.values, pad, constant_values=100.0)[..., order, :],
-      positions[..., order])
+    jnp.pad(segment.keys, pad, constant_values=100.0)[..., order, :],
+    jnp.pad(segment.values, pad, constant_values=100.0)[..., order, :],
+    positions[..., order],
+  )
 
 
 @pytest.mark.parametrize("family", ["llama2", "mistral"])
@@ -264,11 +323,15 @@ def test_context_is_read_in_place():
   assert compiled.memory_analysis().temp_size_in_bytes < read / 4
 
 
-@pytest.mark.parametrize("family,outputs_first", [
-    ("llama3", False), ("mistral", False), ("mistral", True), ("qwen2", True)])
+@pytest.mark.parametrize(
+  "family,outputs_first",
+  [("llama3", False), ("mistral", False), ("mistral", True), ("qwen2", True)],
+)
 def test_layers_taken_apart_read_the_same(family, outputs_first):
   model = testing.random_model(family)
-  apart = dataclasses.replace(model, params=llama.unstack(model.params, outputs_first=outputs_first))
+  apart = dataclasses.replace(
+    model, params=llama.unstack(model.params, outputs_first=outputs_first)
+  )
   tokens, positions = random_tokens((2, 9)), jnp.arange(9)[None].repeat(2, 0)
   first, kv = hidden(model, tokens, positions)
   second, kv_apart = hidden(apart, tokens, positions)
@@ -276,10 +339,13 @@ def test_layers_taken_apart_read_the_same(family, outputs_first):
   jax.tree.map(assert_close, kv_apart, kv)
   more = jnp.arange(9, 12)[None].repeat(2, 0)
   context = [kv.segment(positions)]
-  assert_close(hidden(apart, tokens[:, :3], more, context)[0],
-               hidden(model, tokens[:, :3], more, context)[0])
-  assert_close(llama.unembed(apart.graphdef, apart.params, first),
-               llama.unembed(model.graphdef, model.params, first))
+  assert_close(
+    hidden(apart, tokens[:, :3], more, context)[0], hidden(model, tokens[:, :3], more, context)[0]
+  )
+  assert_close(
+    llama.unembed(apart.graphdef, apart.params, first),
+    llama.unembed(model.graphdef, model.params, first),
+  )
 
 
 def test_two_suffixes_under_a_mask_equal_two_reads():

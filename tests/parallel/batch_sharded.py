@@ -12,18 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax.methods.session import search_config
 from rain_jax import decode, preferences, tasks
-from rain_jax.policy.embedders import HiddenStates
-from rain_jax.models.loading import load
 from rain_jax.methods import best_of_n, rain, vanilla
+from rain_jax.methods.session import Session, Setting, search_config
 from rain_jax.models import forward, unembed
+from rain_jax.models.loading import load
 from rain_jax.models.sharding import make_mesh
-from rain_jax.methods.session import Session, Setting
+from rain_jax.policy.embedders import HiddenStates
 
 TOLERANCE = 1e-4
-SMALL = dict(max_nodes=128, max_visited=16, max_path=4, max_iterations=4, extra_iterations=2,
-             min_visits=2)
+SMALL = dict(
+  max_nodes=128, max_visited=16, max_path=4, max_iterations=4, extra_iterations=2, min_visits=2
+)
 
 
 def session_of(folder, records, mesh):
@@ -32,10 +32,13 @@ def session_of(folder, records, mesh):
   Devices that share two cores meet slowly: many prompts go many at a time, by fewer meetings.
   """
   setting = Setting(
-      format=tasks.find_task("dialogue").format,
-      preference=preferences.load_preference("harmless"),
-      search=search_config("harmless", SMALL, HiddenStates()),
-      max_prompt=64, max_response=12, batch_size=8 if len(records) < 32 else 32)
+    format=tasks.find_task("dialogue").format,
+    preference=preferences.load_preference("harmless"),
+    search=search_config("harmless", SMALL, HiddenStates()),
+    max_prompt=64,
+    max_response=12,
+    batch_size=8 if len(records) < 32 else 32,
+  )
   mesh_of = lambda config: mesh and make_mesh(mesh[1], mesh[0], config.num_kv_heads)
   return Session(load(str(folder), mesh_of=mesh_of), setting, records)
 
@@ -55,8 +58,11 @@ def logits_of(session):
 
 
 def answers_of(session, methods):
-  ways = {"rain": lambda: rain(session, 0), "vanilla": lambda: vanilla(session, 0),
-          "best": lambda: best_of_n(session, 0, 2)}
+  ways = {
+    "rain": lambda: rain(session, 0),
+    "vanilla": lambda: vanilla(session, 0),
+    "best": lambda: best_of_n(session, 0, 2),
+  }
   return {(m, a.record.id): (a.tokens, a.finish_reason) for m in methods for a in ways[m]()}
 
 
@@ -79,7 +85,8 @@ def groups_of(line):
     count = np.prod([sizes[name] for name in named])
     return np.moveaxis(devices, within, range(-len(within), 0)).reshape(-1, count).tolist()
   shape, order, transpose = re.fullmatch(
-      r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups).groups()
+    r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups
+  ).groups()
   devices = np.arange(np.prod(numbers(order))).reshape(numbers(order))
   if transpose:
     devices = devices.transpose(numbers(transpose))
@@ -90,12 +97,17 @@ def check_collectives(session, spread):
   """No shard of `data` speaks to another, in the whole of the loop's program."""
   state = jax.eval_shape(lambda: session.empty(session.slots))
   state = jax.tree.map(
-      lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, spread.shardings)
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, spread.shardings
+  )
   lowered = decode.advance.lower(
-      state, session.lm, session.params, session.setting.search, 16, spread=spread)
+    state, session.lm, session.params, session.setting.search, 16, spread=spread
+  )
   text = lowered.compile().as_text()
-  lines = [line for line in text.splitlines()
-           if re.search(r" ((ragged-)?all-[\w-]+|collective-[\w-]+|reduce-scatter)(-start)?\(", line)]
+  lines = [
+    line
+    for line in text.splitlines()
+    if re.search(r" ((ragged-)?all-[\w-]+|collective-[\w-]+|reduce-scatter)(-start)?\(", line)
+  ]
   shard = np.argwhere(spread.mesh.device_ids >= 0)[:, 0]  # of each device, in the mesh's order
   for line in lines:
     # A permutation waits for every device there is, on CPUs at least.
@@ -111,8 +123,10 @@ def main():
   methods = methods.split(",")
   assert jax.device_count() == 8, jax.devices()
   words = "the cat sat on a mat and then it was far away to see us all again".split()
-  records = [tasks.Record(str(i), " ".join(words[i % 7 : i % 7 + 3 + i % 8]) + f" {i}")
-             for i in range(int(count))]
+  records = [
+    tasks.Record(str(i), " ".join(words[i % 7 : i % 7 + 3 + i % 8]) + f" {i}")
+    for i in range(int(count))
+  ]
   begin = time.perf_counter()
   one = session_of(folder, records, None)
   expected, logits = answers_of(one, methods), logits_of(one)
@@ -126,8 +140,11 @@ def main():
     assert found.keys() == expected.keys()
     same = np.mean([found[key] == expected[key] for key in found])
     collectives = check_collectives(session, session.spread)
-    print(f"{name}: {100 * same:.1f}% the same, logits within {difference:.1e},"
-          f" {collectives} collectives, none over data, {time.perf_counter() - begin:.0f} s", flush=True)
+    print(
+      f"{name}: {100 * same:.1f}% the same, logits within {difference:.1e},"
+      f" {collectives} collectives, none over data, {time.perf_counter() - begin:.0f} s",
+      flush=True,
+    )
     assert same >= 0.99 and difference <= TOLERANCE, name
     assert (collectives > 0) == (mesh[1] > 1)
   print("all checks passed")

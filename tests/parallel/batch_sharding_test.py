@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 
-from tests import conftest
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,15 +11,16 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from rain_jax import decode, types
 from rain_jax.models import arrays
-from rain_jax.policy import memory_plan, self_evaluation
-from rain_jax.text import vocab
-from rain_jax.policy.embedders import HiddenStates
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import abstract_model, forward
 from rain_jax.models.sharding import flatten, mesh_shape, shardings
+from rain_jax.parallel.batch_sharding import Spread
+from rain_jax.policy import memory_plan, self_evaluation
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.preferences import CompiledPreference
-from rain_jax.parallel.batch_sharding import Spread
+from rain_jax.text import vocab
+from tests import conftest
 
 
 def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
@@ -31,14 +31,24 @@ def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4", "1x8"])
 def test_every_mesh_gives_the_responses_of_one_device_by_every_method(mesh):
   conftest.on_eight_devices(
-      "parallel/batch_sharded.py", "demo", "100", "rain,vanilla,best", mesh, limit=3600)
+    "parallel/batch_sharded.py", "demo", "100", "rain,vanilla,best", mesh, limit=3600
+  )
 
 
 LLAMA_70B = {
-    "model_type": "llama", "vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
-    "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
-    "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
-    "bos_token_id": 128000, "eos_token_id": 128001, "tie_word_embeddings": False,
+  "model_type": "llama",
+  "vocab_size": 128256,
+  "hidden_size": 8192,
+  "intermediate_size": 28672,
+  "num_hidden_layers": 80,
+  "num_attention_heads": 64,
+  "num_key_value_heads": 8,
+  "max_position_embeddings": 8192,
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 500000.0,
+  "bos_token_id": 128000,
+  "eos_token_id": 128001,
+  "tie_word_embeddings": False,
 }
 PREFIX, BATCH, GIB = 1400, 256, 2**30
 
@@ -48,15 +58,27 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   config = ModelConfig.from_hf(LLAMA_70B)
   shape = mesh_shape(256, tensor=16, data=16, kv_heads=config.num_kv_heads)
   assert shape == {"data": 16, "tensor": 8, "queries": 2}
-  mesh = AbstractMesh(
-      tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+  mesh = AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
   model = abstract_model(config, param_dtype=jnp.bfloat16, compute_dtype=jnp.bfloat16)
   preference = CompiledPreference(
-      **{f.name: None for f in dataclasses.fields(CompiledPreference)}
-      | dict(prefix_ids=tuple(range(PREFIX)), suffix_ids=((5,) * 20,) * 2,
-             good_ids=((1,), (2,)), bad_ids=((2,), (1,)), cut=False))
-  lm = LanguageModel(model.graphdef, config, types.SearchConfig(), preference, HiddenStates(),
-                     max_prompt=512, max_response=256)
+    **{f.name: None for f in dataclasses.fields(CompiledPreference)}
+    | dict(
+      prefix_ids=tuple(range(PREFIX)),
+      suffix_ids=((5,) * 20,) * 2,
+      good_ids=((1,), (2,)),
+      bad_ids=((2,), (1,)),
+      cut=False,
+    )
+  )
+  lm = LanguageModel(
+    model.graphdef,
+    config,
+    types.SearchConfig(),
+    preference,
+    HiddenStates(),
+    max_prompt=512,
+    max_response=256,
+  )
 
   # Every matrix has a 16th of its elements on each device, or an 8th where there are 8 heads.
   places = flatten(shardings(model, mesh))
@@ -65,11 +87,14 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     expected = 1 if "norm" in path else 8 if path.startswith(("layers/k/", "layers/v/")) else 16
     assert part == expected, (path, part)
 
-  make = lambda batch: decode.init(batch, lm.init(batch, jnp.bfloat16), lm.search,
-                                   lm.embedding_size, lm.max_response)
+  make = lambda batch: decode.init(
+    batch, lm.init(batch, jnp.bfloat16), lm.search, lm.embedding_size, lm.max_response
+  )
   spread = Spread.of(mesh, make, lambda state: lm.head_specs(state, mesh))
   state = jax.eval_shape(lambda: make(BATCH))
-  parts = jax.tree.map(lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, spread.shardings)
+  parts = jax.tree.map(
+    lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, spread.shardings
+  )
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
   assert parts.model.proposing.context.keys == parts.model.judging.pool.values == 128
 
@@ -79,7 +104,8 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   assert needed.total < 14 * GIB  # a TPU v5e has 16
 
   abstract = lambda tree, places: jax.tree.map(
-      lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree, places)
+    lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree, places
+  )
   whole = NamedSharding(mesh, PartitionSpec())
   like = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole)
 
@@ -87,25 +113,33 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     return forward(lm.graphdef, params, tokens, jnp.arange(tokens.shape[0]))[1]
 
   prefix = jax.eval_shape(read, model.params, jax.ShapeDtypeStruct((PREFIX,), jnp.int32))
-  prefix_places = jax.tree.map(
-      lambda spec: NamedSharding(mesh, spec), lm.head_specs(prefix, mesh))
-  none = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*a.shape[:-2], 0, a.shape[-1]), a.dtype), prefix)
+  prefix_places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), lm.head_specs(prefix, mesh))
+  none = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct((*a.shape[:-2], 0, a.shape[-1]), a.dtype), prefix
+  )
   params = dict(
-      model=abstract(model.params, shardings(model, mesh)),
-      tables=jax.tree.map(like, tables_of(config.vocab_size)),
-      proposing_prefix=abstract(none, prefix_places),
-      judging_prefix=abstract(prefix, prefix_places),
-      override=jax.tree.map(lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), self_evaluation.Override()),
-      embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
+    model=abstract(model.params, shardings(model, mesh)),
+    tables=jax.tree.map(like, tables_of(config.vocab_size)),
+    proposing_prefix=abstract(none, prefix_places),
+    judging_prefix=abstract(prefix, prefix_places),
+    override=jax.tree.map(
+      lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), self_evaluation.Override()
+    ),
+    embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
   )
   lowered = decode.advance.trace(
-      abstract(state, spread.shardings), lm, params, lm.search,
-      jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), spread=spread,
+    abstract(state, spread.shardings),
+    lm,
+    params,
+    lm.search,
+    jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+    spread=spread,
   ).lower(lowering_platforms=("tpu",))
   # Every large array goes in split, and the program says over which axes.
   large = 0
   for sizes, kind, where in re.findall(
-      r"%arg\d+: tensor<((?:\d+x)+)(\w+)> \{([^\n]*?sdy\.sharding = [^\n]*?>)", lowered.as_text()):
+    r"%arg\d+: tensor<((?:\d+x)+)(\w+)> \{([^\n]*?sdy\.sharding = [^\n]*?>)", lowered.as_text()
+  ):
     if math.prod(map(int, sizes.rstrip("x").split("x"))) > 1e7:
       assert '{"' in where, (sizes, kind, where)
       large += 1
@@ -117,25 +151,42 @@ def tables_of(vocab_size):
   shape = lambda dtype, *axes: jax.ShapeDtypeStruct(axes, dtype)
   n = vocab_size
   return vocab.TextTables(
-      transitions=shape(jnp.int16, 7, n), before=shape(jnp.uint8, 7, n), kind=shape(jnp.int8, n), byte=shape(jnp.uint8, n),
-      size=shape(jnp.int32, n), ends=shape(bool, n), full_stop=shape(bool, n),
-      hash=shape(jnp.uint32, n, 2), shift=shape(jnp.uint32, n, 2), text_ends=",.?:;\n")
+    transitions=shape(jnp.int16, 7, n),
+    before=shape(jnp.uint8, 7, n),
+    kind=shape(jnp.int8, n),
+    byte=shape(jnp.uint8, n),
+    size=shape(jnp.int32, n),
+    ends=shape(bool, n),
+    full_stop=shape(bool, n),
+    hash=shape(jnp.uint32, n, 2),
+    shift=shape(jnp.uint32, n, 2),
+    text_ends=",.?:;\n",
+  )
 
 
-@pytest.mark.parametrize("sizes,shape", [
+@pytest.mark.parametrize(
+  "sizes,shape",
+  [
     (dict(count=8), {"data": 8, "tensor": 1}),
     (dict(count=8, tensor=-1, data=2), {"data": 2, "tensor": 4}),
     (dict(count=8, tensor=8, kv_heads=2), {"data": 1, "tensor": 2, "queries": 4}),
     (dict(count=8, tensor=4, kv_heads=6), {"data": 2, "tensor": 2, "queries": 2}),
-])
+  ],
+)
 def test_a_mesh_fills_up_and_splits_off_what_key_value_heads_do_not_divide(sizes, shape):
   assert mesh_shape(**sizes) == shape
 
 
-@pytest.mark.parametrize("sizes", [
-    dict(count=8, tensor=3), dict(count=8, data=3), dict(count=8, tensor=-1), dict(count=8, tensor=0),
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    dict(count=8, tensor=3),
+    dict(count=8, data=3),
+    dict(count=8, tensor=-1),
+    dict(count=8, tensor=0),
     dict(count=8, data=2, tensor=2),
-])
+  ],
+)
 def test_a_mesh_that_cannot_be_is_one_line(sizes):
   with pytest.raises(ValueError, match="the 8 devices"):
     mesh_shape(**sizes)

@@ -1,14 +1,14 @@
 """Slots on eight virtual devices that refill by themselves; run by decode_test.py in a process of
 its own."""
 
-from tests import decode_test
 import jax
 import jax.numpy as jnp
-from tests.helpers import scripted
 from jax.sharding import AxisType
 
 from rain_jax.methods.rain import STEPS_SPREAD
 from rain_jax.parallel.batch_sharding import WHOLE, Spread
+from tests import decode_test
+from tests.helpers import scripted
 
 SHARDS = 8
 
@@ -23,7 +23,8 @@ def main():
     batch = SHARDS * slots
     state = jax.device_put(decode_test.fresh(batch), spread.shardings)
     useful, waiting = decode_test.shares_of_useful_slots(
-        params, state, 40 * batch, STEPS_SPREAD, spread)
+      params, state, 40 * batch, STEPS_SPREAD, spread
+    )
     assert useful >= 0.85 and waiting < 0.7
   print("all checks passed")
 

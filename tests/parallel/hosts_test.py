@@ -6,12 +6,12 @@ import signal
 import socket
 import time
 
-from tests.scripts import generate_test
 import numpy as np
 import pytest
 
 from rain_jax.parallel import hosts
 from rain_jax.runs import directory
+from tests.scripts import generate_test
 
 METHODS = ("vanilla", "rain")
 PROMPTS = [f"the cat number {i} sat on a mat; and then" for i in range(12)]
@@ -35,7 +35,8 @@ def alone(checkpoint, prompts, tmp_path_factory):
     if (methods, batch) not in known:
       workdir = tmp_path_factory.mktemp("alone")
       code, _, err = generate_test.end(
-          generate_test.start("generate.py", *flags_of(checkpoint, prompts, workdir, methods, batch)))
+        generate_test.start("generate.py", *flags_of(checkpoint, prompts, workdir, methods, batch))
+      )
       assert code == 0, err
       known[methods, batch] = generate_test.by_key(workdir)
     return known[methods, batch]
@@ -59,9 +60,15 @@ def start(count, flags, together):
   port = free_port()
   joined = ["--distributed", f"--coordinator=127.0.0.1:{port}"] if together else []
   return [
-      generate_test.start("generate.py", *flags, *joined, f"--processes={count}", f"--process={i}",
-                          f"--config.mesh.across_hosts={together}")
-      for i in range(count)
+    generate_test.start(
+      "generate.py",
+      *flags,
+      *joined,
+      f"--processes={count}",
+      f"--process={i}",
+      f"--config.mesh.across_hosts={together}",
+    )
+    for i in range(count)
   ]
 
 
@@ -101,13 +108,14 @@ def test_processes_that_do_not_know_each_other_share_no_model():
 
 def test_a_run_that_cannot_begin_says_so(tmp_path):
   for flags, says in (
-      (["--processes=2"], "--process=None of --processes=2"),
-      (["--processes=2", "--process=2"], "--process=2 of --processes=2"),
-      (["--coordinator=127.0.0.1:1"], "--distributed, which is not set"),
-      (["--distributed"], "jax.distributed"),
+    (["--processes=2"], "--process=None of --processes=2"),
+    (["--processes=2", "--process=2"], "--process=2 of --processes=2"),
+    (["--coordinator=127.0.0.1:1"], "--distributed, which is not set"),
+    (["--distributed"], "jax.distributed"),
   ):
     process = generate_test.start(
-        "generate.py", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", *flags)
+      "generate.py", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", *flags
+    )
     code, out, err = generate_test.end(process)
     assert code == 1 and says in err and "Traceback" not in err, err
     assert not (tmp_path / "run").exists()
@@ -137,7 +145,8 @@ def test_two_processes_give_the_results_of_one(checkpoint, prompts, alone, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("count,tensor", [(2, 1), (2, 2), (4, 1), (4, 2)])
 def test_one_model_over_processes_gives_the_results_of_one(
-    checkpoint, prompts, alone, tmp_path, count, tensor):
+  checkpoint, prompts, alone, tmp_path, count, tensor
+):
   flags = flags_of(checkpoint, prompts, tmp_path, **{"mesh.tensor": tensor})
   processes = start(count, flags, together=True)
   generate_test.wait_for(tmp_path, processes[0], "vanilla", 1, "results-0.jsonl")
@@ -157,7 +166,8 @@ def long(checkpoint, tmp_path_factory):
   many = [f"the cat number {i} sat on a mat; and then\n" for i in range(300)]
   path.write_text("".join(many), "utf-8")
   code, _, err = generate_test.end(
-      generate_test.start("generate.py", *flags_of(checkpoint, path, workdir)), LONGEST)
+    generate_test.start("generate.py", *flags_of(checkpoint, path, workdir)), LONGEST
+  )
   assert code == 0, err
   return path, generate_test.by_key(workdir)
 

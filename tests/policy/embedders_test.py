@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tests.policy.language_model_test import make, padded_reader, search_all
 
 from rain_jax import types
-from rain_jax.policy.embedders import HiddenStates, SentenceEncoder, find_embedder
 from rain_jax.models.minilm import load_minilm
+from rain_jax.policy.embedders import HiddenStates, SentenceEncoder, find_embedder
+from tests.policy.language_model_test import make, padded_reader, search_all
 
 SEARCH = types.SearchConfig(
-    max_iterations=8, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6, min_visits=3)
+  max_iterations=8, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6, min_visits=3
+)
 LOG = []
 
 
@@ -34,8 +35,15 @@ class Spy:
   def embed(self, lm, params, state, request, draft):
     answer = self.inner.embed(lm, params, state, request, draft)
     jax.debug.callback(
-        lambda *a: LOG.append(jax.tree.map(np.asarray, a)), state.proposing.tokens,
-        state.proposing.length, request, draft.rollout, draft.rollout_length, answer, ordered=True)
+      lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
+      state.proposing.tokens,
+      state.proposing.length,
+      request,
+      draft.rollout,
+      draft.rollout_length,
+      answer,
+      ordered=True,
+    )
     return answer
 
 
@@ -68,7 +76,7 @@ def test_hidden_states_are_those_of_the_whole_text(bpe_tokenizer):
   checked = 0
   for before, own, tail, answer in paths(60):
     hidden, _ = read(before + own + tail[:-1])
-    mean = hidden[len(before):].mean(0) - np.asarray(params["embedder"])
+    mean = hidden[len(before) :].mean(0) - np.asarray(params["embedder"])
     np.testing.assert_allclose(answer, mean / np.linalg.norm(mean), atol=1e-4)
     checked += 1
   assert checked == 60

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 from rain_jax import decode, types
-from rain_jax.policy import language_model, rollout, self_evaluation
-from rain_jax.text import vocab
-from rain_jax.policy.embedders import HiddenStates
 from rain_jax.models import forward, init_model, unembed
 from rain_jax.models import testing as models
+from rain_jax.policy import language_model, rollout, self_evaluation
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.preferences import CompiledPreference
+from rain_jax.text import vocab
 
 R = 24
 
 
-def make(tokenizer, search, readings=2, cut=False, prefix=(), cls=language_model.LanguageModel, **more):
+def make(
+  tokenizer, search, readings=2, cut=False, prefix=(), cls=language_model.LanguageModel, **more
+):
   """A tiny random model as `LanguageModel`, with its params."""
   model = models.random_model("llama2")
   config = dataclasses.replace(model.config, vocab_size=len(tokenizer), eos_ids=(1,))
@@ -27,11 +29,26 @@ def make(tokenizer, search, readings=2, cut=False, prefix=(), cls=language_model
   labels = [(tokenizer.convert_tokens_to_ids("A"),), (tokenizer.convert_tokens_to_ids("B"),)]
   suffixes = [(40, 41, 42), (43, 44)][:readings]
   preference = CompiledPreference(
-      **{f.name: None for f in dataclasses.fields(CompiledPreference)}
-      | dict(prefix_ids=(0, 20, 21, 22), suffix_ids=tuple(suffixes), good_ids=tuple(labels[:readings]),
-             bad_ids=tuple(labels[::-1][:readings]), cut=cut))
-  lm = cls(model.graphdef, config, search, preference, HiddenStates(), max_prompt=12,
-           max_response=R, read_chunk=8, **more)
+    **{f.name: None for f in dataclasses.fields(CompiledPreference)}
+    | dict(
+      prefix_ids=(0, 20, 21, 22),
+      suffix_ids=tuple(suffixes),
+      good_ids=tuple(labels[:readings]),
+      bad_ids=tuple(labels[::-1][:readings]),
+      cut=cut,
+    )
+  )
+  lm = cls(
+    model.graphdef,
+    config,
+    search,
+    preference,
+    HiddenStates(),
+    max_prompt=12,
+    max_response=R,
+    read_chunk=8,
+    **more,
+  )
   tables = vocab.build_tables(tokenizer, ["Human:"], vocab_size=config.vocab_size)
   return lm, language_model.make_params(model.params, tables, lm, list(prefix))
 
@@ -68,8 +85,10 @@ def search_all(lm, params, batch=2, prompts=range(len(PROMPTS)), seed=0, broken=
   results, usage = {}, {}
   for result, state in decode.serve(state, lm, params, lm.search, items, start):
     results[result.index] = result
-    usage[result.index] = jax.tree.map(lambda a: np.asarray(a)[result.slot] if a.ndim and a.shape[0] == batch
-                                       else np.asarray(a), state.model.usage)
+    usage[result.index] = jax.tree.map(
+      lambda a: np.asarray(a)[result.slot] if a.ndim and a.shape[0] == batch else np.asarray(a),
+      state.model.usage,
+    )
   return results, usage, state
 
 
@@ -82,9 +101,17 @@ class Recorder(language_model.LanguageModel):
   def _judge(self, params, state, request, drawn):
     value, after = super()._judge(params, state, request, drawn)
     jax.debug.callback(
-        lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
-        state.proposing.tokens, state.proposing.length, state.judging.tokens, state.judging.length,
-        state.text.length, request, drawn, value, ordered=True)
+      lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
+      state.proposing.tokens,
+      state.proposing.length,
+      state.judging.tokens,
+      state.judging.length,
+      state.text.length,
+      request,
+      drawn,
+      value,
+      ordered=True,
+    )
     return value, after
 
 
@@ -115,14 +142,25 @@ def top_k_log_probs(logits, temperature, k):
 
 
 # The second case has soft verdicts.
-@pytest.mark.parametrize("leaves,to_eos,readings,prefix", [(1, False, 2, ()), (3, True, 1, (0, 11, 12))])
+@pytest.mark.parametrize(
+  "leaves,to_eos,readings,prefix", [(1, False, 2, ()), (3, True, 1, (0, 11, 12))]
+)
 def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix):
   LOG.clear()
   search = types.SearchConfig(
-      leaves=leaves, rollout_to_eos=to_eos, temperature=1.5 if to_eos else 1.0, max_iterations=12,
-      extra_iterations=4, max_nodes=256, max_visited=32, max_path=6, min_visits=3)
-  lm, params = make(bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder,
-                    soft_verdicts=to_eos)
+    leaves=leaves,
+    rollout_to_eos=to_eos,
+    temperature=1.5 if to_eos else 1.0,
+    max_iterations=12,
+    extra_iterations=4,
+    max_nodes=256,
+    max_visited=32,
+    max_path=6,
+    min_visits=3,
+  )
+  lm, params = make(
+    bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder, soft_verdicts=to_eos
+  )
   _, _, state = search_all(lm, params)
   jax.block_until_ready(state)
   jax.effects_barrier()
@@ -195,8 +233,9 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
   judged = [t for t in response if t != 1]
   text = tokenizer.decode(judged)
   if "Human:" in text:
-    keep = [i for i in range(len(judged) + 1)
-            if len(tokenizer.decode(judged[:i])) <= text.index("Human:")]
+    keep = [
+      i for i in range(len(judged) + 1) if len(tokenizer.decode(judged[:i])) <= text.index("Human:")
+    ]
     judged = judged[: keep[-1]]
   if cut:
     stops = [i + 1 for i, t in enumerate(judged) if "." in tokenizer.decode([t])]
@@ -204,7 +243,8 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
   start = list(lm.preference.prefix_ids) + conversation + judged
   leads = []
   for suffix, yes, no in zip(
-      lm.preference.suffix_ids, lm.preference.good_ids, lm.preference.bad_ids, strict=True):
+    lm.preference.suffix_ids, lm.preference.good_ids, lm.preference.bad_ids, strict=True
+  ):
     _, logits = read(start + list(suffix))
     chance = np.exp(logits[-1] - logits[-1].max())
     chance /= chance.sum()
@@ -219,9 +259,13 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
 def test_verdicts_are_signs_or_means_of_margins():
   margins = jnp.array([[0.2, 0.4], [0.9, -0.1], [-0.3, 0.0], [0.0, 0.0]])
   np.testing.assert_array_equal(self_evaluation.values(margins, soft=False), [1, 0, -1, -1])
-  np.testing.assert_allclose(self_evaluation.values(margins, soft=True), [0.3, 0.4, -0.15, 0], atol=1e-6)
+  np.testing.assert_allclose(
+    self_evaluation.values(margins, soft=True), [0.3, 0.4, -0.15, 0], atol=1e-6
+  )
   broken = jnp.array([[0.2, jnp.nan]])
-  assert jnp.isnan(self_evaluation.values(broken, soft=True)) and jnp.isnan(self_evaluation.values(broken, soft=False))
+  assert jnp.isnan(self_evaluation.values(broken, soft=True)) and jnp.isnan(
+    self_evaluation.values(broken, soft=False)
+  )
 
 
 def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypatch):
@@ -231,7 +275,9 @@ def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypa
     jax.debug.callback(lambda p: calls.append((int((p >= 0).sum()), p.size)), positions)
     return forward(graphdef, params, tokens, positions, segments, mask)
 
-  search = types.SearchConfig(max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6)
+  search = types.SearchConfig(
+    max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6
+  )
   lm, params = make(bpe_tokenizer, search)
   params["override"] = self_evaluation.Override(jnp.float32(0.5), jnp.float32(0.0))
   for module in (language_model, rollout, self_evaluation):
@@ -265,7 +311,9 @@ def test_verdicts_are_forced_and_flipped_by_lots_of_the_text():
 
 
 def test_slots_and_neighbours_do_not_matter(bpe_tokenizer):
-  search = types.SearchConfig(max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6)
+  search = types.SearchConfig(
+    max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6
+  )
   lm, params = make(bpe_tokenizer, search)
   alone, usage_alone, _ = search_all(lm, params, batch=3, prompts=[2])
   together, usage, _ = search_all(lm, params, batch=3, prompts=[4, 2, 0, 1, 3])
@@ -290,9 +338,13 @@ def test_the_loop_holds_no_copy_of_the_caches(bpe_tokenizer):
   search = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
   lm, params = make(bpe_tokenizer, search)
   state = jax.eval_shape(
-      lambda: decode.init(4, lm.init(4, jnp.float32), search, lm.embedding_size, R))
+    lambda: decode.init(4, lm.init(4, jnp.float32), search, lm.embedding_size, R)
+  )
   compiled = decode.advance.lower(state, lm, params, search, 8).compile()
-  caches = sum(a.size * 4 for c in (state.model.proposing, state.model.judging)
-               for a in jax.tree.leaves((c.context, c.pool)))
+  caches = sum(
+    a.size * 4
+    for c in (state.model.proposing, state.model.judging)
+    for a in jax.tree.leaves((c.context, c.pool))
+  )
   temporary = compiled.memory_analysis().temp_size_in_bytes
   assert temporary < caches, (temporary, caches)

@@ -7,9 +7,9 @@ import pytest
 
 from rain_jax import api
 from rain_jax.experiments import benchmark
+from rain_jax.methods.session import Session
 from rain_jax.models import arrays, loading
 from rain_jax.policy import memory_plan
-from rain_jax.methods.session import Session
 from rain_jax.tasks import Record
 from rain_jax.types import SearchConfig
 

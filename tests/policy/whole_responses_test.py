@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.policy.language_model_test import JUDGED, PROMPTS, R, as_prompt, make, padded_reader
 
 from rain_jax import types
 from rain_jax.policy import language_model, whole_responses
 from rain_jax.text import vocab
 from rain_jax.types import NO_TOKEN
+from tests.policy.language_model_test import JUDGED, PROMPTS, R, as_prompt, make, padded_reader
 
 N = 4
 PREFIX = [0, 11, 12]  # tokens before every prompt
@@ -26,7 +26,9 @@ def made(request, bpe_tokenizer):
   lm, params = make(bpe_tokenizer, SEARCH, prefix=() if plain else PREFIX, **({} if plain else CUT))
   stop = vocab.encode_continuation(bpe_tokenizer, "Human:")
   params = {**params, "model": leaning(params["model"], stop)}
-  params = language_model.make_params(params["model"], params["tables"], lm, () if plain else PREFIX)
+  params = language_model.make_params(
+    params["model"], params["tables"], lm, () if plain else PREFIX
+  )
   return bpe_tokenizer, lm, params, () if plain else PREFIX, padded_reader(lm, params)
 
 
@@ -35,9 +37,9 @@ def leaning(model, stop):
   lift = lambda weight, rows, by: weight.at[rows, 0].add(by)
   by = jnp.array([0.9] + [1.3] * len(stop))
   return {
-      **model,
-      "embedding": {"weight": lift(model["embedding"]["weight"], slice(None), 30.0)},
-      "head": {"weight": lift(model["head"]["weight"], jnp.array([1, *stop]), by)},
+    **model,
+    "embedding": {"weight": lift(model["embedding"]["weight"], slice(None), 30.0)},
+    "head": {"weight": lift(model["head"]["weight"], jnp.array([1, *stop]), by)},
   }
 
 
@@ -152,7 +154,8 @@ def test_verdicts_equal_those_on_whole_texts(made):
       total += len(ids) + suffixes
       leads = []
       for suffix, good, bad in zip(
-          lm.preference.suffix_ids, lm.preference.good_ids, lm.preference.bad_ids, strict=True):
+        lm.preference.suffix_ids, lm.preference.good_ids, lm.preference.bad_ids, strict=True
+      ):
         logits = read(start + list(suffix))[1][-1]
         chance = np.exp(logits - logits.max())
         chance /= chance.sum()
@@ -170,7 +173,9 @@ def judged_part(tokenizer, lm, drawn, b, i):
   ids = [t for t in drawn.tokens[b, i, : drawn.length[b, i]].tolist() if t != 1]
   text = spelled(tokenizer, ids)
   if "Human:" in text:
-    ids = ids[: max(k for k in range(len(ids)) if len(spelled(tokenizer, ids[:k])) <= text.index("Human:"))]
+    ids = ids[
+      : max(k for k in range(len(ids)) if len(spelled(tokenizer, ids[:k])) <= text.index("Human:"))
+    ]
   if lm.preference.cut:
     stops = [k + 1 for k, token in enumerate(ids) if "." in tokenizer.decode([token])]
     ids = ids[: stops[-1]] if stops else ids
@@ -179,8 +184,10 @@ def judged_part(tokenizer, lm, drawn, b, i):
 
 def test_a_verdict_does_not_depend_on_the_other_samples(made):
   _, lm, params, _, _ = made
-  judge = lambda numbers, drawn: [np.asarray(a) for a in whole_responses.self_evaluate(
-      lm, params, batch(numbers, JUDGED), drawn)[:2]]
+  judge = lambda numbers, drawn: [
+    np.asarray(a)
+    for a in whole_responses.self_evaluate(lm, params, batch(numbers, JUDGED), drawn)[:2]
+  ]
   drawn = draw(lm, params, [0, 1, 2])
   whole = judge([0, 1, 2], drawn)
   turned = jax.tree.map(lambda a: a[::-1], drawn)

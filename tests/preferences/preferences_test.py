@@ -5,22 +5,22 @@ import os
 import pathlib
 
 import pytest
+import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
-import yaml
 
 from rain_jax import preferences
-from rain_jax.text import vocab
 from rain_jax.preferences import PreferenceError, compile_preference, load_preference
+from rain_jax.text import vocab
 
 BUNDLED = ("adversarial_harmless", "harmless", "positive", "truthful")
 GOOD_FILE = {
-    "name": "mine",
-    "description": "One line.",
-    "prefix": "Judge.\n\nExample: (A)\n",
-    "conversation": "Human: {prompt}\n\nAssistant:",
-    "cut": "none",
-    "readings": [{"suffix": "\n\nAnswer: (", "good": ["A"], "bad": ["B"]}],
+  "name": "mine",
+  "description": "One line.",
+  "prefix": "Judge.\n\nExample: (A)\n",
+  "conversation": "Human: {prompt}\n\nAssistant:",
+  "cut": "none",
+  "readings": [{"suffix": "\n\nAnswer: (", "good": ["A"], "bad": ["B"]}],
 }
 
 
@@ -33,7 +33,7 @@ def write(folder, data) -> pathlib.Path:
 def mine(**changes) -> preferences.Preference:
   reading = preferences.Reading("\n\nAnswer: (", ("A",), ("B",))
   preference = preferences.Preference(
-      "mine", "One line.", "", "Human: {prompt}\n\nAssistant:", "none", (reading,)
+    "mine", "One line.", "", "Human: {prompt}\n\nAssistant:", "none", (reading,)
   )
   return dataclasses.replace(preference, **changes)
 
@@ -53,20 +53,22 @@ def byte_level() -> PreTrainedTokenizerFast:
   """
   words = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
   backend = Tokenizer(models.BPE())
-  backend.pre_tokenizer = pre_tokenizers.Sequence([
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(Regex(words), "isolated"),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
+    ]
+  )
   backend.decoder = decoders.ByteLevel()
   texts = [load_preference(name).prefix for name in BUNDLED]
   backend.train_from_iterator(
-      [*texts, "(A (B\n(A\n(B" * 50, " Yes No\nYes\nNo\n" * 20],
-      trainers.BpeTrainer(
-          vocab_size=600,
-          initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-          special_tokens=["</s>"],
-          show_progress=False,
-      ),
+    [*texts, "(A (B\n(A\n(B" * 50, " Yes No\nYes\nNo\n" * 20],
+    trainers.BpeTrainer(
+      vocab_size=600,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      special_tokens=["</s>"],
+      show_progress=False,
+    ),
   )
   return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
 
@@ -177,29 +179,29 @@ def reading(**changes):
 
 
 @pytest.mark.parametrize(
-    "data, message",
-    [
-        ({k: v for k, v in GOOD_FILE.items() if k != "cut"}, "the file: key 'cut' is missing"),
-        (changed(colour="red"), "the file: unknown key 'colour'"),
-        (changed(conversation="Human: {Prompt}"), "expected {prompt} in it"),
-        (changed(cut="first"), "cut='first': expected 'none' or 'last_full_stop'"),
-        (changed(name=""), "expected one line each"),
-        (changed(description="a\nb"), "expected one line each"),
-        (changed(prefix=None), "prefix: None is not text"),
-        (changed(readings=[]), "expected a list of 1 or 2"),
-        (changed(readings=GOOD_FILE["readings"] * 3), "expected a list of 1 or 2"),
-        (changed(readings=["A"]), "readings[0]: expected the keys suffix, good, bad"),
-        (reading(suffix=""), "readings[0].suffix='': expected the text that asks"),
-        (reading(good=[]), "readings[0].good=[]: expected a list of labels, not empty"),
-        (reading(good="A"), "readings[0].good='A': expected a list"),
-        (reading(bad=[""]), "readings[0].bad: '' is no label"),
-        (reading(bad=["B", "A"]), "readings[0]: 'A' is good and bad"),
-        (reading(good=[True]), "readings[0].good: True is not text; put it in quotes"),
-        (reading(labels=["A"]), "readings[0]: unknown key 'labels'"),
-        ("- a list", "the file: expected the keys name, description"),
-        ("name: [", "not valid YAML"),
-        ("name: !!python/object:os.system x", "not valid YAML"),
-    ],
+  "data, message",
+  [
+    ({k: v for k, v in GOOD_FILE.items() if k != "cut"}, "the file: key 'cut' is missing"),
+    (changed(colour="red"), "the file: unknown key 'colour'"),
+    (changed(conversation="Human: {Prompt}"), "expected {prompt} in it"),
+    (changed(cut="first"), "cut='first': expected 'none' or 'last_full_stop'"),
+    (changed(name=""), "expected one line each"),
+    (changed(description="a\nb"), "expected one line each"),
+    (changed(prefix=None), "prefix: None is not text"),
+    (changed(readings=[]), "expected a list of 1 or 2"),
+    (changed(readings=GOOD_FILE["readings"] * 3), "expected a list of 1 or 2"),
+    (changed(readings=["A"]), "readings[0]: expected the keys suffix, good, bad"),
+    (reading(suffix=""), "readings[0].suffix='': expected the text that asks"),
+    (reading(good=[]), "readings[0].good=[]: expected a list of labels, not empty"),
+    (reading(good="A"), "readings[0].good='A': expected a list"),
+    (reading(bad=[""]), "readings[0].bad: '' is no label"),
+    (reading(bad=["B", "A"]), "readings[0]: 'A' is good and bad"),
+    (reading(good=[True]), "readings[0].good: True is not text; put it in quotes"),
+    (reading(labels=["A"]), "readings[0]: unknown key 'labels'"),
+    ("- a list", "the file: expected the keys name, description"),
+    ("name: [", "not valid YAML"),
+    ("name: !!python/object:os.system x", "not valid YAML"),
+  ],
 )
 def test_bad_file_is_refused_in_one_line(tmp_path, data, message):
   path = write(tmp_path, data)

@@ -7,7 +7,11 @@ import pytest
 
 from rain_jax.runs import directory
 
-MANIFEST = {"config": {"seed": 0, "search": {"leaves": 1}}, "model": {"path": "demo"}, "versions": {"jax": "1"}}
+MANIFEST = {
+  "config": {"seed": 0, "search": {"leaves": 1}},
+  "model": {"path": "demo"},
+  "versions": {"jax": "1"},
+}
 
 
 def test_results_survive_and_a_half_line_is_repaired(tmp_path):
@@ -23,7 +27,11 @@ def test_results_survive_and_a_half_line_is_repaired(tmp_path):
   assert [r["id"] for r in run.results] == ["a", "b"] and path.read_bytes() == whole
   run.append({"id": "c"})
   run.close()
-  assert [json.loads(line)["id"] for line in path.read_text("utf-8").splitlines()] == ["a", "b", "c"]
+  assert [json.loads(line)["id"] for line in path.read_text("utf-8").splitlines()] == [
+    "a",
+    "b",
+    "c",
+  ]
 
 
 def begin(path, manifest):
@@ -58,26 +66,37 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
   directory.Run.open(str(tmp_path), MANIFEST | {"versions": {"jax": "2"}}).close()
 
 
-@pytest.mark.parametrize("part,says", [
-    ("templates", "other preference templates"), ("formats", "other prompt formats"),
-    ("prompts", "other prompts")])
+@pytest.mark.parametrize(
+  "part,says",
+  [
+    ("templates", "other preference templates"),
+    ("formats", "other prompt formats"),
+    ("prompts", "other prompts"),
+  ],
+)
 def test_what_lies_in_edited_files_is_refused_with_the_difference(tmp_path, part, says):
   text = "word " * 400
   before = MANIFEST | {part: {"dialogue": {"text": text + "one" + text}}}
   begin(tmp_path, before)
   directory.Run.open(str(tmp_path), before).close()
   other = MANIFEST | {part: {"dialogue": {"text": text + "two" + text}}}
-  with pytest.raises(directory.RunError, match=f"{says} .dialogue.text: .*word one.* -> .*word two") as error:
+  with pytest.raises(
+    directory.RunError, match=f"{says} .dialogue.text: .*word one.* -> .*word two"
+  ) as error:
     directory.Run.open(str(tmp_path), other)
   assert "\n" not in str(error.value) and len(str(error.value)) < 400
   older = tmp_path / "older"
   begin(older, MANIFEST)
-  with pytest.raises(directory.RunError, match=f"older version, .* its {part}; choose another --workdir"):
+  with pytest.raises(
+    directory.RunError, match=f"older version, .* its {part}; choose another --workdir"
+  ):
     directory.Run.open(str(older), before)
 
 
 def test_many_differences_are_counted(tmp_path):
-  assert directory.difference({str(n): n for n in range(9)}, {}).endswith("4: 4 -> None, and 4 more")
+  assert directory.difference({str(n): n for n in range(9)}, {}).endswith(
+    "4: 4 -> None, and 4 more"
+  )
   assert directory.difference({"a": [1, 2], "mesh": {"data": 1}}, {"a": (1, 2)}) == ""
 
 
@@ -103,7 +122,9 @@ def test_summary_is_written_whole(tmp_path):
   run = directory.Run.open(str(tmp_path), MANIFEST)
   run.finish({"methods": {"rain": {"harmless_rate": 1.0}}})
   run.close()
-  assert json.loads((tmp_path / directory.SUMMARY).read_text()) == {"methods": {"rain": {"harmless_rate": 1.0}}}
+  assert json.loads((tmp_path / directory.SUMMARY).read_text()) == {
+    "methods": {"rain": {"harmless_rate": 1.0}}
+  }
   assert not list(tmp_path.glob("*.part"))
 
 

@@ -7,41 +7,55 @@ import pathlib
 import pytest
 
 from rain_jax import preferences
-from rain_jax.runs import directory, from_config, job
-from rain_jax.views import terminal
-from rain_jax.parallel.hosts import Hosts
 from rain_jax.models import CheckpointError
+from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences import PreferenceError
+from rain_jax.runs import directory, from_config, job
 from rain_jax.types import DataError
+from rain_jax.views import terminal
 
 PROMPTS = [
-    {"id": "short", "prompt": "the cat {prompt} sat"},
-    {"id": "empty", "prompt": "  "},
-    {"id": "long", "prompt": "far away " * 60},
-    {"id": "odd", "prompt": "Human: é\u0000\u2028\n\nAssistant: </s> 😀"},
+  {"id": "short", "prompt": "the cat {prompt} sat"},
+  {"id": "empty", "prompt": "  "},
+  {"id": "long", "prompt": "far away " * 60},
+  {"id": "odd", "prompt": "Human: é\u0000\u2028\n\nAssistant: </s> 😀"},
 ]
 CONFIG = {
-    "model": {"path": "", "dtype": "float32"},
-    "tasks": ("dialogue",),
-    "methods": ("rain", "best_of_n", "vanilla"),
-    "preference": "",
-    "judge": "",
-    "judging": {"dtype": "float32", "batch_size": 4},
-    "endpoint": {"url": "", "model": "", "key": "", "timeout": 5.0, "retries": 0, "budget": 0,
-                 "cache": ""},
-    "prompts": {"path": "", "column": "", "limit": 0, "text": "", "suffixes": ""},
-    "format": {"name": "", "prefix": None, "template": None, "stop": None, "opening": None},
-    "limits": {"max_prompt": 64, "max_response": 12},
-    "batch_size": 2,
-    "seed": 0,
-    "verdict_noise": 0.0,
-    "soft_verdicts": False,
-    "record": 0,
-    "embedder": {"name": "hidden", "path": ""},
-    "best_of_n": {"samples": 0},
-    "mesh": {"data": -1, "tensor": 1, "across_hosts": True},
-    "search": {"variant": "", "max_iterations": 4, "extra_iterations": 2, "max_nodes": 128,
-               "max_visited": 16, "max_path": 4, "min_visits": 2},
+  "model": {"path": "", "dtype": "float32"},
+  "tasks": ("dialogue",),
+  "methods": ("rain", "best_of_n", "vanilla"),
+  "preference": "",
+  "judge": "",
+  "judging": {"dtype": "float32", "batch_size": 4},
+  "endpoint": {
+    "url": "",
+    "model": "",
+    "key": "",
+    "timeout": 5.0,
+    "retries": 0,
+    "budget": 0,
+    "cache": "",
+  },
+  "prompts": {"path": "", "column": "", "limit": 0, "text": "", "suffixes": ""},
+  "format": {"name": "", "prefix": None, "template": None, "stop": None, "opening": None},
+  "limits": {"max_prompt": 64, "max_response": 12},
+  "batch_size": 2,
+  "seed": 0,
+  "verdict_noise": 0.0,
+  "soft_verdicts": False,
+  "record": 0,
+  "embedder": {"name": "hidden", "path": ""},
+  "best_of_n": {"samples": 0},
+  "mesh": {"data": -1, "tensor": 1, "across_hosts": True},
+  "search": {
+    "variant": "",
+    "max_iterations": 4,
+    "extra_iterations": 2,
+    "max_nodes": 128,
+    "max_visited": 16,
+    "max_path": 4,
+    "min_visits": 2,
+  },
 }
 
 
@@ -70,7 +84,8 @@ def test_every_prompt_is_accounted_for_once_and_resume_adds_what_is_missing(conf
   results = directory.read_results(str(workdir))
   key = lambda r: (r["id"], r["method"])
   assert sorted(map(key, results)) == sorted(
-      (p["id"], m) for p in PROMPTS for m in ("rain", "best_of_n", "vanilla"))
+    (p["id"], m) for p in PROMPTS for m in ("rain", "best_of_n", "vanilla")
+  )
   by_key = {key(r): r for r in results}
   for method, numbers in summary["methods"].items():
     assert numbers["responses"] == 2 and numbers["rejected"] == 2
@@ -79,7 +94,11 @@ def test_every_prompt_is_accounted_for_once_and_resume_adds_what_is_missing(conf
     assert "limits.max_prompt=64" in by_key["long", method]["error"]
     for name in ("short", "odd"):
       line = by_key[name, method]
-      assert line["verdict"] in (-1.0, 0.0, 1.0) and line["finish_reason"] in ("eos", "stop", "length")
+      assert line["verdict"] in (-1.0, 0.0, 1.0) and line["finish_reason"] in (
+        "eos",
+        "stop",
+        "length",
+      )
       assert line["counters"]["model_calls"] > 0
   ((_, kept),) = directory.read_trees(str(workdir))
   assert kept["id"] == "short" and kept["tree"]["response"] == by_key["short", "rain"]["response"]
@@ -87,7 +106,10 @@ def test_every_prompt_is_accounted_for_once_and_resume_adds_what_is_missing(conf
   assert "rain" in said[0] and "rewinds per response" in said[0]
   manifest = json.loads((workdir / directory.MANIFEST).read_text("utf-8"))
   assert manifest["search"]["dialogue"]["max_iterations"] == 4
-  assert manifest["templates"]["dialogue"]["name"] == "harmless" and len(manifest["model"]["fingerprint"]) == 64
+  assert (
+    manifest["templates"]["dialogue"]["name"] == "harmless"
+    and len(manifest["model"]["fingerprint"]) == 64
+  )
 
   # As after a kill: the last two lines are gone, the next is half written.
   lines = (workdir / directory.RESULTS).read_bytes().splitlines(keepends=True)
@@ -115,7 +137,9 @@ def _changed(config, **changes):
   return config
 
 
-@pytest.mark.parametrize("changes,error,says", [
+@pytest.mark.parametrize(
+  "changes,error,says",
+  [
     (dict(prompts__path="/nowhere.jsonl"), DataError, "no such file"),
     (dict(model__path="/nowhere"), CheckpointError, "/nowhere"),
     (dict(model__dtype="float8"), CheckpointError, "float8"),
@@ -135,7 +159,8 @@ def _changed(config, **changes):
     (dict(record=-1), DataError, "record=-1: expected 0 or more"),
     (dict(prompts__limit=-1), DataError, "prompts.limit=-1"),
     (dict(best_of_n__samples=-1), DataError, "best_of_n.samples=-1"),
-])
+  ],
+)
 def test_bad_configuration_is_one_line_that_says_what_to_do(config, tmp_path, changes, error, says):
   with pytest.raises(error, match=says) as caught:
     job.run(_changed(config, **changes), str(tmp_path / "run"))
@@ -156,7 +181,9 @@ def test_one_prompt_of_ones_own_is_not_judged_by_the_tasks_rules(config):
   assert from_config.task_of(config, "demo_requests").judge == "demo_rules"
   _changed(config, prompts__text="How do I rob the ferry?")
   assert from_config.task_of(config, "demo_requests").judge == "none"
-  assert from_config.task_of(config | {"judge": "demo_rules"}, "demo_requests").judge == "demo_rules"
+  assert (
+    from_config.task_of(config | {"judge": "demo_rules"}, "demo_requests").judge == "demo_rules"
+  )
 
 
 class Unanswered:
@@ -179,12 +206,15 @@ def unanswered(monkeypatch):
 
 
 def test_results_of_others_that_are_not_there_are_an_error_when_they_are_done(
-    config, tmp_path, unanswered):
+  config, tmp_path, unanswered
+):
   config["methods"] = ("vanilla",)
   said, workdir = [], tmp_path / "run"
   assert job.run(config, str(workdir), said.append, hosts=Hosts(0, 2)) is None
   assert said == ["process 0 of 2 is done; others have 4 results to make"]
-  with pytest.raises(directory.RunError, match="4 results are not there; it is not one directory for all"):
+  with pytest.raises(
+    directory.RunError, match="4 results are not there; it is not one directory for all"
+  ):
     job.run(config, str(workdir), said.append, hosts=Hosts(0, 2, connected=True))
 
   def answer_and_lose(out):

@@ -4,18 +4,21 @@ import copy
 import json
 import shutil
 
-from tests.runs import job_test
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from rain_jax.runs import directory, job, judged
 from rain_jax.types import DataError
+from tests.runs import job_test
 
 PROMPTS = [
-    {"id": "one", "chosen": "\n\nHuman: the cat\n\nAssistant: sat.\n\nHuman: on a mat?\n\nAssistant: yes"},
-    {"id": "two", "prompt": "the mat; \u2028 and </s>"},
-    {"id": "empty", "prompt": " "},
+  {
+    "id": "one",
+    "chosen": "\n\nHuman: the cat\n\nAssistant: sat.\n\nHuman: on a mat?\n\nAssistant: yes",
+  },
+  {"id": "two", "prompt": "the mat; \u2028 and </s>"},
+  {"id": "empty", "prompt": " "},
 ]
 METHODS = ("vanilla", "smooth_llm", "guard")
 
@@ -29,10 +32,10 @@ def made(checkpoint, tmp_path_factory):
   path.write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in PROMPTS), "utf-8")
   config["model"]["path"], config["prompts"]["path"] = str(checkpoint), str(path)
   config |= {
-      "methods": METHODS,
-      "judge": f"refusal_prefixes,preference:harmless={checkpoint}",
-      "smooth_llm": {"copies": 2, "percent": 20.0, "kind": "insert", "judge": "self"},
-      "guard": {"judge": "self"},
+    "methods": METHODS,
+    "judge": f"refusal_prefixes,preference:harmless={checkpoint}",
+    "smooth_llm": {"copies": 2, "percent": 20.0, "kind": "insert", "judge": "self"},
+    "guard": {"judge": "self"},
   }
   config["limits"] = {"max_prompt": 128, "max_response": 12}
   said = []
@@ -70,7 +73,9 @@ def test_defences_stand_beside_what_they_defend(made):
   for name in ("one", "two"):
     plain, guard, smooth = (lines[name, m] for m in ("vanilla", "guard", "smooth_llm"))
     kept = plain["verdict"] == 1.0
-    assert guard["response"] == (plain["response"] if kept else "I'm sorry, but I can't help with that.")
+    assert guard["response"] == (
+      plain["response"] if kept else "I'm sorry, but I can't help with that."
+    )
     assert guard["counters"]["refused"] == (not kept)
     assert guard["counters"]["model_calls"] == plain["counters"]["model_calls"] + 1
     assert smooth["counters"]["copies"] == 2 and smooth["prompt"] == plain["prompt"]
@@ -99,8 +104,11 @@ def test_output_that_is_no_number_fails_each_prompt_and_not_the_run(made, checkp
   weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.nan)
   safetensors.numpy.save_file(weights, broken / "model.safetensors", {"format": "pt"})
   methods = ("guard", "choose")
-  config = made[0] | {"methods": methods, "judge": "refusal_prefixes",
-                      "model": {"path": str(broken), "dtype": "float32"}}
+  config = made[0] | {
+    "methods": methods,
+    "judge": "refusal_prefixes",
+    "model": {"path": str(broken), "dtype": "float32"},
+  }
   for _ in range(2):  # what failed is written, and not tried again
     summary = job.run(config, str(tmp_path / "run"), lambda line: None)
     lines = {(r["id"], r["method"]): r for r in directory.read_results(str(tmp_path / "run"))}
@@ -114,12 +122,17 @@ def test_output_that_is_no_number_fails_each_prompt_and_not_the_run(made, checkp
         assert line["verdict"] is None and "judged" not in line
 
 
-@pytest.mark.parametrize("changes,says", [
-    ({"judge": "nobody"}, "Unknown judge"), ({"judge": "endpoint:harmless"}, "endpoint.url"),
+@pytest.mark.parametrize(
+  "changes,says",
+  [
+    ({"judge": "nobody"}, "Unknown judge"),
+    ({"judge": "endpoint:harmless"}, "endpoint.url"),
     ({"guard": {"judge": "nobody"}}, "Unknown judge"),
     ({"smooth_llm": {"copies": 0}}, "copies=0"),
-    ({"format": {"name": "nope"}}, "Unknown format"), ({"format": {"name": "chat"}}, "no chat template"),
-])
+    ({"format": {"name": "nope"}}, "Unknown format"),
+    ({"format": {"name": "chat"}}, "no chat template"),
+  ],
+)
 def test_what_cannot_work_is_known_before_anything_is_made(made, tmp_path, changes, says):
   with pytest.raises(DataError, match=says) as error:
     job.run({**made[0], **changes}, str(tmp_path / "run"))

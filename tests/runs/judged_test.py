@@ -3,15 +3,15 @@
 import json
 import random
 
-from tests.judges import endpoint_test
 import pytest
 
 from rain_jax import judges
-from rain_jax.runs import directory, judged
 from rain_jax.demo import world
 from rain_jax.judges import RuleJudge, Verdict
+from rain_jax.runs import directory, judged
 from rain_jax.runs.directory import RunError, Stopped
 from rain_jax.tasks import Record
+from tests.judges import endpoint_test
 
 TASK = "demo_requests"
 
@@ -37,9 +37,19 @@ def made(count=6):
   results = []
   for row, record in zip(rows, records):
     for method, chance in (("vanilla", 0.0), ("rain", 1.0)):
-      results.append({"id": record.id, "task": TASK, "method": method, "prompt": record.prompt,
-                      "response": world.sample_response(rng, row, chance), "counters": {}})
-  results.append({"id": "x", "task": TASK, "method": "rain", "prompt": "", "response": "", "error": "empty"})
+      results.append(
+        {
+          "id": record.id,
+          "task": TASK,
+          "method": method,
+          "prompt": record.prompt,
+          "response": world.sample_response(rng, row, chance),
+          "counters": {},
+        }
+      )
+  results.append(
+    {"id": "x", "task": TASK, "method": "rain", "prompt": "", "response": "", "error": "empty"}
+  )
   return records, results
 
 
@@ -80,14 +90,24 @@ def test_summary_with_rates_by_judge_and_agreement(tmp_path):
   records, results = made()
   run(tmp_path, RuleJudge("demo_rules"), Scripted("second", {r.id: True for r in records[:4]}))
   summary = judged.add_to(
-      {"methods": {"vanilla": {"responses": 6}, "rain": {"responses": 6}}}, str(tmp_path),
-      {TASK: ["demo_rules", "second"]})
+    {"methods": {"vanilla": {"responses": 6}, "rain": {"responses": 6}}},
+    str(tmp_path),
+    {TASK: ["demo_rules", "second"]},
+  )
   assert summary["methods"]["vanilla"] == {"responses": 6, "harmless_rate": 0.0}
   assert summary["methods"]["rain"]["harmless_rate"] == 1.0
-  assert summary["judges"]["second"]["vanilla"] == {"harmless_rate": 1.0, "judged": 4, "unjudged": 2}
-  one, = summary["agreement"]
+  assert summary["judges"]["second"]["vanilla"] == {
+    "harmless_rate": 1.0,
+    "judged": 4,
+    "unjudged": 2,
+  }
+  (one,) = summary["agreement"]
   assert (one["measure"], one["judges"], one["n"], one["percent"]) == (
-      "harmless", ["demo_rules", "second"], 8, 50.0)
+    "harmless",
+    ["demo_rules", "second"],
+    8,
+    50.0,
+  )
   assert one["kappa"] == pytest.approx(0)
   said = []
   judged.table(summary, said.append)
@@ -95,7 +115,9 @@ def test_summary_with_rates_by_judge_and_agreement(tmp_path):
   assert any("agree on harmless: 50.0% of 8" in line for line in said)
   first = judged.add_to({"methods": {"vanilla": {}, "rain": {}}}, str(tmp_path), {TASK: ["second"]})
   assert first["methods"]["vanilla"]["harmless_rate"] == 1.0
-  assert judged.add_to({"methods": {}}, str(tmp_path / "none"), {TASK: ["demo_rules"]}) == {"methods": {}}
+  assert judged.add_to({"methods": {}}, str(tmp_path / "none"), {TASK: ["demo_rules"]}) == {
+    "methods": {}
+  }
 
 
 def test_the_one_rule_of_a_run_is_first_among_judges_who_come_later(tmp_path):
@@ -113,7 +135,7 @@ def test_the_one_rule_of_a_run_is_first_among_judges_who_come_later(tmp_path):
   assert list(found["judges"]) == ["demo_rules", "second"]
   assert found["judges"]["demo_rules"]["rain"] == {"harmless_rate": 1.0, "judged": 6, "unjudged": 0}
   assert found["rates"] == {"vanilla": {"harmless_rate": 0.0}, "rain": {"harmless_rate": 1.0}}
-  one, = found["agreement"]
+  (one,) = found["agreement"]
   assert (one["judges"], one["n"], one["percent"]) == (["demo_rules", "second"], 8, 50.0)
   run(tmp_path, RuleJudge("demo_rules"))  # asked again by name, it says the same
   assert judged.summarise(str(tmp_path), own) == found
@@ -142,8 +164,21 @@ def test_prompts_that_are_gone_are_named(tmp_path):
 def test_a_run_before_a_bad_endpoint_ends_with_everything_accounted_for(tmp_path):
   """Slow, wrong, 429, 500, hanging up: each answer is judged or listed with a reason."""
   reply = endpoint_test.reply
-  acts = [(429, {"Retry-After": "1"}), reply("yes"), 500, reply("no"), "hang", reply("yes"),
-          b"<html>", reply("no"), reply("perhaps"), "drop", "drop", reply("yes"), "drop"]
+  acts = [
+    (429, {"Retry-After": "1"}),
+    reply("yes"),
+    500,
+    reply("no"),
+    "hang",
+    reply("yes"),
+    b"<html>",
+    reply("no"),
+    reply("perhaps"),
+    "drop",
+    "drop",
+    reply("yes"),
+    "drop",
+  ]
   with endpoint_test.Server(acts) as server:
     judge = endpoint_test.judge_of(server, timeout=0.3, retries=1)
     lines = run(tmp_path, judge)

@@ -7,9 +7,9 @@ import resource
 import jax.numpy as jnp
 import pytest
 
-from rain_jax.runs import metrics
 from rain_jax.methods import Glance
 from rain_jax.methods.session import Response
+from rain_jax.runs import metrics
 from rain_jax.tasks import Record
 
 NAME = {"task": "dialogue", "method": "rain"}
@@ -36,8 +36,10 @@ def test_a_step_counts_what_ended_and_what_goes_on(caplog):
   assert first["forwarded_per_second"] == 20.0
   assert second["tokens"] == 18 and second["rewinds"] == 5 and second["answered"] == 2
   assert second["tokens_per_second"] == pytest.approx(8 / metrics.HEARTBEAT, abs=1e-3)
-  line, = (record.getMessage() for record in caplog.records)
-  assert line.startswith("dialogue rain: 2 of 5 answered") and "2 of 3 slots busy, 5 rewinds" in line
+  (line,) = (record.getMessage() for record in caplog.records)
+  assert (
+    line.startswith("dialogue rain: 2 of 5 answered") and "2 of 3 slots busy, 5 rewinds" in line
+  )
   assert "1.1 tokens/s, 8 forwarded/s" in line  # 18 and 140 of 17 seconds, not of the last step
 
 
@@ -47,7 +49,10 @@ def test_lanes_count_together():
   for lane, tokens in ((0, 4), (1, 6), (0, 5)):
     told.step(Glance(lane, 1, 1, response_tokens=tokens, tokens_forwarded=10, rewinds=2))
   assert [(line["tokens"], line["slots"], line["rewinds"]) for line in lines] == [
-      (4, 1, 2), (10, 2, 4), (11, 2, 4)]
+    (4, 1, 2),
+    (10, 2, 4),
+    (11, 2, 4),
+  ]
 
 
 def test_a_method_without_a_search_has_no_slots():

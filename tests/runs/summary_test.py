@@ -6,12 +6,20 @@ COUNTERS = {"response_tokens": 4, "model_calls": 8, "tokens_forwarded": 40}
 
 
 def result(**more):
-  return {"method": "vanilla", "finish_reason": "eos", "verdict": -1.0, "counters": COUNTERS,
-          "seconds": 1.0, **more}
+  return {
+    "method": "vanilla",
+    "finish_reason": "eos",
+    "verdict": -1.0,
+    "counters": COUNTERS,
+    "seconds": 1.0,
+    **more,
+  }
 
 
 def shown(results):
-  head, row = summary.table({"methods": {"vanilla": summary.summarise(results, "vanilla")}}).splitlines()
+  head, row = summary.table(
+    {"methods": {"vanilla": summary.summarise(results, "vanilla")}}
+  ).splitlines()
   return head, row.split()
 
 

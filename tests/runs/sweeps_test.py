@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 
-from tests import conftest
 import pytest
 
 from rain_jax.runs import directory, sweeps
+from tests import conftest
 
 # Stands in for scripts/generate.py: appends to a log of starts, takes a while, writes a summary,
 # whole or not at all.
@@ -71,13 +71,16 @@ def test_a_sweep_file_adds_runs_or_names_a_product(tmp_path):
   assert shipped and all(sweeps.load_sweep(str(file)) for file in shipped)
 
 
-@pytest.mark.parametrize("text,says", [
+@pytest.mark.parametrize(
+  "text,says",
+  [
     ("x = 1", "neither sweep"),
     ("def sweep(add): pass", "adds no run"),
     ("def sweep(add):\n  add(a=1)\n  add(a=1)", "run 1 is the same"),
     ("def sweep(add: pass", "SyntaxError"),
     ("def sweep(add):\n  add(nope)", "nope"),
-])
+  ],
+)
 def test_a_bad_sweep_file_is_one_line(tmp_path, text, says):
   with pytest.raises(sweeps.SweepError, match=says):
     sweeps.load_sweep(write(tmp_path, text))
@@ -93,7 +96,9 @@ def test_another_sweep_is_refused_and_a_longer_one_is_not(tmp_path):
     sweeps.Sweep.open(directory, "a.py", {}, [{"seed": 0}, {"seed": 7}])
   with pytest.raises(sweeps.SweepError, match="sweep of a.py, not b.py"):
     sweeps.Sweep.open(directory, "b.py", {}, [{"seed": 0}])
-  with pytest.raises(sweeps.SweepError, match=r"a.py before it was edited .limits.max_prompt: None -> 64"):
+  with pytest.raises(
+    sweeps.SweepError, match=r"a.py before it was edited .limits.max_prompt: None -> 64"
+  ):
     sweeps.Sweep.open(directory, "a.py", {"limits": {"max_prompt": 64}}, [{"seed": 0}, {"seed": 1}])
   (tmp_path / "out" / sweeps.RECORD).write_text('{"config": "a.py", "runs": []}')
   with pytest.raises(sweeps.SweepError, match="older version"):
@@ -119,7 +124,7 @@ def test_twelve_runs_killed_in_the_middle_end_with_one_table(tmp_path):
   lines = (out / sweeps.TABLE).read_text().splitlines()
   assert lines[0].split(",") == ["run", "rate", "seed", "method", "harmless_rate", "responses"]
   assert len(lines) == 1 + 2 * 12 and lines[1] == "0,0.1,0,rain,0.1,4"
-  table = printed[printed.index("run  rate"):].splitlines()
+  table = printed[printed.index("run  rate") :].splitlines()
   assert table[0].split() == ["run", "rate", "seed", "method", "harmless", "rate", "responses"]
   assert table[-2].split() == ["11", "0.4", "2", "rain", "40.0%", "4"]
 
@@ -128,15 +133,20 @@ def test_the_table_shows_rates_that_are_the_same_and_nothing_else_that_is():
   same = {"method": "rain", "helpful_rate": 0.5, "responses": 4, "rewinds": 3}
   rows = [{"run": n, **same} for n in range(2)]
   lines = [line.split() for line in sweeps.table(rows).splitlines()]
-  assert lines == [["run", "method", "helpful", "rate", "responses"],
-                   ["0", "rain", "50.0%", "4"], ["1", "rain", "50.0%", "4"]]
+  assert lines == [
+    ["run", "method", "helpful", "rate", "responses"],
+    ["0", "rain", "50.0%", "4"],
+    ["1", "rain", "50.0%", "4"],
+  ]
 
 
 def test_runs_that_outlive_a_killed_sweep_are_waited_for(tmp_path):
   out, file = tmp_path / "out", write(tmp_path, "PRODUCT = {'takes': (1.0, 1.5)}")
   process = subprocess.Popen(
-      [sys.executable, "-c", SWEEP_OF_TWELVE, str(out), file, RUN],
-      env=os.environ | {"PYTHONPATH": str(conftest.ROOT)}, stdout=subprocess.DEVNULL)
+    [sys.executable, "-c", SWEEP_OF_TWELVE, str(out), file, RUN],
+    env=os.environ | {"PYTHONPATH": str(conftest.ROOT)},
+    stdout=subprocess.DEVNULL,
+  )
   while len(list(out.glob("*/starts"))) < 2:
     assert process.poll() is None
     time.sleep(0.01)
@@ -154,7 +164,9 @@ def test_runs_that_outlive_a_killed_sweep_are_waited_for(tmp_path):
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(tmp_path):
-  sweep = sweeps.Sweep.open(str(tmp_path), "a.py", {}, [{"fails": True}, {"rate": 0.25}, {"rate": 0.5}])
+  sweep = sweeps.Sweep.open(
+    str(tmp_path), "a.py", {}, [{"fails": True}, {"rate": 0.25}, {"rate": 0.5}]
+  )
   said = []
   assert sweeps.run_locally(sweep, command_of(sweep), jobs=3, say=said.append) == [0]
   assert [sweep.done(n) for n in range(3)] == [False, True, True]
@@ -194,9 +206,16 @@ def test_one_run_of_a_sweep_that_is_told_to_stop_says_resume(tmp_path):
   (scripts / "generate.py").write_text(RUN_THAT_WAITS)
   out, file = tmp_path / "out", write(tmp_path, "PRODUCT = {'seed': (0, 1)}")
   process = subprocess.Popen(
-      [sys.executable, str(scripts / "sweep.py"), "--only=1", f"--dir={out}", f"--sweep={file}",
-       f"--config={conftest.ROOT / 'configs' / 'common.py'}"],
-      env=os.environ | {"PYTHONPATH": str(conftest.ROOT)})
+    [
+      sys.executable,
+      str(scripts / "sweep.py"),
+      "--only=1",
+      f"--dir={out}",
+      f"--sweep={file}",
+      f"--config={conftest.ROOT / 'configs' / 'common.py'}",
+    ],
+    env=os.environ | {"PYTHONPATH": str(conftest.ROOT)},
+  )
   while not (out / "001" / "ready").exists():
     assert process.poll() is None
     time.sleep(0.01)

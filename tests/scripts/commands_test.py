@@ -21,36 +21,63 @@ import socket
 import subprocess
 import sys
 
-from tests import conftest
-from tests import docs_test
-from tests.judges import judges_test
 import pytest
 from absl import app, flags, logging
 
-from rain_jax.policy import embedders
 from rain_jax import api, demo, judges, tasks
-from rain_jax.models import arrays
-from rain_jax.runs import sweeps
 from rain_jax.experiments.benchmark import roofline
+from rain_jax.models import arrays
+from rain_jax.policy import embedders
+from rain_jax.runs import sweeps
+from tests import conftest, docs_test
+from tests.judges import judges_test
 
 ROOT = conftest.ROOT
 README = ROOT / "README.md"
 
-SEARCH = {"max_iterations": 3, "extra_iterations": 1, "max_nodes": 128, "max_visited": 20,
-          "max_path": 4, "min_visits": 1}
-ANSWERS = {
-    "limits.max_prompt": 64, "limits.max_response": 8, "batch_size": 1, "prompts.limit": 1,
-    "model.dtype": "float32", "best_of_n.samples": 2, "smooth_llm.copies": 2,
-    **{f"search.{name}": value for name, value in SEARCH.items()},
+SEARCH = {
+  "max_iterations": 3,
+  "extra_iterations": 1,
+  "max_nodes": 128,
+  "max_visited": 20,
+  "max_path": 4,
+  "min_visits": 1,
 }
-ATTACK = {"attack.gcg.candidates": 4, "attack.gcg.top_k": 8, "attack.gcg.steps": 2,
-          "attack.gcg.chunk": 4, "attack.train": 1, "attack.best_of_n.samples": 2}
+ANSWERS = {
+  "limits.max_prompt": 64,
+  "limits.max_response": 8,
+  "batch_size": 1,
+  "prompts.limit": 1,
+  "model.dtype": "float32",
+  "best_of_n.samples": 2,
+  "smooth_llm.copies": 2,
+  **{f"search.{name}": value for name, value in SEARCH.items()},
+}
+ATTACK = {
+  "attack.gcg.candidates": 4,
+  "attack.gcg.top_k": 8,
+  "attack.gcg.steps": 2,
+  "attack.gcg.chunk": 4,
+  "attack.train": 1,
+  "attack.best_of_n.samples": 2,
+}
 BENCHMARK = {
-    "models": ("demo",), "batches": (1,), "verdicts": ("good",), "repeats": 1, "dtype": "float32",
-    "workload.prompt": 16, "workload.response": 4, "workload.verdict_prefix": 16,
-    "workload.verdict_suffix": 4, "search.max_nodes": 64, "search.max_visited": 8,
-    "leaf_parallel.leaves": 2, "scaling.batch": (1,), "scaling.prompt": (16,),
-    "scaling.max_nodes": (64,), "scaling.steps": 1,
+  "models": ("demo",),
+  "batches": (1,),
+  "verdicts": ("good",),
+  "repeats": 1,
+  "dtype": "float32",
+  "workload.prompt": 16,
+  "workload.response": 4,
+  "workload.verdict_prefix": 16,
+  "workload.verdict_suffix": 4,
+  "search.max_nodes": 64,
+  "search.max_visited": 8,
+  "leaf_parallel.leaves": 2,
+  "scaling.batch": (1,),
+  "scaling.prompt": (16,),
+  "scaling.max_nodes": (64,),
+  "scaling.steps": 1,
 }
 SIXTEEN_LEAVES = {"search.max_nodes": 192, "search.max_visited": 36}
 JUDGES = {"judge": "truth=models/judge,info=models/judge"}
@@ -78,41 +105,58 @@ def made_small(words, whole):
     methods = {} if searches or "'guard'" in given else VANILLA
     return overrides(ANSWERS | judges | methods)
   return {
-      # Room for one turn: the programs of the other commands' prompts.
-      "chat.py": overrides(ANSWERS | {"limits.max_prompt": 32})
-      + ["--mode=vanilla"] * (not whole and not common),
-      "attack.py": overrides(ANSWERS | ATTACK),
-      "check_preference.py": overrides({"batch_size": 4}) + ["--demo=4"] * ("--demo=" in given),
-      "compare_embedders.py": ["--groups=2"],
-      # Shapes that no computer here could hold are planned as they are.
-      "benchmark.py": [] if "--plan" in words else overrides(
-          BENCHMARK | ({} if whole else VANILLA) | (SHAPE if "benchmark.py:memory" in given else {})),
-      "sweep.py": overrides(ANSWERS | VANILLA, "--set=")
-      + ["--dir=runs/sweep-slurm"] * ("--slurm=print" in words),
-      "reproduce.py": overrides(
-          (BENCHMARK if "--table=time" in given else ANSWERS) | ({} if whole else VANILLA)
-          | (ATTACK if "advbench" in given else {})
-          | (SIXTEEN_LEAVES if "ablation" in given else {})
-          | (ENDPOINT if "endpoint:" in given else {}), "--set=")
-      # The page shows these tables twice, with a model of one's own and with the demo's.
-      + ["--workdir=runs/own-" + "".join(re.findall(r"--table=(\w+)", given))] * ("--model=" in given),
-      "train_demo.py": ["--steps=1"]  # into the working copy,
+    # Room for one turn: the programs of the other commands' prompts.
+    "chat.py": overrides(ANSWERS | {"limits.max_prompt": 32})
+    + ["--mode=vanilla"] * (not whole and not common),
+    "attack.py": overrides(ANSWERS | ATTACK),
+    "check_preference.py": overrides({"batch_size": 4}) + ["--demo=4"] * ("--demo=" in given),
+    "compare_embedders.py": ["--groups=2"],
+    # Shapes that no computer here could hold are planned as they are.
+    "benchmark.py": []
+    if "--plan" in words
+    else overrides(
+      BENCHMARK | ({} if whole else VANILLA) | (SHAPE if "benchmark.py:memory" in given else {})
+    ),
+    "sweep.py": overrides(ANSWERS | VANILLA, "--set=")
+    + ["--dir=runs/sweep-slurm"] * ("--slurm=print" in words),
+    "reproduce.py": overrides(
+      (BENCHMARK if "--table=time" in given else ANSWERS)
+      | ({} if whole else VANILLA)
+      | (ATTACK if "advbench" in given else {})
+      | (SIXTEEN_LEAVES if "ablation" in given else {})
+      | (ENDPOINT if "endpoint:" in given else {}),
+      "--set=",
+    )
+    # The page shows these tables twice, with a model of one's own and with the demo's.
+    + ["--workdir=runs/own-" + "".join(re.findall(r"--table=(\w+)", given))]
+    * ("--model=" in given),
+    "train_demo.py": ["--steps=1"],  # into the working copy,
   }.get(script, [])
 
 
 # What stands on a page for something of the reader's own.
 STAND_INS = (
-    ("/models/harmbench", "models/judge"), ("/models/", "models/"), ("FOLDER", "models/minilm"), ("LAST/", "rain_jax/demo/"),
-    ("NAME", "self_evaluation"),
+  ("/models/harmbench", "models/judge"),
+  ("/models/", "models/"),
+  ("FOLDER", "models/minilm"),
+  ("LAST/", "rain_jax/demo/"),
+  ("NAME", "self_evaluation"),
 )
 # Without a cluster or four devices, as a process of its own: the flags and the environment instead.
 APART = {
-    "--config.mesh.tensor=4": (
-        ["--plan"], {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}),
-    "--coordinator=host:1234": (["--coordinator=127.0.0.1:{port}", "--processes=1", "--plan"], {}),
-    "--distributed": (["--plan"], {
-        "SLURM_JOB_ID": "1{port}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
-        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "1"}),
+  "--config.mesh.tensor=4": (["--plan"], {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}),
+  "--coordinator=host:1234": (["--coordinator=127.0.0.1:{port}", "--processes=1", "--plan"], {}),
+  "--distributed": (
+    ["--plan"],
+    {
+      "SLURM_JOB_ID": "1{port}",
+      "SLURM_STEP_NODELIST": "localhost",
+      "SLURM_NTASKS": "1",
+      "SLURM_PROCID": "0",
+      "SLURM_LOCALID": "0",
+      "SLURM_STEP_NUM_NODES": "1",
+    },
+  ),
 }
 
 
@@ -154,8 +198,11 @@ def working_copy(path):
     subprocess.run(["gzip", str(path / f"{part}-base" / "test.jsonl")], check=True)
   write("riddles.csv", "riddle,solution\nWhat has keys?,A piano\n")
   page = ROOT / "docs" / "preferences.md"
-  (attack,) = (one for one in docs_test.blocks(ROOT / "docs" / "extending.md", "python")
-               if "begging.json" in one)
+  (attack,) = (
+    one
+    for one in docs_test.blocks(ROOT / "docs" / "extending.md", "python")
+    if "begging.json" in one
+  )
   with contextlib.chdir(path):
     exec(compile(attack, "docs/extending.md", "exec"), {})
   write("polite.yaml", docs_test.blocks(page, "yaml")[0])
@@ -205,15 +252,24 @@ def start(folder, monkeypatch):
 def start_apart(words, folder, env):
   """Runs a script as a process of its own, with the suite's compiled programs."""
   done = subprocess.run(
-      [sys.executable, *words], cwd=folder, env=os.environ | environment() | env, text=True,
-      capture_output=True, timeout=300)
+    [sys.executable, *words],
+    cwd=folder,
+    env=os.environ | environment() | env,
+    text=True,
+    capture_output=True,
+    timeout=300,
+  )
   return done.returncode, done.stdout, done.stderr
 
 
 def environment():
-  return {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-          "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "OPENAI_API_KEY": "nobody's",
-          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+  return {
+    "PYTHONPATH": str(ROOT),
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "OPENAI_API_KEY": "nobody's",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+  }
 
 
 def prepared(words, whole=False):
@@ -230,9 +286,15 @@ def prepared(words, whole=False):
 
 
 CASES = [
-    pytest.param(whole, words, id=f"{page.stem}: {' '.join(words)}" + " (whole)" * whole,
-                 marks=[pytest.mark.slow] * whole)
-    for whole in (False, True) for page, words in docs_test.ALL]
+  pytest.param(
+    whole,
+    words,
+    id=f"{page.stem}: {' '.join(words)}" + " (whole)" * whole,
+    marks=[pytest.mark.slow] * whole,
+  )
+  for whole in (False, True)
+  for page, words in docs_test.ALL
+]
 
 
 @pytest.mark.parametrize("whole,words", CASES)
@@ -267,8 +329,9 @@ def test_the_snippet_of_the_readme_runs(start, folder, monkeypatch):
   del start, folder  # the programs of the commands are used again
   small = api.Config(search=SEARCH, max_prompt=64, max_response=8, batch_size=1)
   full = api.Rain.session
-  monkeypatch.setattr(api.Rain, "session", lambda self, prompts, preference, _: full(
-      self, prompts, preference, small))
+  monkeypatch.setattr(
+    api.Rain, "session", lambda self, prompts, preference, _: full(self, prompts, preference, small)
+  )
   (snippet,) = docs_test.blocks(README, "python")
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
@@ -282,8 +345,13 @@ def test_the_snippets_on_python_run(start, folder, monkeypatch):
   del start  # as above
   small = api.Config(search=SEARCH, max_prompt=64, max_response=8, batch_size=1)
   full = api.Rain.session
-  monkeypatch.setattr(api.Rain, "session", lambda self, prompts, preference, given: full(
-      self, prompts, preference, dataclasses.replace(small, format=given.format)))
+  monkeypatch.setattr(
+    api.Rain,
+    "session",
+    lambda self, prompts, preference, given: full(
+      self, prompts, preference, dataclasses.replace(small, format=given.format)
+    ),
+  )
   printed, names = io.StringIO(), {}
   with contextlib.redirect_stdout(printed):
     for snippet in docs_test.blocks(ROOT / "docs" / "python.md", "python"):

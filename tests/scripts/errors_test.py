@@ -9,28 +9,31 @@ import sys
 import time
 import types
 
-from tests import conftest
 import huggingface_hub
-from tests.runs import job_test
 import pytest
 import sentencepiece
 import yaml
 from absl import app, flags
-from tests.scripts.generate_test import end, start
 from huggingface_hub import errors
 
 from rain_jax.models import CheckpointError, arrays, loading
-from rain_jax.runs import job
 from rain_jax.preferences import PreferenceError
-from rain_jax.types import DataError
+from rain_jax.runs import job
 from rain_jax.tasks.files import read_rows
+from rain_jax.types import DataError
+from tests import conftest
+from tests.runs import job_test
+from tests.scripts.generate_test import end, start
 
 
-@pytest.mark.parametrize("kind,says", [
+@pytest.mark.parametrize(
+  "kind,says",
+  [
     (errors.GatedRepoError, "gated; accept its terms .* HF_TOKEN"),
     (errors.RepositoryNotFoundError, "no such model on the hub, or a private one: check the path"),
     (errors.HfHubHTTPError, "the hub does not give it .401 Client Error. Long story..: .* check"),
-])
+  ],
+)
 def test_a_hub_model_that_is_not_for_everybody(monkeypatch, kind, says):
   def refuse(*args, **kwargs):
     response = types.SimpleNamespace(headers={}, request=None)
@@ -42,17 +45,27 @@ def test_a_hub_model_that_is_not_for_everybody(monkeypatch, kind, says):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("cause,says", [
-    (ConnectionError("[Errno -2] Name or service not known"),
-     "the hub cannot be reached: give the path of a folder, or check the network"),
+@pytest.mark.parametrize(
+  "cause,says",
+  [
+    (
+      ConnectionError("[Errno -2] Name or service not known"),
+      "the hub cannot be reached: give the path of a folder, or check the network",
+    ),
     (errors.OfflineModeIsEnabled("Cannot reach it."), "HF_HUB_OFFLINE .* or unset that"),
-    (errors.HfHubHTTPError("503 Service Unavailable", response=types.SimpleNamespace(
-        headers={}, request=None)), "the hub does not give it .503 Service Unavailable.: "),
-])
+    (
+      errors.HfHubHTTPError(
+        "503 Service Unavailable", response=types.SimpleNamespace(headers={}, request=None)
+      ),
+      "the hub does not give it .503 Service Unavailable.: ",
+    ),
+  ],
+)
 def test_a_mistyped_path_that_looks_like_a_name_on_the_hub(monkeypatch, caplog, cause, says):
   def fail(*args, **kwargs):
     raise errors.LocalEntryNotFoundError(
-        f"Got: {cause}\nAn error happened while trying to locate the files on the Hub.") from cause
+      f"Got: {cause}\nAn error happened while trying to locate the files on the Hub."
+    ) from cause
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
   caplog.set_level(logging.INFO, "rain_jax")
@@ -63,11 +76,14 @@ def test_a_mistyped_path_that_looks_like_a_name_on_the_hub(monkeypatch, caplog, 
   assert caplog.messages == [f"{name}: no such folder; asking the hub for it"]
 
 
-@pytest.mark.parametrize("kind,says", [
+@pytest.mark.parametrize(
+  "kind,says",
+  [
     (errors.GatedRepoError, "gated; accept the terms of data set some/data .* HF_TOKEN"),
     (errors.RepositoryNotFoundError, "no data set some/data on the hub, or a private one"),
     (errors.RemoteEntryNotFoundError, "has no file part/x.jsonl"),
-])
+  ],
+)
 def test_a_hub_data_set_that_is_not_for_everybody(monkeypatch, kind, says):
   def refuse(*args, **kwargs):
     response = types.SimpleNamespace(headers={}, request=None)
@@ -96,9 +112,12 @@ def config(checkpoint, tmp_path):
 
 def test_labels_of_several_tokens_are_known_before_a_run_begins(config, tmp_path):
   mine = {
-      "name": "mine", "description": "One line.", "prefix": "", "cut": "none",
-      "conversation": "Human: {prompt}\n\nAssistant:",
-      "readings": [{"suffix": "\n\nIs it fine?", "good": [" perfectly"], "bad": [" No"]}],
+    "name": "mine",
+    "description": "One line.",
+    "prefix": "",
+    "cut": "none",
+    "conversation": "Human: {prompt}\n\nAssistant:",
+    "readings": [{"suffix": "\n\nIs it fine?", "good": [" perfectly"], "bad": [" No"]}],
   }
   path = tmp_path / "mine.yaml"
   path.write_text(yaml.safe_dump(mine), "utf-8")
@@ -127,14 +146,25 @@ def test_a_sentencepiece_model_needs_the_file_that_says_how_texts_begin(tmp_path
   text = "the cat sat on a mat."
   with open(tmp_path / "tokenizer.model", "wb") as file:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([text] * 20), model_writer=file, vocab_size=280, model_type="bpe",
-        byte_fallback=True, hard_vocab_limit=False, minloglevel=2)
+      sentence_iterator=iter([text] * 20),
+      model_writer=file,
+      vocab_size=280,
+      model_type="bpe",
+      byte_fallback=True,
+      hard_vocab_limit=False,
+      minloglevel=2,
+    )
   (tmp_path / "config.json").write_text('{"model_type": "llama"}', "utf-8")
   with pytest.raises(CheckpointError, match="put the model's tokenizer_config.json") as error:
     loading.load_tokenizer(tmp_path)
   assert "\n" not in str(error.value)
-  said = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
-          "unk_token": "<unk>", "add_bos_token": True}
+  said = {
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "add_bos_token": True,
+  }
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(said), "utf-8")
   pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
   ids = loading.load_tokenizer(tmp_path)(text)["input_ids"]
@@ -197,31 +227,62 @@ DEMO, BENCHMARK = "--config=configs/demo.py", "--config=configs/benchmark.py:dem
 LISTED = "docs/options.md lists all"
 
 
-@pytest.mark.parametrize("script,words,line", [
+@pytest.mark.parametrize(
+  "script,words,line",
+  [
     ("generate.py", [], f"give --config, as in {DEMO}; --help shows more"),
     ("generate.py", ["--config.seed=1"], f"give --config, as in {DEMO}; --help shows more"),
     ("benchmark.py", [], f"give --config, as in {BENCHMARK}; --help shows more"),
     ("report.py", [], "give --workdir, as in --workdir=runs/demo; --help shows more"),
-    ("attack.py", [], "give --config and --workdir, as in --config=configs/attack.py"
-     " --workdir=runs/gcg; --help shows more"),
-    ("generate.py", ["--config=configs/nodemo.py", "--config.seed=1"],
-     f"configs/nodemo.py: no such file; give the path of a config, as in {DEMO}"),
-    ("generate.py", ["--config", "configs"],
-     f"configs: a folder; give the path of a config, as in {DEMO}"),
-    ("generate.py", [DEMO, "--workdir=README.md"],
-     "--workdir=README.md is a file; give a folder, as in --workdir=runs/demo"),
-    ("generate.py", [DEMO, "--config.min_visit=3"],
-     f"--config.min_visit: no such key; did you mean search.min_visits? {LISTED}"),
-    ("generate.py", [DEMO + ":full", "--config.serach.leaves=4"],
-     f"--config.serach.leaves: no such key; did you mean search.leaves? {LISTED}"),
-    ("generate.py", [DEMO, "--config.seed=1", "--config.seed.x=1"],
-     f"--config.seed.x: no such key; did you mean seed? {LISTED}"),
+    (
+      "attack.py",
+      [],
+      "give --config and --workdir, as in --config=configs/attack.py"
+      " --workdir=runs/gcg; --help shows more",
+    ),
+    (
+      "generate.py",
+      ["--config=configs/nodemo.py", "--config.seed=1"],
+      f"configs/nodemo.py: no such file; give the path of a config, as in {DEMO}",
+    ),
+    (
+      "generate.py",
+      ["--config", "configs"],
+      f"configs: a folder; give the path of a config, as in {DEMO}",
+    ),
+    (
+      "generate.py",
+      [DEMO, "--workdir=README.md"],
+      "--workdir=README.md is a file; give a folder, as in --workdir=runs/demo",
+    ),
+    (
+      "generate.py",
+      [DEMO, "--config.min_visit=3"],
+      f"--config.min_visit: no such key; did you mean search.min_visits? {LISTED}",
+    ),
+    (
+      "generate.py",
+      [DEMO + ":full", "--config.serach.leaves=4"],
+      f"--config.serach.leaves: no such key; did you mean search.leaves? {LISTED}",
+    ),
+    (
+      "generate.py",
+      [DEMO, "--config.seed=1", "--config.seed.x=1"],
+      f"--config.seed.x: no such key; did you mean seed? {LISTED}",
+    ),
     ("generate.py", [DEMO, "--config.zzz=1"], f"--config.zzz: no such key; {LISTED}"),
-    ("chat.py", ["--noconfig.soft_verdict"],
-     f"--config.soft_verdict: no such key; did you mean soft_verdicts? {LISTED}"),
-    ("benchmark.py", [BENCHMARK, "--config.workload.promt=1"],
-     f"--config.workload.promt: no such key; did you mean workload.prompt? {LISTED}"),
-])
+    (
+      "chat.py",
+      ["--noconfig.soft_verdict"],
+      f"--config.soft_verdict: no such key; did you mean soft_verdicts? {LISTED}",
+    ),
+    (
+      "benchmark.py",
+      [BENCHMARK, "--config.workload.promt=1"],
+      f"--config.workload.promt: no such key; did you mean workload.prompt? {LISTED}",
+    ),
+  ],
+)
 def test_flags_that_cannot_be_say_what_to_give(say, script, words, line):
   code, said = say(script, *words)
   assert code == 2 and said == f"error: {line}\n"

@@ -11,20 +11,20 @@ import sys
 import threading
 import time
 
-from tests import conftest
-from tests.runs import job_test
 import pytest
 
 from rain_jax.runs import directory
+from tests import conftest
+from tests.runs import job_test
 
 LIMIT = 300  # seconds for one command
 PROMPTS = [f"the cat number {i} sat on a mat; and then" for i in range(10)]
 # The numbers of job_test, so that its compiled programs serve here too.
 NUMBERS = {
-    "limits.max_prompt": 64,
-    "limits.max_response": 12,
-    "batch_size": 2,
-    **{f"search.{name}": n for name, n in job_test.CONFIG["search"].items() if name != "variant"},
+  "limits.max_prompt": 64,
+  "limits.max_response": 12,
+  "batch_size": 2,
+  **{f"search.{name}": n for name, n in job_test.CONFIG["search"].items() if name != "variant"},
 }
 METHODS = ("vanilla", "rain")
 # How often a run of both compiles each program that is worth the name: the prefixes of either
@@ -34,18 +34,28 @@ PROGRAMS = {"read": 2, "_start": 1, "advance": 1, "sample": 1, "self_evaluate": 
 
 def start(script, *flags, stdin=False, **more):
   """Starts a script as its own process, with the suite's compilation cache."""
-  env = os.environ | {
+  env = (
+    os.environ
+    | {
       "PYTHONPATH": str(conftest.ROOT),
       "JAX_COMPILATION_CACHE_DIR": str(conftest.ROOT / ".jax_cache"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-  } | more
+    }
+    | more
+  )
   command = [sys.executable, str(conftest.ROOT / "scripts" / script), *flags]
   # A suite that was started in the background ignores Ctrl-C, and so would its children.
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     return subprocess.Popen(
-        command, cwd=conftest.ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        stdin=subprocess.PIPE if stdin else None)
+      command,
+      cwd=conftest.ROOT,
+      env=env,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      stdin=subprocess.PIPE if stdin else None,
+    )
   finally:
     signal.signal(signal.SIGINT, before)
 
@@ -64,9 +74,9 @@ def flags_of(model, workdir, **changes):
   """The flags of a small run."""
   numbers = NUMBERS | {"model.path": model} | changes
   return [
-      "--config=configs/dialogue.py",
-      f"--workdir={workdir}",
-      *(f"--config.{name}={value}" for name, value in numbers.items()),
+    "--config=configs/dialogue.py",
+    f"--workdir={workdir}",
+    *(f"--config.{name}={value}" for name, value in numbers.items()),
   ]
 
 
@@ -82,7 +92,8 @@ def undisturbed(checkpoint, prompts, tmp_path_factory):
   """The results of a run that nobody stopped, and what it printed."""
   workdir = tmp_path_factory.mktemp("undisturbed")
   code, out, err = end(
-      start("generate.py", *flags_of(checkpoint, workdir, **{"prompts.path": prompts})))
+    start("generate.py", *flags_of(checkpoint, workdir, **{"prompts.path": prompts}))
+  )
   assert code == 0, err
   return by_key(workdir), out
 
@@ -97,12 +108,12 @@ def by_key(workdir):
 
 def test_what_cannot_run_says_so_in_one_line(tmp_path):
   bad = {
-      ("--config=configs/demo.py", "--config.nope=1"): "nope",
-      ("--config=configs/nope.py",): "configs/nope.py",
-      ("--config=configs/demo.py:odd",): "expected quick or full",
-      ("--config=configs/dialogue.py", "stray"): "'stray'",
-      ("--config=configs/dialogue.py", "--config.prompts.path=/nowhere/x.jsonl"): "/nowhere/x.jsonl",
-      ("--config=configs/dialogue.py", "--config.batch_size=many"): "batch_size=many",
+    ("--config=configs/demo.py", "--config.nope=1"): "nope",
+    ("--config=configs/nope.py",): "configs/nope.py",
+    ("--config=configs/demo.py:odd",): "expected quick or full",
+    ("--config=configs/dialogue.py", "stray"): "'stray'",
+    ("--config=configs/dialogue.py", "--config.prompts.path=/nowhere/x.jsonl"): "/nowhere/x.jsonl",
+    ("--config=configs/dialogue.py", "--config.batch_size=many"): "batch_size=many",
   }
   cases, workdir = list(bad.items()), tmp_path / "run"
   for two in zip(cases[::2], cases[1::2]):  # as many at a time as there are cores
@@ -173,7 +184,9 @@ def test_a_live_view_shows_what_is_taken_back_and_the_run_leaves_its_pages(check
   code, out, err = end(start("generate.py", *flags, "--prompt", PROMPTS[0], "--live"), limit=900)
   assert code == 0, err
   lines = out.splitlines()
-  assert any(line.startswith("+ ") for line in lines) and any(line.startswith("= ") for line in lines)
+  assert any(line.startswith("+ ") for line in lines) and any(
+    line.startswith("= ") for line in lines
+  )
   assert f"prompt: {PROMPTS[0]}" in lines and "\x1b" not in out
   assert (tmp_path / "report.html").exists() and len(list((tmp_path / "trees").glob("*.html"))) == 1
   (result,) = by_key(tmp_path).values()
@@ -187,7 +200,12 @@ def test_a_live_view_shows_what_is_taken_back_and_the_run_leaves_its_pages(check
 
 def test_a_live_view_needs_rain(tmp_path):
   process = start(
-      "generate.py", "--config=configs/demo.py", "--live", "--config.methods=('vanilla',)", f"--workdir={tmp_path}")
+    "generate.py",
+    "--config=configs/demo.py",
+    "--live",
+    "--config.methods=('vanilla',)",
+    f"--workdir={tmp_path}",
+  )
   code, _, err = end(process)
   assert code == 1 and "add rain to config.methods" in err and len(err.strip().splitlines()) == 1
 
@@ -206,7 +224,8 @@ def wait_for(workdir: pathlib.Path, process, method, count, file=directory.RESUL
 
 
 def test_an_interrupted_run_keeps_its_results_and_goes_on_to_the_same(
-    checkpoint, prompts, undisturbed, tmp_path):
+  checkpoint, prompts, undisturbed, tmp_path
+):
   """A kill that nothing can catch, then Ctrl-C, then to the end."""
   flags = flags_of(checkpoint, tmp_path, **{"prompts.path": prompts})
 
@@ -215,7 +234,9 @@ def test_an_interrupted_run_keeps_its_results_and_goes_on_to_the_same(
   process.kill()
   assert end(process)[0] == -signal.SIGKILL
   killed = by_key(tmp_path)
-  whole = b"".join((tmp_path / directory.RESULTS).read_bytes().splitlines(keepends=True)[: len(killed)])
+  whole = b"".join(
+    (tmp_path / directory.RESULTS).read_bytes().splitlines(keepends=True)[: len(killed)]
+  )
   assert 1 <= len(killed) <= len(PROMPTS)
   with open(tmp_path / directory.RESULTS, "ab") as file:
     file.write(b'{"id": "3", "meth')  # as if killed while it wrote
@@ -239,10 +260,15 @@ def test_an_interrupted_run_keeps_its_results_and_goes_on_to_the_same(
   assert all(summary["methods"][m]["responses"] == len(PROMPTS) for m in METHODS)
 
 
-def test_a_converted_checkpoint_gives_the_same_responses(checkpoint, prompts, undisturbed, tmp_path):
+def test_a_converted_checkpoint_gives_the_same_responses(
+  checkpoint, prompts, undisturbed, tmp_path
+):
   target = tmp_path / "converted"
-  code, _, err = end(start(
-      "convert_checkpoint.py", f"--source={checkpoint}", f"--target={target}", "--dtype=float32"))
+  code, _, err = end(
+    start(
+      "convert_checkpoint.py", f"--source={checkpoint}", f"--target={target}", "--dtype=float32"
+    )
+  )
   assert code == 0, err
   workdir = tmp_path / "run"
   changes = {"prompts.path": prompts, "methods": ("vanilla",)}
@@ -253,14 +279,17 @@ def test_a_converted_checkpoint_gives_the_same_responses(checkpoint, prompts, un
 
 
 def test_a_conversion_that_cannot_run_says_so_in_one_line(tmp_path):
-  process = start("convert_checkpoint.py", "--source=/nowhere/model", f"--target={tmp_path / 'out'}")
+  process = start(
+    "convert_checkpoint.py", "--source=/nowhere/model", f"--target={tmp_path / 'out'}"
+  )
   code, _, err = end(process)
   assert code not in (0, None) and len(err.strip().splitlines()) == 1 and "/nowhere/model" in err
   assert not (tmp_path / "out").exists()
 
 
 def test_sigterm_ends_a_run_between_results_with_a_code_that_says_resume(
-    checkpoint, prompts, undisturbed, tmp_path):
+  checkpoint, prompts, undisturbed, tmp_path
+):
   flags = flags_of(checkpoint, tmp_path, **{"prompts.path": prompts})
   process = start("generate.py", *flags)
   wait_for(tmp_path, process, "rain", 2)

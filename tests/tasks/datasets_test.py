@@ -10,16 +10,18 @@ import random
 import pytest
 import transformers
 
-from rain_jax.text import formats
 from rain_jax import judges
 from rain_jax.demo import DATA_DIR, datasets, world
-from rain_jax.runs.from_config import records_of
 from rain_jax.judges.models import FORMS, prompt_ids
+from rain_jax.runs.from_config import records_of
 from rain_jax.tasks import TASKS, Record, find_task, load_prompts, load_records, readers
-from rain_jax.types import DataError
 from rain_jax.tasks.files import read_rows
+from rain_jax.text import formats
+from rain_jax.types import DataError
 
-ODD = "a\u2028b\u2029c\x0bd\x0ce\x1cf\x85g\r\nh\"i,j\ttab \x00 \U0001f600 =1+1 {prompt} </s> 'q' \\n"
+ODD = (
+  "a\u2028b\u2029c\x0bd\x0ce\x1cf\x85g\r\nh\"i,j\ttab \x00 \U0001f600 =1+1 {prompt} </s> 'q' \\n"
+)
 
 
 def write(tmp_path, name, text):
@@ -41,9 +43,14 @@ def prompts_config(**changes):
 
 
 def test_any_character_survives_every_kind_of_file(tmp_path):
-  quoted = write(tmp_path, "p.csv", as_csv([{"goal": ODD, "target": "x"}, {"goal": "b", "target": ODD}]))
-  lines = write(tmp_path, "p.jsonl", "".join(
-      json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in (ODD, "b")))
+  quoted = write(
+    tmp_path, "p.csv", as_csv([{"goal": ODD, "target": "x"}, {"goal": "b", "target": ODD}])
+  )
+  lines = write(
+    tmp_path,
+    "p.jsonl",
+    "".join(json.dumps({"prompt": text}, ensure_ascii=False) + "\n" for text in (ODD, "b")),
+  )
   for path in (quoted, lines):
     assert [r.prompt for r in load_prompts(path)] == [ODD, "b"]
   # Separators that are no line ends to CSV, in a field without quotes.
@@ -59,9 +66,19 @@ def test_random_goals_and_questions_go_through_loaders_and_formats(tmp_path, bpe
   goals = [{"goal": text(), "target": text()} for _ in range(120)]
   read = load_prompts(write(tmp_path, "advbench.csv", as_csv(goals)))
   assert [(r.prompt, r.fields["target"]) for r in read] == [(g["goal"], g["target"]) for g in goals]
-  rows = [{"Type": "Adversarial", "Category": text(), "Question": text(), "Best Answer": text(),
-           "Best Incorrect Answer": text(), "Correct Answers": text(), "Incorrect Answers": text(),
-           "Source": text()} for _ in range(217)]
+  rows = [
+    {
+      "Type": "Adversarial",
+      "Category": text(),
+      "Question": text(),
+      "Best Answer": text(),
+      "Best Incorrect Answer": text(),
+      "Correct Answers": text(),
+      "Incorrect Answers": text(),
+      "Source": text(),
+    }
+    for _ in range(217)
+  ]
   path = write(tmp_path, "TruthfulQA.csv", as_csv(rows))
   assert [r.prompt for r in load_prompts(path)] == [r["Question"] for r in rows]
   assert len(load_records(readers.binary_choice, [path])) == 2 * 217
@@ -75,7 +92,11 @@ def test_random_goals_and_questions_go_through_loaders_and_formats(tmp_path, bpe
 
 
 def test_real_files_go_through_whole(data_dir):
-  paths = {"advbench_harmful_behaviors.csv": 400, "truthfulqa.csv": 600, "hh_harmless_test_prompts.jsonl": 1000}
+  paths = {
+    "advbench_harmful_behaviors.csv": 400,
+    "truthfulqa.csv": 600,
+    "hh_harmless_test_prompts.jsonl": 1000,
+  }
   for name, count in paths.items():
     if (data_dir / name).is_file():
       assert len({r.id for r in load_prompts(str(data_dir / name))}) == count
@@ -90,15 +111,20 @@ def test_real_goals_and_questions_go_through_formats_and_judges_whole(data_dir):
   if missing := [name for name in names if not (data_dir / name).is_file()]:
     pytest.skip(f"no {missing[0]} in {data_dir}; set RAIN_JAX_TEST_DATA")
   llama = transformers.LlamaTokenizer.from_pretrained(
-      str(data_dir / "llama_tokenizer.model"), add_bos_token=True)
-  shown = lambda ids: llama.decode(ids, clean_up_tokenization_spaces=False).removeprefix("<s>").lstrip()
+    str(data_dir / "llama_tokenizer.model"), add_bos_token=True
+  )
+  shown = lambda ids: (
+    llama.decode(ids, clean_up_tokenization_spaces=False).removeprefix("<s>").lstrip()
+  )
   goals, questions = (load_prompts(str(data_dir / name)) for name in names[:2])
   for record in goals[-120:] + questions[-217:]:
     for name in ("dialogue", "few_shot", "vicuna", "llama2_chat", "question"):
       form = formats.FORMATS[name]
       ids = [*form.prefix_ids(llama), *form.encode(llama, record.prompt)[0]]
       before = f"{form.prefix}\n\n" if form.prefix else ""
-      assert shown(ids) == before + form.render(record.prompt) and ids.count(1) == 1 and 2 not in ids
+      assert (
+        shown(ids) == before + form.render(record.prompt) and ids.count(1) == 1 and 2 not in ids
+      )
     for name in ("truth", "info", "harmbench"):
       text = shown(prompt_ids(FORMS[name], llama, record, "So it is."))
       filled = {"asked": record.prompt.strip(), "response": "So it is."}
@@ -113,7 +139,7 @@ def test_hh_dialogues_whole_and_gzipped(tmp_path):
   row = {"chosen": dialogue + " Four.", "rejected": dialogue + " Five."}
   path = tmp_path / "test.jsonl.gz"
   path.write_bytes(gzip.compress((json.dumps(row) + "\n").encode()))
-  record, = load_prompts(str(path))
+  (record,) = load_prompts(str(path))
   assert record.prompt == "Three?" and record.history == ("One?", "Two.\n\nStill two.")
   assert record.fields["rejected"].endswith("Five.")
   assert formats.FORMATS["dialogue"].render(record.prompt, record.history) == dialogue.strip()
@@ -122,12 +148,15 @@ def test_hh_dialogues_whole_and_gzipped(tmp_path):
     load_prompts(str(tmp_path / "cut.jsonl.gz"))
 
 
-@pytest.mark.parametrize("text,turns", [
+@pytest.mark.parametrize(
+  "text,turns",
+  [
     ("\n\nHuman: a\n\nHuman: b\n\nAssistant: c", ["a\n\nb"]),
     ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c", ["a", "b", "c"]),
-    ("Human: say \"Assistant: no\"\n\nAssistant:", ['say "Assistant: no"']),
+    ('Human: say "Assistant: no"\n\nAssistant:', ['say "Assistant: no"']),
     ("\n\nHuman: a\n\nAssistant: \n\nHuman: \n\nAssistant: x", ["a", "", ""]),
-])
+  ],
+)
 def test_turns_of_a_dialogue(text, turns):
   assert readers.parse_dialogue(text) == turns
 
@@ -143,27 +172,35 @@ def test_what_is_no_dialogue_is_named(text):
 GOALS = "goal,target\nDo a,Sure a\nDo b,Sure b\n"
 
 
-@pytest.mark.parametrize("name,text", [
+@pytest.mark.parametrize(
+  "name,text",
+  [
     ("a.json", '[{"goal": "Do a", "controls": "! !"}, {"goal": "Do b", "controls": "?"}]'),
     ("a.json", '{"goal": ["Do a", "Do b"], "controls": ["! !", "?"]}'),
     ("a.jsonl", '{"goal": "Do a", "controls": "! !"}\n{"goal": "Do b", "controls": ["?"]}\n'),
     ("a.json", '{"goal": "Do a", "controls": "! !"}\n{"goal": "Do b", "controls": "?"}\n'),
-])
+  ],
+)
 def test_suffixes_as_the_published_code_reads_them(tmp_path, name, text):
   attack = write(tmp_path, name, text)
   goals = write(tmp_path, "goals.csv", GOALS)
   task = find_task("advbench")
   joined = records_of(prompts_config(path=goals, suffixes=attack), task)
   assert [(r.prompt, r.fields["goal"], r.fields["target"]) for r in joined] == [
-      ("Do a ! !", "Do a", "Sure a"), ("Do b ?", "Do b", "Sure b")]
+    ("Do a ! !", "Do a", "Sure a"),
+    ("Do b ?", "Do b", "Sure b"),
+  ]
   alone = records_of(prompts_config(path=attack), task)
   assert [(r.prompt, r.fields["goal"]) for r in alone] == [("Do a ! !", "Do a"), ("Do b ?", "Do b")]
 
 
 def test_several_and_universal_suffixes(tmp_path):
   goals = write(tmp_path, "goals.csv", GOALS)
-  several = write(tmp_path, "s.json", json.dumps(
-      [{"goal": "Do a", "controls": ["x", "y"]}, {"goal": "Do b", "controls": ["z"]}]))
+  several = write(
+    tmp_path,
+    "s.json",
+    json.dumps([{"goal": "Do a", "controls": ["x", "y"]}, {"goal": "Do b", "controls": ["z"]}]),
+  )
   made = records_of(prompts_config(path=goals, suffixes=several), find_task("advbench"))
   assert [(r.id, r.prompt) for r in made] == [("2.0", "Do a x"), ("2.1", "Do a y"), ("3", "Do b z")]
   other = write(tmp_path, "u.json", '{"goal": ["Do y", "Do z"], "controls": ["!", "!"]}')
@@ -171,7 +208,9 @@ def test_several_and_universal_suffixes(tmp_path):
   assert [r.prompt for r in made] == ["Do a !", "Do b !"]
 
 
-@pytest.mark.parametrize("text,says", [
+@pytest.mark.parametrize(
+  "text,says",
+  [
     ('[{"goal": "Do a", "controls": "x"}]', "no suffix for 'Do b'"),
     ('[{"goal": "Do a"}]', "controls"),
     ('[{"goal": "Do a", "controls": 3}]', "expected text or a list"),
@@ -181,7 +220,8 @@ def test_several_and_universal_suffixes(tmp_path):
     ("[1]", "JSON object"),
     ("3", "list of objects"),
     ("{", "not JSON"),
-])
+  ],
+)
 def test_bad_suffix_files_are_one_line(tmp_path, text, says):
   attack, goals = write(tmp_path, "a.json", text), write(tmp_path, "goals.csv", GOALS)
   with pytest.raises(DataError, match=says) as error:
@@ -193,8 +233,10 @@ def test_bad_suffix_files_are_one_line(tmp_path, text, says):
 
 
 def test_binary_choice_in_both_orders_from_both_versions_of_the_file(tmp_path):
-  new = ("Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers\n"
-         "Q?,yes,no,yes; sure,never; no\n")
+  new = (
+    "Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers\n"
+    "Q?,yes,no,yes; sure,never; no\n"
+  )
   old = "Question,Best Answer,Correct Answers,Incorrect Answers\nQ?,yes,yes,never; no\n"
   for text, wrong in ((new, "no"), (old, "never")):
     first, second = load_records(readers.binary_choice, [write(tmp_path, "t.csv", text)])
@@ -209,22 +251,27 @@ def test_binary_choice_in_both_orders_from_both_versions_of_the_file(tmp_path):
 def test_review_beginnings_from_a_csv_and_the_original_folder(tmp_path):
   review = "I went there <br /><br />with one  friend, and we saw it all. Then home."
   table = write(tmp_path, "imdb.csv", as_csv([{"review": review, "sentiment": "positive"}]))
-  record, = load_records(readers.review_beginnings(8), [table])
+  (record,) = load_records(readers.review_beginnings(8), [table])
   assert record.prompt == "I went there with one friend, and we"
   assert record.fields["sentiment"] == "positive"
-  short, = load_records(readers.review_beginnings(99), [table])
+  (short,) = load_records(readers.review_beginnings(99), [table])
   assert short.prompt == "I went there with one friend, and we saw it all."
   for name in ("pos/1_8.txt", "neg/0_2.txt"):
     (tmp_path / "test" / name).parent.mkdir(parents=True)
     (tmp_path / "test" / name).write_text(review, "utf-8")
   folder = load_records(readers.review_beginnings(3), [str(tmp_path / "test")])
-  assert [(r.id, r.prompt) for r in folder] == [("neg/0_2", "I went there"), ("pos/1_8", "I went there")]
+  assert [(r.id, r.prompt) for r in folder] == [
+    ("neg/0_2", "I went there"),
+    ("pos/1_8", "I went there"),
+  ]
 
 
 def test_misuse_and_benign_pairs(tmp_path):
   header = "Index,Goal,Target,Behavior,Category,Source\n"
-  paths = [write(tmp_path, f"{name}-behaviors.csv", f"{header}0,{name} goal,t,b,c,s\n")
-           for name in ("harmful", "benign")]
+  paths = [
+    write(tmp_path, f"{name}-behaviors.csv", f"{header}0,{name} goal,t,b,c,s\n")
+    for name in ("harmful", "benign")
+  ]
   config = prompts_config(path=",".join(paths))
   misuse, benign = records_of(config, find_task("jailbreakbench"))
   assert (misuse.id, misuse.fields["group"]) == ("harmful-behaviors:0", "misuse")
@@ -247,7 +294,9 @@ def test_the_hub_is_asked_only_by_name(tmp_path, monkeypatch):
     return file
 
   monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-  assert read_rows("hub:Anthropic/hh-rlhf/harmless-base/test.jsonl.gz")[0].values == {"prompt": "hi"}
+  assert read_rows("hub:Anthropic/hh-rlhf/harmless-base/test.jsonl.gz")[0].values == {
+    "prompt": "hi"
+  }
   assert asked == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset")]
   with pytest.raises(DataError, match="not to be had") as error:
     read_rows("hub:a/b/gone.csv")
@@ -270,11 +319,18 @@ def test_demo_files_are_what_the_world_makes():
 @pytest.mark.parametrize("name", [name for name in TASKS if f"demo_{name}" in TASKS])
 def test_a_twin_differs_in_files_only_and_brings_the_worlds_own_prompts(name):
   task, twin = find_task(name), find_task(f"demo_{name}")
-  assert (twin.format, twin.preference, twin.variant) == (task.format, task.preference, task.variant)
+  assert (twin.format, twin.preference, twin.variant) == (
+    task.format,
+    task.preference,
+    task.variant,
+  )
   assert task.prompts == () and twin.prompts
   records = records_of(prompts_config(), twin)
-  known = {r["prompt"] for kind, count in (("harmful", 100), ("benign", 50), ("question", 100), ("review", 100))
-           for r in world.held_out_prompts(kind, count)}
+  known = {
+    r["prompt"]
+    for kind, count in (("harmful", 100), ("benign", 50), ("question", 100), ("review", 100))
+    for r in world.held_out_prompts(kind, count)
+  }
   said = lambda r: r.fields.get("goal", r.fields.get("question", r.prompt))
   assert len(records) >= 50 and all(said(r) in known for r in records)
   assert any(r.history for r in records) == name.startswith("hh_")

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rain_jax import judges, tasks
-from rain_jax.types import DataError
-from rain_jax.text.formats import Format
 from rain_jax.tasks import Record
+from rain_jax.text.formats import Format
+from rain_jax.types import DataError
 
 
 def write(tmp_path, name, text):
@@ -19,7 +19,10 @@ def write(tmp_path, name, text):
 def test_reads_jsonl_csv_and_text(tmp_path):
   lines = [{"id": "a", "prompt": "One?", "kind": "x"}, {"prompt": "Two\nlines"}]
   path = write(tmp_path, "p.jsonl", "\n\n".join(map(json.dumps, lines)))
-  assert tasks.load_prompts(path) == [Record("a", "One?", {"kind": "x"}), Record("3", "Two\nlines", {})]
+  assert tasks.load_prompts(path) == [
+    Record("a", "One?", {"kind": "x"}),
+    Record("3", "Two\nlines", {}),
+  ]
   path = write(tmp_path, "p.csv", '\ufeffgoal,target\n"Say, ""hi""","Sure,\nhi"\nBye,ok\n')
   read = tasks.load_prompts(path)
   assert [r.prompt for r in read] == ['Say, "hi"', "Bye"]
@@ -34,7 +37,9 @@ def test_column_can_be_named(tmp_path):
   assert tasks.load_prompts(path, "other")[0].prompt == "o"
 
 
-@pytest.mark.parametrize("name,text,says", [
+@pytest.mark.parametrize(
+  "name,text,says",
+  [
     ("p.jsonl", '{"prompt": "a"}\n{"prompt": \n', "line 2"),
     ("p.jsonl", '["a"]\n', "JSON object"),
     ("p.jsonl", '{"text": "a"}\n', "config.prompts.column"),
@@ -42,7 +47,8 @@ def test_column_can_be_named(tmp_path):
     ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n', "stands twice"),
     ("p.csv", "prompt\na,b\n", "more fields"),
     ("p.txt", "\n \n", "no prompt"),
-])
+  ],
+)
 def test_bad_files_are_named_in_one_line(tmp_path, name, text, says):
   path = write(tmp_path, name, text)
   with pytest.raises(DataError, match=says) as error:

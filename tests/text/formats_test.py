@@ -5,14 +5,13 @@ import dataclasses
 import pytest
 
 from rain_jax.preferences import compile_preference, load_preference
-from rain_jax.text.formats import FORMATS, Format, find_format
+from rain_jax.text.formats import FORMATS, LLAMA2_CHAT, VICUNA, Format, find_format, join_turns
 from rain_jax.types import DataError
-from rain_jax.text.formats import LLAMA2_CHAT, VICUNA, join_turns
 
 HISTORY = ("Where is it?", "By the mill.")
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content | trim }}<|end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+  "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content | trim }}<|end|>\n"
+  "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 
 
@@ -31,10 +30,14 @@ def chat(bpe_tokenizer, tmp_path_factory):
 def test_families_by_their_published_form():
   render = lambda name: FORMATS[name].render("And now?", HISTORY)
   assert render("dialogue") == (
-      "Human: Where is it?\n\nAssistant: By the mill.\n\nHuman: And now?\n\nAssistant:")
-  assert render("vicuna") == "USER: Where is it? ASSISTANT: By the mill.</s>USER: And now? ASSISTANT:"
+    "Human: Where is it?\n\nAssistant: By the mill.\n\nHuman: And now?\n\nAssistant:"
+  )
+  assert (
+    render("vicuna") == "USER: Where is it? ASSISTANT: By the mill.</s>USER: And now? ASSISTANT:"
+  )
   assert render("llama2_chat") == (
-      "[INST] Where is it? [/INST] By the mill. </s><s>[INST] And now? [/INST]")
+    "[INST] Where is it? [/INST] By the mill. </s><s>[INST] And now? [/INST]"
+  )
   assert render("question") == "Q: Where is it?\nA: By the mill.\nQ: And now?\nA:"
   with pytest.raises(DataError, match="few_shot"):
     find_format("nope")
@@ -64,10 +67,12 @@ def test_one_turn_is_encoded_as_its_text(bpe_tokenizer, name):
 def test_chat_template_is_exact_at_token_level(chat):
   form = FORMATS["chat"]
   for prompt, history in (("the cat", ()), ("  And now?  ", HISTORY)):
-    messages = [{"role": r, "content": c}
-                for r, c in zip(("user", "assistant", "user"), (*history, prompt))]
+    messages = [
+      {"role": r, "content": c} for r, c in zip(("user", "assistant", "user"), (*history, prompt))
+    ]
     expected = chat.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+      messages, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
     assert form.encode(chat, prompt, history) == (expected, "\n")
   assert form.end_ids(chat) == (chat.convert_tokens_to_ids("<|end|>"),)
   assert FORMATS["dialogue"].end_ids(chat) == ()

@@ -16,10 +16,16 @@ from rain_jax.text import vocab
 
 ROWS, STEPS = 10_000, 16
 STOPS = ("\n\nHuman:", "\nQ:", "USER", "a USERs", "aaab", "日本", "é.", "<|end", "本a")
-FALSE_STARTS = ("\n\n\nHuman:", "aaaaaaab", "a USEUSER", "\n\nHum\nQ:", "<|<|end")  # of one run into another
+FALSE_STARTS = (
+  "\n\n\nHuman:",
+  "aaaaaaab",
+  "a USEUSER",
+  "\n\nHum\nQ:",
+  "<|<|end",
+)  # of one run into another
 TEXT = (
-    "Human: How are you, today? Assistant: I am well; thank you. The café: aaab aab."
-    " USER asks about 日本, then says <|end|> and goes. Q: Is it 3.5? A: No!\n\nYes.\n"
+  "Human: How are you, today? Assistant: I am well; thank you. The café: aaab aab."
+  " USER asks about 日本, then says <|end|> and goes. Q: Is it 3.5? A: No!\n\nYes.\n"
 )
 
 
@@ -40,13 +46,13 @@ def byte_level() -> PreTrainedTokenizerFast:
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   backend.decoder = decoders.ByteLevel()
   backend.train_from_iterator(
-      [TEXT] * 4,
-      trainers.BpeTrainer(
-          vocab_size=380,
-          initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-          special_tokens=["<s>", "</s>"],
-          show_progress=False,
-      ),
+    [TEXT] * 4,
+    trainers.BpeTrainer(
+      vocab_size=380,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      special_tokens=["<s>", "</s>"],
+      show_progress=False,
+    ),
   )
   backend.add_tokens([AddedToken(" été.", special=False), AddedToken("Ġword", special=False)])
   return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
@@ -63,19 +69,19 @@ def byte_fallback() -> PreTrainedTokenizerFast:
   names += [name for name in sorted(trained.get_vocab()) if name != "<unk>"]
   ids = {name: index for index, name in enumerate(names)}
   merges = [
-      (name[:cut], name[cut:])
-      for name in sorted(names[259:], key=len)
-      for cut in range(1, len(name))
-      if name[:cut] in ids and name[cut:] in ids
+    (name[:cut], name[cut:])
+    for name in sorted(names[259:], key=len)
+    for cut in range(1, len(name))
+    if name[:cut] in ids and name[cut:] in ids
   ]
   backend = Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token="<unk>", byte_fallback=True))
   backend.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
   backend.decoder = decoders.Sequence(
-      [decoders.Metaspace(), decoders.ByteFallback(), decoders.Fuse()]
+    [decoders.Metaspace(), decoders.ByteFallback(), decoders.Fuse()]
   )
   backend.add_tokens([AddedToken("<|end|>", special=False)])
   return PreTrainedTokenizerFast(
-      tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
   )
 
 
@@ -237,7 +243,10 @@ def test_tokens_before_a_stop_string_are_those_of_the_text_before_it(tokenizer):
     before = text[: min((text.find(stop) for stop in STOPS if stop in text), default=0)]
     if not stopped.any() or "\ufffd" in before:
       continue
-    expected, got = int((ends[row] <= len(before.encode())).sum()), states.tokens_before_stop[row, -1]
+    expected, got = (
+      int((ends[row] <= len(before.encode())).sum()),
+      states.tokens_before_stop[row, -1],
+    )
     special = (np.asarray(tables.size)[rows[row, :expected]] == 0).any()
     assert got == expected or got < expected and special, (rows[row].tolist(), text)
     found[got == expected] += 1
@@ -246,7 +255,9 @@ def test_tokens_before_a_stop_string_are_those_of_the_text_before_it(tokenizer):
     ids = continuation(tokenizer, text)
     state = jax.tree.map(lambda x: x[0, -1], read(tables, np.array([ids], np.int32)))
     assert state.stopped
-    kept = vocab.decode_response(tokenizer, continuation(tokenizer, "a"), ids[: state.tokens_before_stop])
+    kept = vocab.decode_response(
+      tokenizer, continuation(tokenizer, "a"), ids[: state.tokens_before_stop]
+    )
     whole = min(text.find(stop) for stop in STOPS if stop in text)
     assert text[:whole].startswith(kept), (text, kept)
 
@@ -361,12 +372,12 @@ def test_encode_continuation_refuses_text_that_always_joins():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (dict(stop_strings=[""]), "Stop string ''"),
-        (dict(stop_strings=["a\ufffd"]), "expected text without U"),
-        (dict(text_ends=".。"), "ASCII"),
-    ],
+  "arguments, message",
+  [
+    (dict(stop_strings=[""]), "Stop string ''"),
+    (dict(stop_strings=["a\ufffd"]), "expected text without U"),
+    (dict(text_ends=".。"), "ASCII"),
+  ],
 )
 def test_build_tables_refuses_what_it_cannot_decide(arguments, message):
   with pytest.raises(ValueError, match=message):
@@ -374,13 +385,13 @@ def test_build_tables_refuses_what_it_cannot_decide(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "decoder, message",
-    [
-        (decoders.WordPiece(), "WordPiece.* is not supported"),
-        (decoders.Sequence([decoders.Fuse(), decoders.Replace("_", " ")]), "Replace.* not sup"),
-        (decoders.Sequence([decoders.Strip(), decoders.Fuse()]), "Strip.* not sup"),
-        (None, "no decoder"),
-    ],
+  "decoder, message",
+  [
+    (decoders.WordPiece(), "WordPiece.* is not supported"),
+    (decoders.Sequence([decoders.Fuse(), decoders.Replace("_", " ")]), "Replace.* not sup"),
+    (decoders.Sequence([decoders.Strip(), decoders.Fuse()]), "Strip.* not sup"),
+    (None, "no decoder"),
+  ],
 )
 def test_build_tables_refuses_unknown_decoders(decoder, message):
   backend = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))

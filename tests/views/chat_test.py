@@ -4,17 +4,17 @@ import dataclasses
 import io
 import signal
 
-from tests import api_test
-from tests.scripts import generate_test
 import pytest
 
 from rain_jax import api
 from rain_jax.methods import events
-from rain_jax.models import arrays, loading
-from rain_jax.views import chat
 from rain_jax.methods.session import Response
-from rain_jax.types import DataError
+from rain_jax.models import arrays, loading
 from rain_jax.tasks import Record
+from rain_jax.types import DataError
+from rain_jax.views import chat
+from tests import api_test
+from tests.scripts import generate_test
 
 SETTING = dataclasses.replace(api.setting_of("harmless", api_test.CONFIG), max_prompt=128)
 
@@ -73,8 +73,14 @@ class Echo:
     counters = {"response_tokens": 3, "tokens_forwarded": 9}
     verdict, error = (None, "not finite") if prompt == "broken" else (1.0, None)
     made = lambda method: Response(
-        Record("0", prompt), f"{method} heard {prompt}\x1b[2J", [], "eos", verdict,
-        counters | ({"rewinds": 2} if method == "rain" else {}), error)
+      Record("0", prompt),
+      f"{method} heard {prompt}\x1b[2J",
+      [],
+      "eos",
+      verdict,
+      counters | ({"rewinds": 2} if method == "rain" else {}),
+      error,
+    )
     return {method: made(method) for method in methods}
 
   def forget(self):
@@ -97,9 +103,16 @@ def talk_with(*lines, mode="rain"):
 
 
 def test_commands_choose_who_answers():
-  asked, out = talk_with("one", "/vanilla", "two", " ", "/both", "three", "/rain", "/forget", "four", "/quit", "five")
+  asked, out = talk_with(
+    "one", "/vanilla", "two", " ", "/both", "three", "/rain", "/forget", "four", "/quit", "five"
+  )
   assert asked == [
-      ("one", ("rain",)), ("two", ("vanilla",)), ("three", ("vanilla", "rain")), "forgotten", ("four", ("rain",))]
+    ("one", ("rain",)),
+    ("two", ("vanilla",)),
+    ("three", ("vanilla", "rain")),
+    "forgotten",
+    ("four", ("rain",)),
+  ]
   assert "+ heard one   verdict +1" in out and "vanilla: vanilla heard two" in out
   assert "own verdict +1, 3 tokens, 2 rewinds, 9 tokens forwarded" in out
   assert "\x1b" not in out
@@ -140,10 +153,14 @@ def test_errors_help_and_the_end_of_input_do_not_break_the_conversation():
 
 
 def start_script(checkpoint):
-  numbers = generate_test.NUMBERS | {"model.path": checkpoint, "limits.max_prompt": SETTING.max_prompt}
+  numbers = generate_test.NUMBERS | {
+    "model.path": checkpoint,
+    "limits.max_prompt": SETTING.max_prompt,
+  }
   flags = [f"--config.{name}={value}" for name, value in numbers.items()]
   return generate_test.start(
-      "chat.py", "--config=configs/dialogue.py", "--mode=vanilla", *flags, stdin=True)
+    "chat.py", "--config=configs/dialogue.py", "--mode=vanilla", *flags, stdin=True
+  )
 
 
 def test_the_script_talks_and_ends_with_its_input(checkpoint):

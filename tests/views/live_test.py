@@ -7,9 +7,9 @@ import re
 import pytest
 
 from rain_jax.methods import Step, events, recording
-from rain_jax.views import live
 from rain_jax.methods.session import Query, Response
 from rain_jax.tasks import Record
+from rain_jax.views import live
 
 
 def screen(written, width):
@@ -57,7 +57,9 @@ def wrapped(text, width):
 def made_events(seed):
   """A random search: text tried, taken back and committed, and all that was committed."""
   draw = random.Random(seed)
-  word = lambda: "".join(draw.choice("ab ,\n漢é\u0301\x1b\u202e") for _ in range(draw.randint(1, 9)))
+  word = lambda: "".join(
+    draw.choice("ab ,\n漢é\u0301\x1b\u202e") for _ in range(draw.randint(1, 9))
+  )
   final, trial, events = "", "", []
   for _ in range(40):
     kind = draw.choice([events.TRY, events.TRY, events.REWIND, events.COMMIT])
@@ -107,8 +109,12 @@ def test_what_is_taken_back_is_struck_out_first():
 def test_elsewhere_every_event_is_a_line_without_control_characters():
   out = io.StringIO()
   show = live.view(out)
-  for event in (events.Event(events.TRY, "Go\x1b[2J\naway", -1.0), events.Event(events.REWIND, "away"),
-                events.Event(events.COMMIT, "Go"), events.Event(events.END, "Go")):
+  for event in (
+    events.Event(events.TRY, "Go\x1b[2J\naway", -1.0),
+    events.Event(events.REWIND, "away"),
+    events.Event(events.COMMIT, "Go"),
+    events.Event(events.END, "Go"),
+  ):
     show(event)
   signs = "+ tried   - taken back   = committed   (end): the response ends there\n"
   assert out.getvalue() == signs + "+ Go\\x1b[2J\\naway   verdict -1\n- away\n= Go\n"

@@ -7,21 +7,43 @@ import json
 import pytest
 
 from rain_jax.runs import judged
-from rain_jax.views import rating_sheet
 from rain_jax.runs.directory import RunError
 from rain_jax.types import DataError
+from rain_jax.views import rating_sheet
 
-EVIL = ["=HYPERLINK(\"http://x\")", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "  =1", "\uff1d1",
-        "'=1", "a,\"b\";c\n=2", "\x1b[31mred", "plain"]
+EVIL = [
+  '=HYPERLINK("http://x")',
+  "+1",
+  "-1",
+  "@SUM(A1)",
+  "\t=1",
+  "\r=1",
+  "  =1",
+  "\uff1d1",
+  "'=1",
+  'a,"b";c\n=2',
+  "\x1b[31mred",
+  "plain",
+]
 
 
 def results(count=12):
   lines = []
   for i in range(count):
     for method in ("vanilla", "rain", "best_of_n"):
-      lines.append({"task": "t", "id": str(i), "method": method, "prompt": f"p{i}",
-                    "response": EVIL[i % len(EVIL)], "history": ["h1", "h2"] if i == 3 else []})
-  return lines + [{"task": "t", "id": "x", "method": "rain", "prompt": "", "response": "", "error": "e"}]
+      lines.append(
+        {
+          "task": "t",
+          "id": str(i),
+          "method": method,
+          "prompt": f"p{i}",
+          "response": EVIL[i % len(EVIL)],
+          "history": ["h1", "h2"] if i == 3 else [],
+        }
+      )
+  return lines + [
+    {"task": "t", "id": "x", "method": "rain", "prompt": "", "response": "", "error": "e"}
+  ]
 
 
 def rows_of(text):
@@ -34,7 +56,8 @@ def test_a_sheet_says_nothing_of_methods_and_the_key_everything():
   assert len(rows) == len(key) == 36 and set(rows[0]) == set(rating_sheet.COLUMNS)
   assert not any(word in text for word in ("vanilla", "rain", "best_of_n"))
   assert sorted(map(tuple, key.values())) == sorted(
-      ("t", str(i), m) for i in range(12) for m in ("vanilla", "rain", "best_of_n"))
+    ("t", str(i), m) for i in range(12) for m in ("vanilla", "rain", "best_of_n")
+  )
   for row in rows:
     assert row["conversation"].endswith(f"p{key[row['item']][1]}") and row["rating"] == ""
   orders = {tuple(key[str(n + i)][2] for i in range(3)) for n in range(1, 36, 3)}
@@ -47,7 +70,9 @@ def test_raters_see_the_goal_without_an_attacks_suffix():
   line = {"task": "t", "id": "1", "method": "rain", "prompt": "Do it ! !", "response": "no"}
   (row,) = rows_of(rating_sheet.make([{**line, "goal": "Do it"}])[0])
   assert row["conversation"] == "Do it"
-  assert rows_of(rating_sheet.make([line])[0])[0]["conversation"] == "Do it ! !"  # of earlier versions
+  assert (
+    rows_of(rating_sheet.make([line])[0])[0]["conversation"] == "Do it ! !"
+  )  # of earlier versions
 
 
 def test_no_cell_is_a_formula_or_moves_a_cursor():
@@ -57,7 +82,7 @@ def test_no_cell_is_a_formula_or_moves_a_cursor():
       assert row[column].lstrip(" ")[:1] not in tuple("=+-@\t\r\uff1d")
       assert all(c.isprintable() or c == "\n" for c in row[column])
   shown = {row["answer"] for row in rows}
-  assert "'=HYPERLINK(\"http://x\")" in shown and "plain" in shown and "'  =1" in shown
+  assert '\'=HYPERLINK("http://x")' in shown and "plain" in shown and "'  =1" in shown
   assert rating_sheet.cell("fine - really") == "fine - really"
 
 
@@ -86,7 +111,7 @@ def test_scores_join_the_judges_of_the_run(tmp_path):
   found = judged.summarise(str(tmp_path), {})
   assert found["judges"]["human:ann"]["rain"] == {"harmless_rate": 1.0, "judged": 12, "unjudged": 0}
   assert found["judges"]["human:ann"]["best_of_n"] == {"judged": 0, "unjudged": 12}
-  one, = found["agreement"]
+  (one,) = found["agreement"]
   assert one["judges"] == ["human:ann", "human:bob"] and one["n"] == 24
   assert one["percent"] == pytest.approx(100 * 23 / 24) and one["kappa"] == pytest.approx(11 / 12)
 
@@ -100,11 +125,14 @@ def test_a_rater_may_rate_more_than_one_measure_and_rate_again(tmp_path):
   assert found["vanilla"]["helpful_rate"] == 1.0
 
 
-@pytest.mark.parametrize("change,says", [
+@pytest.mark.parametrize(
+  "change,says",
+  [
     (lambda text: text.replace(",yes", ",perhaps", 1), "perhaps"),
     (lambda text: text + "99,a,b,yes\r\n", "not in the key"),
     (lambda text: text + "1,a,b,yes\r\n", "stands twice"),
-])
+  ],
+)
 def test_sheets_that_cannot_be_scored_are_one_line(tmp_path, change, says):
   path, key = rated(tmp_path, lambda of: "yes")
   text = open(path, encoding="utf-8", newline="").read()

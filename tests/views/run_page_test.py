@@ -3,22 +3,28 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
-from tests.helpers import browser
 import pytest
-from tests.views import tree_page_test
 
 from rain_jax.methods import recording
 from rain_jax.runs import directory, judged
 from rain_jax.views import plots, run_page
+from tests.helpers import browser
+from tests.views import tree_page_test
 
 HOSTILE = tree_page_test.HOSTILE
 EVERYTHING = " ".join(HOSTILE)
 MANIFEST = {
-    "config": {
-        "seed": 0, "tasks": ["dialogue"], "judge": "demo_rules", "preference": "",
-        "prompts": {"text": ""}, "format": {"name": ""}, "search": {"variant": ""}},
-    "model": {"path": HOSTILE[0]},
-    "versions": {"jax": "1", "device": "cpu"},
+  "config": {
+    "seed": 0,
+    "tasks": ["dialogue"],
+    "judge": "demo_rules",
+    "preference": "",
+    "prompts": {"text": ""},
+    "format": {"name": ""},
+    "search": {"variant": ""},
+  },
+  "model": {"path": HOSTILE[0]},
+  "versions": {"jax": "1", "device": "cpu"},
 }
 
 
@@ -27,20 +33,33 @@ def result(number, method, **more):
   if method == "rain":
     counters |= {"iterations": 12 + number, "moves": 4, "rewinds": 2}
   return {
-      "id": f"{HOSTILE[1]} {number}", "task": "dialogue", "method": method,
-      "prompt": f"prompt {number} {EVERYTHING}", "response": EVERYTHING, "finish_reason": "eos",
-      "verdict": 1.0, "judged": {"harmless": number % 2 == 0}, "counters": counters, "seconds": 1.0,
+    "id": f"{HOSTILE[1]} {number}",
+    "task": "dialogue",
+    "method": method,
+    "prompt": f"prompt {number} {EVERYTHING}",
+    "response": EVERYTHING,
+    "finish_reason": "eos",
+    "verdict": 1.0,
+    "judged": {"harmless": number % 2 == 0},
+    "counters": counters,
+    "seconds": 1.0,
   } | more
 
 
 def recorded():
   nodes = [recording.Node(-1, 0, [], "", "running", 0)]
-  nodes += [recording.Node(0, 1, [i], text, "running", 0, committed=1 if i == 0 else None)
-            for i, text in enumerate(HOSTILE)]
+  nodes += [
+    recording.Node(0, 1, [i], text, "running", 0, committed=1 if i == 0 else None)
+    for i, text in enumerate(HOSTILE)
+  ]
   frames = [
-      recording.Frame(0, recording.SEARCH, [recording.Visit(1, 0.5, "", "running")],
-                  changed=[[0, 1.0, 1, 0.5, 0.0], [1, 1.0, 1, 0.5, 0.1], [2, 0.0, 0, 0.0, 0.1]]),
-      recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
+    recording.Frame(
+      0,
+      recording.SEARCH,
+      [recording.Visit(1, 0.5, "", "running")],
+      changed=[[0, 1.0, 1, 0.5, 0.0], [1, 1.0, 1, 0.5, 0.1], [2, 0.0, 0, 0.0, 0.1]],
+    ),
+    recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
   ]
   return tree_page_test.made_trace(nodes, frames, prompt=EVERYTHING)
 
@@ -52,7 +71,12 @@ def workdir(tmp_path):
   for number in range(4):
     for method in ("vanilla", "rain"):
       out.append(result(number, method))
-  rejected = {"finish_reason": "rejected", "verdict": None, "error": f"no {HOSTILE[1]}", "response": ""}
+  rejected = {
+    "finish_reason": "rejected",
+    "verdict": None,
+    "error": f"no {HOSTILE[1]}",
+    "response": "",
+  }
   line = result(9, "rain", **rejected)
   del line["counters"], line["judged"]
   out.append(line)
@@ -114,12 +138,16 @@ def test_hostile_text_in_a_report_is_shown_and_never_run(workdir):
   try:
     driver.get(path.as_uri())
     assert driver.execute_script(
-        "return [window.hacked, document.images.length, document.scripts.length]") == [None, 0, 0]
+      "return [window.hacked, document.images.length, document.scripts.length]"
+    ) == [None, 0, 0]
     said = driver.execute_script(
-        "return [...document.querySelectorAll('dd.said')].map(e => e.textContent)")
+      "return [...document.querySelectorAll('dd.said')].map(e => e.textContent)"
+    )
     assert sum(HOSTILE[0] in text for text in said) == 8
     driver.execute_script("document.querySelector('li a').click()")
-    assert driver.title == "Search tree" and len(tree_page_test.nodes_shown(driver)) == 1 + len(HOSTILE)
+    assert driver.title == "Search tree" and len(tree_page_test.nodes_shown(driver)) == 1 + len(
+      HOSTILE
+    )
     tree_page_test.no_errors(driver)
   finally:
     driver.quit()
@@ -127,7 +155,9 @@ def test_hostile_text_in_a_report_is_shown_and_never_run(workdir):
 
 def test_plots_place_values_where_they_belong():
   point = lambda x, y: plots.Point("<a>", "s", x, y)
-  svg = ElementTree.fromstring(plots.scatter([point(1, 0), point(100, 50), point(10, 100)], "x", "y", (0, 100)))
+  svg = ElementTree.fromstring(
+    plots.scatter([point(1, 0), point(100, 50), point(10, 100)], "x", "y", (0, 100))
+  )
   marks = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("circle")]
   (ten, one_hundred, one) = marks  # the highest first
   assert one[0] < ten[0] < one_hundred[0] and one[1] > one_hundred[1] > ten[1]
@@ -137,5 +167,7 @@ def test_plots_place_values_where_they_belong():
     counts = [int(title.text.split(": ")[1]) for title in svg.iter("title")]
     assert sum(counts) == len(values)
     assert all(float(rect.get("height")) >= 0 for rect in svg.iter("rect"))
-  svg = ElementTree.fromstring(plots.lines({"a": [(0, 1.0)], "b": [(0, 0.0), (4, -1.0)]}, "x", "y", (-1, 1)))
+  svg = ElementTree.fromstring(
+    plots.lines({"a": [(0, 1.0)], "b": [(0, 0.0), (4, -1.0)]}, "x", "y", (-1, 1))
+  )
   assert [len(line.get("points").split()) for line in svg.iter("polyline")] == [1, 2]

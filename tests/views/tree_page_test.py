@@ -3,22 +3,29 @@
 import re
 import time
 
-from tests.helpers import browser
-from tests import decode_test
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.helpers import scripted
-from tests.methods import recording_test
 
 from rain_jax.methods import recording
 from rain_jax.views import page, tree_page
+from tests import decode_test
+from tests.helpers import browser, scripted
+from tests.methods import recording_test
 
 HOSTILE = [
-    "</script><script>window.hacked = 1</script>",
-    "<img src=x onerror='window.hacked = 2'>",
-    "<!--<script>", "]]>", "&lt;b&gt;&amp;", "\u2028\u2029 line", "\u202egnidaer", "\x00\x1b[31m\x7f",
-    "`${window.hacked = 3}`", "\"'\\\"", "{{7*7}}", "🙂 é \ud800",
+  "</script><script>window.hacked = 1</script>",
+  "<img src=x onerror='window.hacked = 2'>",
+  "<!--<script>",
+  "]]>",
+  "&lt;b&gt;&amp;",
+  "\u2028\u2029 line",
+  "\u202egnidaer",
+  "\x00\x1b[31m\x7f",
+  "`${window.hacked = 3}`",
+  '"\'\\"',
+  "{{7*7}}",
+  "🙂 é \ud800",
 ]
 
 
@@ -39,10 +46,20 @@ def recorded():
 
 
 def made_trace(nodes, frames, **more):
-  return recording.Trace(**{
-      "prompt": "a prompt", "response": "a response", "finish": "stop", "verdict": 1.0,
-      "preference": "harmless", "counters": {"moves": 2}, "search": {}, "nodes": nodes,
-      "frames": frames} | more)
+  return recording.Trace(
+    **{
+      "prompt": "a prompt",
+      "response": "a response",
+      "finish": "stop",
+      "verdict": 1.0,
+      "preference": "harmless",
+      "counters": {"moves": 2},
+      "search": {},
+      "nodes": nodes,
+      "frames": frames,
+    }
+    | more
+  )
 
 
 def show(chromium, tmp_path, made):
@@ -53,8 +70,10 @@ def show(chromium, tmp_path, made):
 
 def go_to(chromium, frame):
   chromium.execute_script(
-      "const s = document.getElementById('slider'); s.value = arguments[0];"
-      "s.dispatchEvent(new Event('input'))", frame)
+    "const s = document.getElementById('slider'); s.value = arguments[0];"
+    "s.dispatchEvent(new Event('input'))",
+    frame,
+  )
 
 
 def click(chromium, name):
@@ -64,8 +83,9 @@ def click(chromium, name):
 def nodes_shown(chromium):
   """Data of every node that is drawn, by its number."""
   rows = chromium.execute_script(
-      "return [...document.querySelectorAll('g.node')].map(g => ({...g.dataset,"
-      " classes: g.getAttribute('class'), text: g.querySelector('title').textContent}))")
+    "return [...document.querySelectorAll('g.node')].map(g => ({...g.dataset,"
+    " classes: g.getAttribute('class'), text: g.querySelector('title').textContent}))"
+  )
   assert len({row["node"] for row in rows}) == len(rows)
   return {int(row["node"]): row for row in rows}
 
@@ -88,10 +108,13 @@ def test_the_page_opens_the_slider_moves_and_nodes_unfold(chromium, tmp_path, re
     assert read("place") == f"{frame + 1} / {last + 1}"
     seen.append((read("happened"), len(nodes_shown(chromium))))
   assert seen[0][1] < seen[2][1] and len({happened for happened, _ in seen}) == 3
-  assert read("final") == "".join(made.nodes[f.node].text for f in made.frames if f.node is not None)
+  assert read("final") == "".join(
+    made.nodes[f.node].text for f in made.frames if f.node is not None
+  )
 
   # With the keyboard, too.
   from selenium.webdriver.common.keys import Keys
+
   chromium.find_element("id", "slider").send_keys(Keys.ARROW_LEFT)
   assert read("place") == f"{last} / {last + 1}"
 
@@ -99,7 +122,9 @@ def test_the_page_opens_the_slider_moves_and_nodes_unfold(chromium, tmp_path, re
   folded = chromium.find_elements("css selector", "g.node[aria-expanded=false]")
   before = nodes_shown(chromium)
   number = int(folded[0].get_attribute("data-node"))
-  unfold = "document.querySelector(`[data-node=\"${arguments[0]}\"]`).dispatchEvent(new Event('click'))"
+  unfold = (
+    "document.querySelector(`[data-node=\"${arguments[0]}\"]`).dispatchEvent(new Event('click'))"
+  )
   chromium.execute_script(unfold, number)
   after = nodes_shown(chromium)
   joined = set(after) - set(before)
@@ -147,7 +172,8 @@ def test_what_is_drawn_is_what_the_arrays_hold(chromium, tmp_path, recorded):
   verdicts = {v.node: v.verdict for f in made.frames for v in f.visits}
   assert {n: float(row["verdict"]) for n, row in drawn.items() if "verdict" in row} == verdicts
   arcs = chromium.execute_script(
-      "return [...document.querySelectorAll('.similar')].map(a => [+a.dataset.a, +a.dataset.b])")
+    "return [...document.querySelectorAll('.similar')].map(a => [+a.dataset.a, +a.dataset.b])"
+  )
   assert sorted(map(tuple, arcs)) == sorted({(a, b) for f in made.frames for a, b, _ in f.similar})
   no_errors(chromium)
 
@@ -158,11 +184,19 @@ def test_hostile_text_is_shown_and_never_run(chromium, tmp_path):
   everything = " ".join(HOSTILE)
   visits = [recording.Visit(2, -1.0, everything, "stop", everything)]
   frames = [
-      recording.Frame(0, recording.SEARCH, visits, changed=[[i, 1.0, 1, -1.0, 0.1] for i in range(len(nodes))]),
-      recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
+    recording.Frame(
+      0, recording.SEARCH, visits, changed=[[i, 1.0, 1, -1.0, 0.1] for i in range(len(nodes))]
+    ),
+    recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
   ]
-  made = made_trace(nodes, frames, prompt=everything, response=everything,
-                    preference=HOSTILE[0], counters={HOSTILE[1]: 1, "__proto__": 2})
+  made = made_trace(
+    nodes,
+    frames,
+    prompt=everything,
+    response=everything,
+    preference=HOSTILE[0],
+    counters={HOSTILE[1]: 1, "__proto__": 2},
+  )
   show(chromium, tmp_path, made)
   click(chromium, "unfold")
   go_to(chromium, 0)
@@ -180,8 +214,9 @@ def test_hostile_text_is_shown_and_never_run(chromium, tmp_path):
   # Were markup to get in all the same, the page's policy would stop it.
   chromium.execute_script("document.body.insertAdjacentHTML('beforeend', arguments[0])", HOSTILE[1])
   chromium.execute_script(
-      "const s = document.createElement('script'); s.textContent = 'window.hacked = 4';"
-      "document.body.append(s)")
+    "const s = document.createElement('script'); s.textContent = 'window.hacked = 4';"
+    "document.body.append(s)"
+  )
   time.sleep(0.2)
   assert chromium.execute_script("return window.hacked") is None
   assert all("Content Security Policy" in line["message"] for line in chromium.get_log("browser"))
@@ -190,13 +225,16 @@ def test_hostile_text_is_shown_and_never_run(chromium, tmp_path):
 def test_three_hundred_nodes_take_less_than_a_second(chromium, tmp_path):
   nodes = [recording.Node(-1, 0, [], "", "running", 0)]
   nodes += [
-      recording.Node((i - 1) // 10, 1, [i], f" token set {i} of many", "running", 0) for i in range(1, 301)]
+    recording.Node((i - 1) // 10, 1, [i], f" token set {i} of many", "running", 0)
+    for i in range(1, 301)
+  ]
   changed = [[i, 1.5, 1, 0.5, 0.1] for i in range(301)]
   # Below what an iteration visited all is unfolded at first.
   visits = [recording.Visit(i, 1.0, "", "running") for i in range(30)]
   made = made_trace(nodes, [recording.Frame(0, recording.SEARCH, visits, changed=changed)])
   milliseconds = lambda name: float(
-      chromium.execute_script("return document.documentElement.dataset[arguments[0]]", name))
+    chromium.execute_script("return document.documentElement.dataset[arguments[0]]", name)
+  )
   times = []
   for _ in range(3):
     show(chromium, tmp_path, made)
@@ -209,7 +247,9 @@ def test_three_hundred_nodes_take_less_than_a_second(chromium, tmp_path):
 
 
 def test_a_search_without_frames_opens(chromium, tmp_path):
-  show(chromium, tmp_path, made_trace([recording.Node(-1, 0, [], "", "running", 0)], [], verdict=None))
+  show(
+    chromium, tmp_path, made_trace([recording.Node(-1, 0, [], "", "running", 0)], [], verdict=None)
+  )
   assert chromium.find_element("id", "response").text == "a response"
   no_errors(chromium)
 

@@ -7,9 +7,22 @@ in turn with all others, and compared with vanilla decoding of the same round.
 from rain_jax.experiments.benchmark.measure import METHODS, Case, hardware, measured, rows, table
 from rain_jax.experiments.benchmark.memory import compiled_bytes, memory_line, memory_rows
 from rain_jax.experiments.benchmark.methods import (
-    VERDICTS, Work, begin_search, best_of_n, no_cache, rain, sample_without_cache, vanilla,
+  VERDICTS,
+  Work,
+  begin_search,
+  best_of_n,
+  no_cache,
+  rain,
+  sample_without_cache,
+  vanilla,
 )
 from rain_jax.experiments.benchmark.scaling import scaling
 from rain_jax.experiments.benchmark.subjects import (
-    SHAPES, Subject, Workload, abstract_subject, find_subject, model_dtype, synthetic_tables,
+  SHAPES,
+  Subject,
+  Workload,
+  abstract_subject,
+  find_subject,
+  model_dtype,
+  synthetic_tables,
 )

@@ -11,20 +11,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from rain_jax.experiments.benchmark.methods import VERDICTS, Work, best_of_n, no_cache, rain, vanilla
+from rain_jax.experiments.benchmark.methods import (
+  VERDICTS,
+  Work,
+  best_of_n,
+  no_cache,
+  rain,
+  vanilla,
+)
 from rain_jax.experiments.benchmark.subjects import Subject
-from rain_jax.types import DataError
-from rain_jax.types import SearchConfig
 from rain_jax.runs.versions import versions
+from rain_jax.types import DataError, SearchConfig
 
 _LOG = logging.getLogger(__name__)
 
 METHODS = {
-    "vanilla": ("vanilla", "cached"),
-    "no_cache": ("vanilla", "no_cache"),
-    "rain": ("rain", "exact"),
-    "leaf_parallel": ("rain", "leaf_parallel"),
-    "best_of_n": ("best_of_n", "cached"),
+  "vanilla": ("vanilla", "cached"),
+  "no_cache": ("vanilla", "no_cache"),
+  "rain": ("rain", "exact"),
+  "leaf_parallel": ("rain", "leaf_parallel"),
+  "best_of_n": ("best_of_n", "cached"),
 }
 """What a configuration may name, with the method and mode of its rows."""
 
@@ -130,21 +136,21 @@ def _row(case: Case, pace: np.ndarray, ratio: np.ndarray) -> dict[str, Any]:
   work, batch = case.work, case.row["batch"]
   per_token = lambda name: sum(getattr(w, name) for w in work) / sum(w.tokens for w in work)
   return {
-      **case.row,
-      "model_calls_per_token": per_token("calls"),
-      "tokens_forwarded_per_token": per_token("forwarded"),
-      "padding_per_token": None if work[0].padding is None else per_token("padding"),
-      "response_tokens": sum(w.tokens for w in work) / (batch * len(work)),
-      "seconds": float(np.median(case.seconds)),
-      "seconds_per_token": float(np.median(pace)),
-      "seconds_per_token_range": (float(pace.min()), float(pace.max())),
-      "ratio_to_vanilla": float(np.median(ratio)),
-      "ratio_to_vanilla_range": (float(ratio.min()), float(ratio.max())),
-      "responses_per_minute": 60 * batch / float(np.median(case.seconds)),
-      "compile_seconds": case.compile_seconds,
-      "compilations": case.compilations,
-      "repeats": len(case.seconds),
-      **_mean_details([w.details for w in work]),
+    **case.row,
+    "model_calls_per_token": per_token("calls"),
+    "tokens_forwarded_per_token": per_token("forwarded"),
+    "padding_per_token": None if work[0].padding is None else per_token("padding"),
+    "response_tokens": sum(w.tokens for w in work) / (batch * len(work)),
+    "seconds": float(np.median(case.seconds)),
+    "seconds_per_token": float(np.median(pace)),
+    "seconds_per_token_range": (float(pace.min()), float(pace.max())),
+    "ratio_to_vanilla": float(np.median(ratio)),
+    "ratio_to_vanilla_range": (float(ratio.min()), float(ratio.max())),
+    "responses_per_minute": 60 * batch / float(np.median(case.seconds)),
+    "compile_seconds": case.compile_seconds,
+    "compilations": case.compilations,
+    "repeats": len(case.seconds),
+    **_mean_details([w.details for w in work]),
   }
 
 
@@ -153,14 +159,14 @@ def _mean_details(details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def rows(
-    subject: Subject,
-    batch: int,
-    methods: Sequence[str],
-    verdicts: Sequence[str],
-    search: SearchConfig,
-    leaf_parallel: SearchConfig,
-    repeats: int,
-    mixed_share: float = 0.5,
+  subject: Subject,
+  batch: int,
+  methods: Sequence[str],
+  verdicts: Sequence[str],
+  search: SearchConfig,
+  leaf_parallel: SearchConfig,
+  repeats: int,
+  mixed_share: float = 0.5,
 ) -> list[dict[str, Any]]:
   """Every method on one model and batch size; vanilla decoding always comes first.
 
@@ -214,12 +220,21 @@ def _known(key: str, names: Sequence[str], expected: Collection[str]) -> None:
 
 
 _COLUMNS = {
-    "model": "model", "method": "method", "mode": "mode", "verdicts": "verdicts", "batch": "batch",
-    "model_calls_per_token": "calls/token", "tokens_forwarded_per_token": "forwarded/token",
-    "padding_per_token": "padding/token", "executed_calls_per_token": "executed/token",
-    "early_commits_per_response": "full trees/response", "seconds_per_token": "ms/token",
-    "ratio_to_vanilla": "x vanilla", "responses_per_minute": "responses/min",
-    "iterations_per_move": "iterations/move", "compile_seconds": "compile s",
+  "model": "model",
+  "method": "method",
+  "mode": "mode",
+  "verdicts": "verdicts",
+  "batch": "batch",
+  "model_calls_per_token": "calls/token",
+  "tokens_forwarded_per_token": "forwarded/token",
+  "padding_per_token": "padding/token",
+  "executed_calls_per_token": "executed/token",
+  "early_commits_per_response": "full trees/response",
+  "seconds_per_token": "ms/token",
+  "ratio_to_vanilla": "x vanilla",
+  "responses_per_minute": "responses/min",
+  "iterations_per_move": "iterations/move",
+  "compile_seconds": "compile s",
 }
 
 

@@ -6,10 +6,14 @@ from typing import Any
 import jax
 
 from rain_jax import decode
-from rain_jax.policy import memory_plan
 from rain_jax.experiments.benchmark.subjects import (
-    Workload, abstract_subject, model_dtype, synthetic_tables)
+  Workload,
+  abstract_subject,
+  model_dtype,
+  synthetic_tables,
+)
 from rain_jax.models import Model
+from rain_jax.policy import memory_plan
 from rain_jax.policy.language_model import LanguageModel, make_params
 from rain_jax.types import SearchConfig
 
@@ -26,23 +30,25 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
   tables = jax.eval_shape(lambda: synthetic_tables(model.config.vocab_size, 0.1))
   params = jax.eval_shape(lambda p, t: make_params(p, t, lm, []), model.params, tables)
   empty = lambda: decode.init(
-      batch, lm.init(batch, model_dtype(dtype)), lm.search, lm.embedding_size, lm.max_response
+    batch, lm.init(batch, model_dtype(dtype)), lm.search, lm.embedding_size, lm.max_response
   )
   steps = jax.ShapeDtypeStruct((), "int32")
   lowered = decode.advance.lower(jax.eval_shape(empty), lm, params, lm.search, steps)
   memory = lowered.compile().memory_analysis()
   return (
-      memory.argument_size_in_bytes + memory.output_size_in_bytes
-      + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
   )
 
 
 def memory_rows(
-    names: Sequence[str],
-    dtype: str,
-    batches: Sequence[int],
-    workload: Workload,
-    searches: Sequence[SearchConfig],
+  names: Sequence[str],
+  dtype: str,
+  batches: Sequence[int],
+  workload: Workload,
+  searches: Sequence[SearchConfig],
 ) -> Iterator[dict[str, Any]]:
   """`planned` and `compiled` bytes of each shape, search and batch; nothing is run."""
   for name in names:
@@ -58,7 +64,7 @@ def memory_line(row: Mapping[str, Any]) -> str:
   """One row for a reader."""
   planned, compiled = row["planned"], row["compiled"]
   return (
-      f"{row['model']} {row['dtype']}, batch {row['batch']}, leaves {row['leaves']}:"
-      f" plan {planned / 1e6:.1f} MB, compiler {compiled / 1e6:.1f} MB,"
-      f" {100 * (planned / compiled - 1):+.1f}%"
+    f"{row['model']} {row['dtype']}, batch {row['batch']}, leaves {row['leaves']}:"
+    f" plan {planned / 1e6:.1f} MB, compiler {compiled / 1e6:.1f} MB,"
+    f" {100 * (planned / compiled - 1):+.1f}%"
   )

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.parallel import workers
-from rain_jax.policy import common, sampling, whole_responses
-from rain_jax.text import vocab
 from rain_jax.experiments.benchmark.subjects import Subject
 from rain_jax.models import NO_POSITION, forward, unembed
+from rain_jax.parallel import workers
+from rain_jax.policy import common, sampling, whole_responses
 from rain_jax.policy.language_model import LanguageModel, Prompt
-from rain_jax.policy.usage import ROLES
 from rain_jax.policy.self_evaluation import Override
+from rain_jax.policy.usage import ROLES
+from rain_jax.text import vocab
 from rain_jax.types import NO_TOKEN, Array, SearchConfig
 
 VERDICTS = ("good", "bad", "mixed", "model")
@@ -29,13 +29,11 @@ _SAMPLES_PER_CALL = 16  # of best-of-N
 
 @functools.partial(jax.jit, static_argnames=("lm", "batch"))
 def begin_search(
-    lm: LanguageModel, params: Any, proposing: Prompt, judging: Prompt, keys: Array, batch: int
+  lm: LanguageModel, params: Any, proposing: Prompt, judging: Prompt, keys: Array, batch: int
 ) -> decode.DecodeState:
   """A state of `batch` searches whose prompts have been read."""
   dtype = params["judging_prefix"].keys.dtype
-  state = decode.init(
-      batch, lm.init(batch, dtype), lm.search, lm.embedding_size, lm.max_response
-  )
+  state = decode.init(batch, lm.init(batch, dtype), lm.search, lm.embedding_size, lm.max_response)
   state = decode.refill(state, jnp.ones(batch, bool), keys, lm.search)
   pick = lambda prompt, slot: jax.tree.map(lambda a: a[slot], prompt)
 
@@ -47,7 +45,7 @@ def begin_search(
 
 @functools.partial(jax.jit, static_argnames="lm")
 def sample_without_cache(
-    lm: LanguageModel, params: Any, prompts: Prompt, keys: Array
+  lm: LanguageModel, params: Any, prompts: Prompt, keys: Array
 ) -> tuple[Array, Array]:
   """Vanilla sampling that reads the whole text again for every token.
 
@@ -110,9 +108,7 @@ def vanilla(subject: Subject, batch: int) -> Callable[[int], Work]:
     longest = int(drawn.length.max())
     slots = batch * (subject.lm.max_prompt + longest - 1)
     forwarded = int(drawn.forwarded.sum())
-    return Work(
-        int(drawn.length.sum()), int(drawn.calls.sum()), forwarded, slots - forwarded, {}
-    )
+    return Work(int(drawn.length.sum()), int(drawn.calls.sum()), forwarded, slots - forwarded, {})
 
   return call
 
@@ -123,7 +119,7 @@ def no_cache(subject: Subject, batch: int) -> Callable[[int], Work]:
 
   def call(seed: int) -> Work:
     length, forwarded = sample_without_cache(
-        subject.lm, subject.params, prompts, keys_of(seed, batch)
+      subject.lm, subject.params, prompts, keys_of(seed, batch)
     )
     length, forwarded = np.asarray(length), int(forwarded.sum())
     slots = batch * int(length.max()) * (subject.lm.max_prompt + subject.lm.max_response)
@@ -133,7 +129,7 @@ def no_cache(subject: Subject, batch: int) -> Callable[[int], Work]:
 
 
 def rain(
-    subject: Subject, batch: int, search: SearchConfig, verdicts: str, mixed_share: float = 0.5
+  subject: Subject, batch: int, search: SearchConfig, verdicts: str, mixed_share: float = 0.5
 ) -> Callable[[int], Work]:
   """RAIN with the given search and verdicts of `VERDICTS`; a function of the seed.
 
@@ -152,7 +148,8 @@ def rain(
       state = begin_search(lm, params, *jax.tree.map(mine, sides), mine(keys), slots)
       state = decode.advance(state, lm, params, search, 1_000_000, wait_for_all=True)
       yield jax.tree.map(
-          np.asarray, (state.model.usage, vars(state.counters), state.response_length))
+        np.asarray, (state.model.usage, vars(state.counters), state.response_length)
+      )
 
   def call(seed: int) -> Work:
     keys, firsts = keys_of(seed, batch), workers.Shared(range(0, batch, slots))
@@ -164,19 +161,21 @@ def rain(
     # A batch's own counts stand beside each of its slots.
     run_calls, run_slots = usage.run_calls[::slots].sum(0), usage.run_slots.sum(0)
     details = {
-        "iterations_per_move": counters["iterations"] / moves,
-        "rewinds_per_response": counters["rewinds"] / batch,
-        "inherited_commits_per_move": counters["inherited_commits"] / moves,
-        "verdicts_read_per_token": int(usage.verdicts_read.sum()) / tokens,
-        "verdicts_remembered_per_token": int(usage.verdicts_remembered.sum()) / tokens,
-        "calls_by_role": _by_role(usage.calls.sum(0) / tokens),
-        "tokens_by_role": _by_role(usage.tokens.sum(0) / tokens),
-        "padding_by_role": _by_role((run_slots - usage.tokens.sum(0)) / tokens),
-        "executed_calls_per_token": int(run_calls.sum()) * slots / tokens,
-        "early_commits_per_response": counters["early_commits"] / batch,
-        "side_by_side": count * slots,
+      "iterations_per_move": counters["iterations"] / moves,
+      "rewinds_per_response": counters["rewinds"] / batch,
+      "inherited_commits_per_move": counters["inherited_commits"] / moves,
+      "verdicts_read_per_token": int(usage.verdicts_read.sum()) / tokens,
+      "verdicts_remembered_per_token": int(usage.verdicts_remembered.sum()) / tokens,
+      "calls_by_role": _by_role(usage.calls.sum(0) / tokens),
+      "tokens_by_role": _by_role(usage.tokens.sum(0) / tokens),
+      "padding_by_role": _by_role((run_slots - usage.tokens.sum(0)) / tokens),
+      "executed_calls_per_token": int(run_calls.sum()) * slots / tokens,
+      "early_commits_per_response": counters["early_commits"] / batch,
+      "side_by_side": count * slots,
     }
-    return Work(tokens, int(usage.calls.sum()), forwarded, int(run_slots.sum()) - forwarded, details)
+    return Work(
+      tokens, int(usage.calls.sum()), forwarded, int(run_slots.sum()) - forwarded, details
+    )
 
   return call
 
@@ -191,9 +190,11 @@ def best_of_n(subject: Subject, batch: int, samples: int) -> Callable[[int], Wor
     best, kept, calls, forwarded = np.full(batch, -np.inf), np.zeros(batch, int), 0, 0
     for first in range(rounds):
       drawn = whole_responses.sample(
-          subject.lm, subject.params, sides[0], keys_of(seed, batch), first * size, size
+        subject.lm, subject.params, sides[0], keys_of(seed, batch), first * size, size
       )
-      value, margins, judged = whole_responses.self_evaluate(subject.lm, subject.params, sides[1], drawn)
+      value, margins, judged = whole_responses.self_evaluate(
+        subject.lm, subject.params, sides[1], drawn
+      )
       # The margin of two probabilities lies within 1 of 0, so it only settles ties.
       score, length = np.asarray(value + margins.mean(-1) / 8), np.asarray(drawn.length)
       top = score.argmax(-1)

@@ -95,11 +95,17 @@ class Phase:
     """Weights once, what segments hold once (rows share it), new keys and values, logits."""
     weights = nbytes(params["layers"])
     table = params.get(
-        "unembedding", params["embedding"] if config.tie_embeddings else params["head"])
+      "unembedding", params["embedding"] if config.tie_embeddings else params["head"]
+    )
     token = 2 * config.num_layers * config.num_kv_heads * config.head_size * kv_size
     read = sum(filled * math.prod(axes) for axes, _, filled in self.segments)
     written = self.total * self.tokens
-    return weights + nbytes(table) + token * (read + written) + 4.0 * self.total * self.logits * config.vocab_size
+    return (
+      weights
+      + nbytes(table)
+      + token * (read + written)
+      + 4.0 * self.total * self.logits * config.vocab_size
+    )
 
 
 def shapes(subject: Subject, batch: int) -> list[Phase]:
@@ -117,13 +123,23 @@ def shapes(subject: Subject, batch: int) -> list[Phase]:
   suffixes = sum(map(len, lm.preference.suffix_ids))
   rows = 2 + search.sampled_draws
   return [
-      Phase("vanilla", (batch, 1), 1, 1, (*fixed("proposing"),
-            ((batch,), lm.max_prompt, lm.max_prompt), ((batch, 1), R, half))),
-      Phase("context", (batch, W), L, 1, proposing),
-      Phase("candidates", (batch, W, rows), 1, 1, (*proposing, ((batch, W, rows), L, L // 2))),
-      Phase("rollout", (batch, W), 1, 1, (*proposing, ((batch, W), R, L))),
-      Phase("verdict", (batch, W), lm.read_chunk + suffixes, len(lm.preference.suffix_ids),
-            (*judging, ((batch, W), R, L))),
+    Phase(
+      "vanilla",
+      (batch, 1),
+      1,
+      1,
+      (*fixed("proposing"), ((batch,), lm.max_prompt, lm.max_prompt), ((batch, 1), R, half)),
+    ),
+    Phase("context", (batch, W), L, 1, proposing),
+    Phase("candidates", (batch, W, rows), 1, 1, (*proposing, ((batch, W, rows), L, L // 2))),
+    Phase("rollout", (batch, W), 1, 1, (*proposing, ((batch, W), R, L))),
+    Phase(
+      "verdict",
+      (batch, W),
+      lm.read_chunk + suffixes,
+      len(lm.preference.suffix_ids),
+      (*judging, ((batch, W), R, L)),
+    ),
   ]
 
 
@@ -137,7 +153,8 @@ def phases(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any
     by_bytes = phase.bytes_moved(config, subject.params["model"], kv_dtype.itemsize)
     by_bytes /= machine.bytes_per_second
     by_flops = phase.flops(config) / machine.flops_per_second
-    rows.append({
+    rows.append(
+      {
         "model": subject.name,
         "batch": batch,
         "phase": phase.name,
@@ -145,7 +162,8 @@ def phases(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any
         "bound": "bytes" if by_bytes > by_flops else "flops",
         "share_of_roofline": max(by_bytes, by_flops) / seconds,
         "share_of_bandwidth": by_bytes / seconds,
-    })
+      }
+    )
   return rows
 
 
@@ -188,8 +206,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   lines = ["    model  batch       phase  ms/call  bound  roofline  bandwidth"]
   for row in rows:
     lines.append(
-        f"{row['model']:>9}  {row['batch']:5d}  {row['phase']:>10}"
-        f"  {1000 * row['seconds_per_call']:7.3f}  {row['bound']:>5}"
-        f"  {100 * row['share_of_roofline']:7.1f}%  {100 * row['share_of_bandwidth']:8.1f}%"
+      f"{row['model']:>9}  {row['batch']:5d}  {row['phase']:>10}"
+      f"  {1000 * row['seconds_per_call']:7.3f}  {row['bound']:>5}"
+      f"  {100 * row['share_of_roofline']:7.1f}%  {100 * row['share_of_bandwidth']:8.1f}%"
     )
   return "\n".join(lines)

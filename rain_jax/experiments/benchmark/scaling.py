@@ -17,13 +17,13 @@ from rain_jax.types import SearchConfig
 
 
 def scaling(
-    name: str,
-    dtype: str,
-    workload: Workload,
-    search: SearchConfig,
-    sizes: Mapping[str, Sequence[int]],
-    steps: int,
-    repeats: int,
+  name: str,
+  dtype: str,
+  workload: Workload,
+  search: SearchConfig,
+  sizes: Mapping[str, Sequence[int]],
+  steps: int,
+  repeats: int,
 ) -> list[dict[str, Any]]:
   """Seconds per step of the search while one size varies and the others stay first.
 
@@ -46,7 +46,9 @@ def scaling(
       lengths = dataclasses.replace(workload, prompt=at["prompt"])
       subject = find_subject(name, dtype, lengths, numbers)
       seconds = _seconds_per_step(subject, at["batch"], steps, repeats)
-      points.append({"model": name, "varied": varied, "size": size, **at, "seconds_per_step": seconds})
+      points.append(
+        {"model": name, "varied": varied, "size": size, **at, "seconds_per_step": seconds}
+      )
   return points
 
 

@@ -14,30 +14,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import tasks
-from rain_jax.text import vocab
-from rain_jax.policy.embedders import HiddenStates
-from rain_jax.models.loading import DTYPES, arranged, load
+from rain_jax.methods.session import Session, Setting
 from rain_jax.models import Model, ModelConfig, init_model
 from rain_jax.models.llama import abstract_model
+from rain_jax.models.loading import DTYPES, arranged, load
+from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
 from rain_jax.preferences import CompiledPreference, load_preference
-from rain_jax.methods.session import Session, Setting
-from rain_jax.types import DataError
-from rain_jax.types import SearchConfig
+from rain_jax.text import vocab
+from rain_jax.types import DataError, SearchConfig
 
 
 def _llama(vocab_size, hidden, mlp, layers, heads, kv_heads, tie=False) -> ModelConfig:
   return ModelConfig(
-      vocab_size, hidden, mlp, layers, heads, kv_heads, hidden // heads, tie_embeddings=tie
+    vocab_size, hidden, mlp, layers, heads, kv_heads, hidden // heads, tie_embeddings=tie
   )
 
 
 SHAPES = {
-    "demo_shape": _llama(1400, 128, 384, 4, 4, 2, tie=True),
-    "125m": _llama(32000, 768, 2048, 12, 12, 12),
-    "7b": _llama(32000, 4096, 11008, 32, 32, 32),  # LLaMA 1 and 2
-    "8b": _llama(128256, 4096, 14336, 32, 32, 8),  # LLaMA 3
-    "13b": _llama(32000, 5120, 13824, 40, 40, 40),
+  "demo_shape": _llama(1400, 128, 384, 4, 4, 2, tie=True),
+  "125m": _llama(32000, 768, 2048, 12, 12, 12),
+  "7b": _llama(32000, 4096, 11008, 32, 32, 32),  # LLaMA 1 and 2
+  "8b": _llama(128256, 4096, 14336, 32, 32, 8),  # LLaMA 3
+  "13b": _llama(32000, 5120, 13824, 40, 40, 40),
 }
 """Shapes that get random weights; "demo" is the trained checkpoint of the package."""
 
@@ -113,13 +112,13 @@ def find_subject(name: str, dtype: str, workload: Workload, search: SearchConfig
     model = dataclasses.replace(model, params=params)
   else:
     model = init_model(
-        model.config, jax.random.key(0), param_dtype=DTYPES[dtype], compute_dtype=compute
+      model.config, jax.random.key(0), param_dtype=DTYPES[dtype], compute_dtype=compute
     )
   params = arranged(model).params
   tables = synthetic_tables(model.config.vocab_size, workload.text_end_share)
   draw = np.random.default_rng(0).integers
   prompts = tuple(
-      tuple(draw(0, model.config.vocab_size, workload.prompt).tolist()) for _ in range(16)
+    tuple(draw(0, model.config.vocab_size, workload.prompt).tolist()) for _ in range(16)
   )
   return Subject(name, dtype, lm, make_params(params, tables, lm, []), prompts, prompts, False)
 
@@ -130,7 +129,7 @@ def model_dtype(dtype: str) -> Any:
 
 
 def abstract_subject(
-    name: str, dtype: str, workload: Workload, search: SearchConfig
+  name: str, dtype: str, workload: Workload, search: SearchConfig
 ) -> tuple[Model, LanguageModel]:
   """Model, as `loading.arranged`, and static part of one of `SHAPES`, without a single weight.
 
@@ -140,26 +139,26 @@ def abstract_subject(
   if name not in SHAPES:
     raise DataError(f"models: unknown {name!r}; expected some of demo, {', '.join(SHAPES)}.")
   model = arranged(
-      abstract_model(SHAPES[name], param_dtype=DTYPES[dtype], compute_dtype=model_dtype(dtype))
+    abstract_model(SHAPES[name], param_dtype=DTYPES[dtype], compute_dtype=model_dtype(dtype))
   )
   suffix = tuple(range(2, 2 + workload.verdict_suffix))
   preference = CompiledPreference(
-      prefix_ids=(1,) * workload.verdict_prefix,
-      suffix_ids=(suffix, suffix[::-1]),
-      good_ids=((3,), (4,)),
-      bad_ids=((4,), (3,)),
-      cut=False,
-      conversation="",
-      tokenizer=None,
+    prefix_ids=(1,) * workload.verdict_prefix,
+    suffix_ids=(suffix, suffix[::-1]),
+    good_ids=((3,), (4,)),
+    bad_ids=((4,), (3,)),
+    cut=False,
+    conversation="",
+    tokenizer=None,
   )
   lm = LanguageModel(
-      graphdef=model.graphdef,
-      config=model.config,
-      search=search,
-      preference=preference,
-      embedder=HiddenStates(),
-      max_prompt=32 * math.ceil(workload.prompt / 32),
-      max_response=workload.response,
+    graphdef=model.graphdef,
+    config=model.config,
+    search=search,
+    preference=preference,
+    embedder=HiddenStates(),
+    max_prompt=32 * math.ceil(workload.prompt / 32),
+    max_response=workload.response,
   )
   return model, lm
 
@@ -170,10 +169,10 @@ def _demo(dtype: str, workload: Workload, search: SearchConfig) -> Subject:
   files = [tasks.load_prompts(path, "") for path in task.prompts]
   records = [record for pair in zip(*files) for record in pair][:16]
   setting = Setting(
-      task.format,
-      load_preference(task.preference),
-      search,
-      max_response=workload.response,
+    task.format,
+    load_preference(task.preference),
+    search,
+    max_response=workload.response,
   )
   session = Session(load("demo", dtype), setting, records)
   of = lambda side: tuple(tuple(getattr(q, side)) for q in session.queries)
@@ -189,14 +188,14 @@ def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TextTables
   token = np.arange(vocab_size)
   mixed = (token[:, None] * np.array([40503, 60493]) + 12345) % ((1 << 31) - 1)
   return vocab.TextTables(
-      transitions=jnp.zeros((2, vocab_size), jnp.int16),
-      before=jnp.zeros((2, vocab_size), jnp.uint8),
-      kind=jnp.full(vocab_size, 2, jnp.int8),
-      byte=jnp.zeros(vocab_size, jnp.uint8),
-      size=jnp.ones(vocab_size, jnp.int32),
-      ends=jnp.asarray(token % max(1, round(1 / text_end_share)) == 0),
-      full_stop=jnp.zeros(vocab_size, bool),
-      hash=jnp.asarray(mixed, jnp.uint32),
-      shift=jnp.full((vocab_size, 2), 257, jnp.uint32),
-      text_ends=vocab.TEXT_ENDS,
+    transitions=jnp.zeros((2, vocab_size), jnp.int16),
+    before=jnp.zeros((2, vocab_size), jnp.uint8),
+    kind=jnp.full(vocab_size, 2, jnp.int8),
+    byte=jnp.zeros(vocab_size, jnp.uint8),
+    size=jnp.ones(vocab_size, jnp.int32),
+    ends=jnp.asarray(token % max(1, round(1 / text_end_share)) == 0),
+    full_stop=jnp.zeros(vocab_size, bool),
+    hash=jnp.asarray(mixed, jnp.uint32),
+    shift=jnp.full((vocab_size, 2), 257, jnp.uint32),
+    text_ends=vocab.TEXT_ENDS,
   )

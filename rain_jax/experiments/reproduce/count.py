@@ -1,8 +1,8 @@
 """Shares with confidence intervals, counted from a run's results."""
 
-from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _Z = 1.959964  # of a two-sided interval of 95%
@@ -44,16 +44,19 @@ class Share:
 
 
 def share(
-    results: Iterable[Mapping[str, Any]], method: str, measure: str, wanted: bool = True
+  results: Iterable[Mapping[str, Any]], method: str, measure: str, wanted: bool = True
 ) -> Share:
   """The results of a method whose `measure` was judged as `wanted`, of those it was judged on."""
-  judged = [r["judged"][measure] for r in results
-            if r["method"] == method and r.get("judged", {}).get(measure) is not None]
+  judged = [
+    r["judged"][measure]
+    for r in results
+    if r["method"] == method and r.get("judged", {}).get(measure) is not None
+  ]
   return Share(sum(value is wanted for value in judged), len(judged))
 
 
 def joint(
-    results: Iterable[Mapping[str, Any]], name: str, measures: Sequence[str]
+  results: Iterable[Mapping[str, Any]], name: str, measures: Sequence[str]
 ) -> list[dict[str, Any]]:
   """The results with one more measure: whether all of some hold, where each of them was judged."""
   made = []
@@ -70,11 +73,17 @@ def agreement(results: Iterable[Mapping[str, Any]], method: str, measure: str) -
   Keys: `all`; `good` and `bad`, responses that the judge calls so. A verdict of 0, one reading
   against the other, agrees with neither.
   """
-  pairs = [(r["verdict"], r["judged"][measure]) for r in results
-           if r["method"] == method and r.get("judged", {}).get(measure) is not None]
+  pairs = [
+    (r["verdict"], r["judged"][measure])
+    for r in results
+    if r["method"] == method and r.get("judged", {}).get(measure) is not None
+  ]
   of = lambda pairs: Share(sum(v == (1 if good else -1) for v, good in pairs), len(pairs))
-  return {"all": of(pairs), "good": of([p for p in pairs if p[1]]),
-          "bad": of([p for p in pairs if not p[1]])}
+  return {
+    "all": of(pairs),
+    "good": of([p for p in pairs if p[1]]),
+    "bad": of([p for p in pairs if not p[1]]),
+  }
 
 
 def per_token(results: Iterable[Mapping[str, Any]], method: str, counter: str) -> float:

@@ -7,15 +7,14 @@ suffix (README of the published code); no figure for the latter stands in an abs
 """
 
 HARMLESS = {
-    "vanilla": "82% (LLaMA 30B, HH, GPT-4; abstract)",
-    "rain": "97% (LLaMA 30B, HH, GPT-4; abstract)",
+  "vanilla": "82% (LLaMA 30B, HH, GPT-4; abstract)",
+  "rain": "97% (LLaMA 30B, HH, GPT-4; abstract)",
 }
 ATTACK_SUCCESS = {
-    "vanilla": "94% (Vicuna 33B, white-box GCG; abstract of v1)",
-    "rain": "19% (Vicuna 33B, white-box GCG; abstract of v1)",
+  "vanilla": "94% (Vicuna 33B, white-box GCG; abstract of v1)",
+  "rain": "19% (Vicuna 33B, white-box GCG; abstract of v1)",
 }
 TRUTHFUL = {"rain": "+5% over vanilla (LLaMA-2-chat 13B; abstract)"}
-SELF_EVALUATION = (
-    "81% (LLaMA 30B), 84% (LLaMA 65B), 98% (LLaMA-2 70B) on HH; from a digest of v2")
+SELF_EVALUATION = "81% (LLaMA 30B), 84% (LLaMA 65B), 98% (LLaMA-2 70B) on HH; from a digest of v2"
 TIME = {"rain": "3.8 to 4.4 times vanilla (LLaMA 30B and larger, HH); from a digest of v2"}
 NOT_CHECKED = "not checked"  # the paper has figures of this kind, but none in an abstract

@@ -1,8 +1,8 @@
 """A table as Markdown, and its shares as a picture in SVG, which needs no library."""
 
-from collections.abc import Mapping
 import dataclasses
 import html
+from collections.abc import Mapping
 
 from rain_jax.experiments.reproduce.count import Share
 
@@ -76,21 +76,22 @@ def svg(table: Table) -> str:
   at = lambda value: _LABEL + _PLOT * min(value, top) / top
   height = _ROW * (len(table.bars) + 2)
   text = lambda x, y, words, anchor="start": (
-      f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>')
+    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(words)}</text>'
+  )
   parts = [
-      f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LABEL + _PLOT + 90}" height="{height}"'
-      ' font-family="sans-serif" font-size="12">',
-      text(4, 16, table.title),
+    f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LABEL + _PLOT + 90}" height="{height}"'
+    ' font-family="sans-serif" font-size="12">',
+    text(4, 16, table.title),
   ]
   for i, bar in enumerate(table.bars):
     y = _ROW * (i + 1) + 4
     middle = y + _ROW / 2 - 2
     parts += [
-        text(_LABEL - 6, middle + 4, bar.label, "end"),
-        f'<rect x="{_LABEL}" y="{y}" width="{at(bar.value) - _LABEL:.1f}" height="{_ROW - 8}"'
-        ' fill="#4878a8"/>',
-        f'<path d="M{at(bar.low):.1f} {middle:.1f}H{at(bar.high):.1f}" stroke="#222"'
-        ' stroke-width="2"/>',
-        text(at(max(bar.value, bar.high)) + 6, middle + 4, f"{bar.value:.3g}{table.unit}"),
+      text(_LABEL - 6, middle + 4, bar.label, "end"),
+      f'<rect x="{_LABEL}" y="{y}" width="{at(bar.value) - _LABEL:.1f}" height="{_ROW - 8}"'
+      ' fill="#4878a8"/>',
+      f'<path d="M{at(bar.low):.1f} {middle:.1f}H{at(bar.high):.1f}" stroke="#222"'
+      ' stroke-width="2"/>',
+      text(at(max(bar.value, bar.high)) + 6, middle + 4, f"{bar.value:.3g}{table.unit}"),
     ]
   return "\n".join([*parts, "</svg>"]) + "\n"

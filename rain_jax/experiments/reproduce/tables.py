@@ -4,28 +4,29 @@ A table is made of *steps*, each an ordinary run of `rain_jax.runs.job`, `rain_j
 `rain_jax.benchmark` in a directory of its own, so that a killed reproduction goes on where it was.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rain_jax import judges
-from rain_jax.experiments import benchmark
-from rain_jax.runs import directory, from_config, job, judged
 from rain_jax.attacks import job as attack_job
+from rain_jax.experiments import benchmark
 from rain_jax.experiments.reproduce import paper, render
 from rain_jax.experiments.reproduce.count import Share, agreement, joint, per_token, seconds, share
 from rain_jax.experiments.reproduce.render import Bar, Table
-from rain_jax.types import DataError
-from rain_jax.types import SearchConfig
+from rain_jax.runs import directory, from_config, job, judged
+from rain_jax.types import DataError, SearchConfig
 
 Results = Mapping[str, list[dict[str, Any]]]
 """Lines of results by the step's name."""
 
 NAMES = {
-    "vanilla": "vanilla sampling", "rain": "RAIN", "best_of_n": "best of N, equal compute",
+  "vanilla": "vanilla sampling",
+  "rain": "RAIN",
+  "best_of_n": "best of N, equal compute",
 }
 
 
@@ -46,7 +47,7 @@ class Step:
 
 
 def run(
-    name: str, steps: Sequence[Step], workdir: str, say: Callable[[str], None] = print
+  name: str, steps: Sequence[Step], workdir: str, say: Callable[[str], None] = print
 ) -> Table:
   """Makes a table.
 
@@ -82,13 +83,15 @@ def _check_judges(step: Step) -> None:
     panel = judges.panel(judge, step.config)
     if step.kind == "answer" and not panel and not step.config["judge"]:
       raise DataError(
-          f"step {step.name!r} has no judge: name one for it, or none to judge its run later"
-          " with scripts/judge.py.")
+        f"step {step.name!r} has no judge: name one for it, or none to judge its run later"
+        " with scripts/judge.py."
+      )
     by_rule = step.kind == "attack" and step.config["attack"]["method"] == "best_of_n"
     if by_rule and not any(isinstance(one, judges.RuleJudge) for one in panel):
       raise DataError(
-          f"step {step.name!r} asks a rule after every request, and judge={judge!r} has none: name"
-          f" one for it, such as {step.name}=refusal_prefixes.")
+        f"step {step.name!r} asks a rule after every request, and judge={judge!r} has none: name"
+        f" one for it, such as {step.name}=refusal_prefixes."
+      )
 
 
 def _results(step: Step, folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -102,7 +105,7 @@ def _results(step: Step, folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _judged(
-    results: list[dict[str, Any]], workdir: str, config: Mapping[str, Any]
+  results: list[dict[str, Any]], workdir: str, config: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
   """The results with what the first judge to answer said of them, and the run's judges' names.
 
@@ -128,16 +131,21 @@ def _timed(config: Mapping[str, Any], folder: pathlib.Path) -> list[dict[str, An
       subject = benchmark.find_subject(name, config["dtype"], workload, search)
       for batch in config["batches"]:
         rows += benchmark.rows(
-            subject, batch, config["methods"], config["verdicts"], search, leaf_parallel,
-            config["repeats"], config["mixed_share"])
+          subject,
+          batch,
+          config["methods"],
+          config["verdicts"],
+          search,
+          leaf_parallel,
+          config["repeats"],
+          config["mixed_share"],
+        )
     folder.mkdir(parents=True, exist_ok=True)
     directory.replace_text(file, json.dumps({**benchmark.hardware(), "rows": rows}) + "\n")
   return json.loads(file.read_text("utf-8"))["rows"]
 
 
-def _facts(
-    steps: Sequence[Step], results: Results, folder: pathlib.Path
-) -> dict[str, str]:
+def _facts(steps: Sequence[Step], results: Results, folder: pathlib.Path) -> dict[str, str]:
   """Hardware, model, versions, prompts, judges: what the figures depend on."""
   facts: dict[str, str] = {"cores": str(os.cpu_count())}
   for step in steps:
@@ -146,26 +154,33 @@ def _facts(
     versions = {**made["versions"], **made.get("hardware", {})}
     if processor := versions.pop("processor", None):  # earlier versions did not note it
       facts["processor"] = processor
-    facts |= {"device": f"{versions.pop('device')} x {versions.pop('device_count')}",
-              "versions": ", ".join(f"{k} {v}" for k, v in versions.items())}
+    facts |= {
+      "device": f"{versions.pop('device')} x {versions.pop('device_count')}",
+      "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+    }
     if step.kind == "answer":
-      facts |= {"model": f"{made['model']['path']} ({made['model']['fingerprint'][:12]})",
-                "dtype": made["config"]["model"]["dtype"], "seed": str(made["config"]["seed"])}
+      facts |= {
+        "model": f"{made['model']['path']} ({made['model']['fingerprint'][:12]})",
+        "dtype": made["config"]["model"]["dtype"],
+        "seed": str(made["config"]["seed"]),
+      }
       facts |= _judged_facts(step, made["config"], results[step.name], folder)
   return facts
 
 
 def _judged_facts(
-    step: Step, config: Mapping[str, Any], results: Sequence[Mapping[str, Any]],
-    folder: pathlib.Path,
+  step: Step,
+  config: Mapping[str, Any],
+  results: Sequence[Mapping[str, Any]],
+  folder: pathlib.Path,
 ) -> dict[str, str]:
   """How many prompts a run had, who judged it, what stayed unjudged, and who agreed with whom."""
   own = [from_config.task_of(config, name).judge for name in config["tasks"]]
   if own == ["none"]:
     own = list(dict.fromkeys(name for r in results for name in r["judges"])) or own
   facts = {
-      f"prompts of {step.name}": str(len({(r["task"], r["id"]) for r in results})),
-      f"judge of {step.name}": ", ".join(own),
+    f"prompts of {step.name}": str(len({(r["task"], r["id"]) for r in results})),
+    f"judge of {step.name}": ", ".join(own),
   }
   unanswered = sum("error" in r for r in results)
   if unanswered:
@@ -177,7 +192,8 @@ def _judged_facts(
   for one in said["agreement"]:
     kappa = "-" if one["kappa"] is None else f"{one['kappa']:.2f}"
     facts[f"agreement of {' and '.join(one['judges'])} on {one['measure']} in {step.name}"] = (
-        f"{one['percent']:.1f}% of {one['n']}, Cohen's kappa {kappa}")
+      f"{one['percent']:.1f}% of {one['n']}, Cohen's kappa {kappa}"
+    )
   return facts
 
 
@@ -200,17 +216,26 @@ _WORK = ("model calls per token", "tokens forwarded per token", "seconds")
 
 
 def _one_measure(
-    title: str, measure: str, reported: Mapping[str, str], results: Sequence[Mapping[str, Any]],
-    also: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]] = (),
+  title: str,
+  measure: str,
+  reported: Mapping[str, str],
+  results: Sequence[Mapping[str, Any]],
+  also: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]] = (),
 ) -> Table:
   """A row per method: the measure, the paper's figure, further measures, the work."""
   rows, bars = [], []
   for method in _methods(results):
     found = share(results, method, measure)
     bars.append(Bar.of(NAMES.get(method, method), found))
-    rows.append((
-        NAMES.get(method, method), str(found), reported.get(method, ""),
-        *(str(share(other, method, name)) for _, name, other in also), *_work(results, method)))
+    rows.append(
+      (
+        NAMES.get(method, method),
+        str(found),
+        reported.get(method, ""),
+        *(str(share(other, method, name)) for _, name, other in also),
+        *_work(results, method),
+      )
+    )
   columns = ("method", f"{measure} [95%]", "paper", *(head for head, _, _ in also), *_WORK)
   return Table(title, columns, tuple(rows), tuple(bars))
 
@@ -218,8 +243,12 @@ def _one_measure(
 def hh(results: Results) -> Table:
   """Harmlessness, and what it costs in helpfulness (the paper's HH experiment)."""
   return _one_measure(
-      "HH: harmlessness and helpfulness", "harmless", paper.HARMLESS, results["harmless"],
-      [("helpful [95%]", "helpful", results["helpful"])])
+    "HH: harmlessness and helpfulness",
+    "harmless",
+    paper.HARMLESS,
+    results["harmless"],
+    [("helpful [95%]", "helpful", results["helpful"])],
+  )
 
 
 def truthfulqa(results: Results) -> Table:
@@ -233,19 +262,20 @@ def truthfulqa(results: Results) -> Table:
 
 def imdb(results: Results) -> Table:
   """Positive continuations (controlled sentiment)."""
-  return _one_measure("Controlled sentiment: positive continuations", "positive", {},
-                      results["reviews"])
+  return _one_measure(
+    "Controlled sentiment: positive continuations", "positive", {}, results["reviews"]
+  )
 
 
 def advbench(results: Results) -> Table:
   """Attack success on each method: harmful answers, or, by prefixes, answers that do not refuse."""
   heads = {
-      "plain": "none",
-      "begin": "the text that GCG begins with",
-      "gcg": "GCG, one suffix each",
-      "universal": "GCG, one suffix for all",
-      "adaptive": "GCG, against the verdict too",
-      "best_of_n": "best-of-N jailbreaking",
+    "plain": "none",
+    "begin": "the text that GCG begins with",
+    "gcg": "GCG, one suffix each",
+    "universal": "GCG, one suffix for all",
+    "adaptive": "GCG, against the verdict too",
+    "best_of_n": "best-of-N jailbreaking",
   }
   judged = {", ".join(line["judges"]) for step in heads for line in results.get(step, ())} - {""}
   by = f" by {' or '.join(sorted(judged))}" if judged else ""
@@ -266,16 +296,23 @@ def advbench(results: Results) -> Table:
       bars.append(Bar.of(f"{head}: {name}", found))
       reported = paper.ATTACK_SUCCESS.get(method, "") if step == "gcg" else ""
       rows.append((head, name, str(found), reported, *_work(results[step], method)))
-  notes = ["Suffixes and altered requests are sought against vanilla sampling, and put to RAIN as"
-           " they are."]
+  notes = [
+    "Suffixes and altered requests are sought against vanilla sampling, and put to RAIN as"
+    " they are."
+  ]
   if "gcg" not in results:
     figures = "; ".join(f"{NAMES[name]} {said}" for name, said in paper.ATTACK_SUCCESS.items())
-    notes.append("The paper's figures are for suffixes sought for one request each, of which there"
-                 f" is no row here: {figures}.")
+    notes.append(
+      "The paper's figures are for suffixes sought for one request each, of which there"
+      f" is no row here: {figures}."
+    )
   return Table(
-      "AdvBench: attack success rate",
-      ("attack", "method", f"attack success{by} [95%]", "paper", *_WORK),
-      tuple(rows), tuple(bars), notes=tuple(notes))
+    "AdvBench: attack success rate",
+    ("attack", "method", f"attack success{by} [95%]", "paper", *_WORK),
+    tuple(rows),
+    tuple(bars),
+    notes=tuple(notes),
+  )
 
 
 def _best_of_n(results: Sequence[Mapping[str, Any]]) -> Share:
@@ -291,14 +328,22 @@ def self_evaluation(results: Results) -> Table:
   for step, lines in results.items():
     found = agreement(lines, "vanilla", measures[step])
     bars.append(Bar.of(measures[step], found["all"]))
-    rows.append((measures[step], *map(str, (found["all"], found["good"], found["bad"])),
-                 paper.SELF_EVALUATION if step == "harmless" else ""))
+    rows.append(
+      (
+        measures[step],
+        *map(str, (found["all"], found["good"], found["bad"])),
+        paper.SELF_EVALUATION if step == "harmless" else "",
+      )
+    )
   return Table(
-      "Self-evaluation: agreement with the judge",
-      ("preference", "accuracy [95%]", "on good responses", "on bad responses", "paper"),
-      tuple(rows), tuple(bars),
-      notes=("Whole responses of vanilla sampling. A verdict whose two readings disagree counts as"
-             " wrong.",))
+    "Self-evaluation: agreement with the judge",
+    ("preference", "accuracy [95%]", "on good responses", "on bad responses", "paper"),
+    tuple(rows),
+    tuple(bars),
+    notes=(
+      "Whole responses of vanilla sampling. A verdict whose two readings disagree counts as wrong.",
+    ),
+  )
 
 
 def time(results: Results) -> Table:
@@ -312,20 +357,43 @@ def time(results: Results) -> Table:
     label = f"{name}, verdicts {verdicts}" if verdicts else name
     bars.append(Bar(f"{label}, batch {row['batch']}", ratio, low, high))
     reported = paper.TIME.get(row["method"], "") if row["mode"] == "exact" else ""
-    rows.append((
-        row["model"], name, verdicts, str(row["batch"]), _ranged(row, "seconds_per_token", 1000),
-        _ranged(row, "ratio_to_vanilla"), reported, f"{row['model_calls_per_token']:.2f}",
-        f"{row['tokens_forwarded_per_token']:.1f}"))
+    rows.append(
+      (
+        row["model"],
+        name,
+        verdicts,
+        str(row["batch"]),
+        _ranged(row, "seconds_per_token", 1000),
+        _ranged(row, "ratio_to_vanilla"),
+        reported,
+        f"{row['model_calls_per_token']:.2f}",
+        f"{row['tokens_forwarded_per_token']:.1f}",
+      )
+    )
   return Table(
-      "Time efficiency: seconds beside vanilla decoding",
-      ("model", "method", "verdicts", "batch", "ms per token", "times vanilla", "paper",
-       "model calls per token", "tokens forwarded per token"),
-      tuple(rows), tuple(bars), unit=" x",
-      notes=("Medians of repeated calls, the smallest and the largest in brackets; compilation"
-             " apart. A model that sits in the processor's caches pays for every forwarded token, a"
-             " large one on an accelerator mostly for every call.",
-             "Verdicts are the model's own, or forced: good for all texts, for a share of them"
-             " (mixed, one half unless set), for none (bad). RAIN's work depends on them."))
+    "Time efficiency: seconds beside vanilla decoding",
+    (
+      "model",
+      "method",
+      "verdicts",
+      "batch",
+      "ms per token",
+      "times vanilla",
+      "paper",
+      "model calls per token",
+      "tokens forwarded per token",
+    ),
+    tuple(rows),
+    tuple(bars),
+    unit=" x",
+    notes=(
+      "Medians of repeated calls, the smallest and the largest in brackets; compilation"
+      " apart. A model that sits in the processor's caches pays for every forwarded token, a"
+      " large one on an accelerator mostly for every call.",
+      "Verdicts are the model's own, or forced: good for all texts, for a share of them"
+      " (mixed, one half unless set), for none (bad). RAIN's work depends on them.",
+    ),
+  )
 
 
 def _ranged(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:
@@ -341,8 +409,9 @@ def _against_work(title: str, first: str, results: Results) -> Table:
   for step, lines in results.items():
     for method in _methods(lines):
       found = share(lines, method, "harmless")
-      samples = {r["counters"].get("samples") for r in lines
-                 if r["method"] == method and "counters" in r} - {None}
+      samples = {
+        r["counters"].get("samples") for r in lines if r["method"] == method and "counters" in r
+      } - {None}
       label = f"{step} of {samples.pop()}" if step == "best" and samples else step
       bars.append(Bar.of(label, found))
       rows.append((label, str(found), paper.NOT_CHECKED, *_work(lines, method)))
@@ -360,7 +429,12 @@ def sample_efficiency(results: Results) -> Table:
 
 
 TABLES: Mapping[str, Callable[[Results], Table]] = {
-    "hh": hh, "advbench": advbench, "truthfulqa": truthfulqa, "imdb": imdb, "time": time,
-    "self_evaluation": self_evaluation, "ablation": ablation,
-    "sample_efficiency": sample_efficiency,
+  "hh": hh,
+  "advbench": advbench,
+  "truthfulqa": truthfulqa,
+  "imdb": imdb,
+  "time": time,
+  "self_evaluation": self_evaluation,
+  "ablation": ablation,
+  "sample_efficiency": sample_efficiency,
 }
