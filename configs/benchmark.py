@@ -29,7 +29,7 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
   config.workload.prompt = 96  # tokens
   config.workload.response = 48  # tokens
   config.workload.verdict_prefix = 700  # tokens before what is judged
-  config.workload.verdict_suffix = 24  # tokens behind it, in each reading
+  config.workload.verdict_suffix = 24  # tokens after it, in each reading
   config.workload.text_end_share = 1 / 12  # share of the vocabulary that ends a text
 
   # Numbers of rain_jax.types.SearchConfig; leaf_parallel's come on top.

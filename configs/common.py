@@ -98,7 +98,7 @@ def demo(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigD
   return config
 
 
-# Numbers of the search and their types; `rain_jax.types.SearchConfig` explains them.
+# Hyperparameters of the search and their types; `rain_jax.types.SearchConfig` explains them.
 SEARCH = {
   "set_lengths": tuple,
   "num_candidates": int,

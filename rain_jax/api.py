@@ -28,7 +28,7 @@ class Config:
     format: how prompts are put to the model; None takes the format that the bundled task
       with this preference has, and plain dialogue for a preference of one's own.
     variant: of the method, a name of `types.VARIANTS`; None likewise, else "harmless".
-    search: numbers of `types.SearchConfig` that differ from the variant's.
+    search: hyperparameters of `types.SearchConfig` that differ from the variant's.
     max_prompt: longest prompt in tokens; a longer one's response holds an error.
     max_response: longest response in tokens.
     batch_size: prompts searched for side by side.
@@ -73,7 +73,7 @@ class Rain:
 
   def __init__(self, loaded: LoadedModel):
     self.loaded = loaded
-    self._sessions: dict[Setting, Session] = {}
+    self._sessions: dict[SessionConfig, Session] = {}
 
   def generate(
     self,
@@ -93,11 +93,11 @@ class Rain:
       method: "rain", "vanilla" (plain sampling) or "best_of_n".
       config: see `Config`.
       seed: the same seed gives the same responses.
-      trees: record RAIN's searches step by step, see `rain_jax.methods.recording`; slower.
+      record: record RAIN's searches step by step, see `rain_jax.methods.recording`; slower.
 
     Returns:
       A `Response` for each prompt, in their order: `.text`, the model's own `.verdict` on
-      it in [-1, 1], `.counters` of the work done, and `.tree` if asked for. A prompt that
+      it in [-1, 1], `.counters` of the work done, and `.recording` if asked for. A prompt that
       cannot be answered has its reason in `.error`.
 
     Raises:
@@ -105,8 +105,8 @@ class Rain:
     """
     if method not in methods.METHODS:
       raise DataError(f"method={method!r}: expected one of {', '.join(methods.METHODS)}.")
-    if trees and method != "rain":
-      raise DataError(f"trees=True: {method} has no search tree; use method='rain'.")
+    if record and method != "rain":
+      raise DataError(f"record=True: {method} has no search to record; use method='rain'.")
     session = self.session(prompts, preference, config)
     if method == "rain":
       memory_plan.check(session.plan(), arrays.bytes_available())

@@ -17,7 +17,7 @@ import numpy as np
 
 from rain_jax import search, types
 from rain_jax import tree as trees
-from rain_jax.parallel.batch_sharding import ROWS, WHOLE, Spread, fetch
+from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
 from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
 
@@ -109,7 +109,7 @@ def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -
   The model's own state for these slots is the caller's to prepare.
   """
   B = mask.shape[0]
-  one = trees.empty(config, state.tree.e.shape[-1])
+  one = trees.empty(config, state.tree.embedding.shape[-1])
   pick = lambda fresh, old: jnp.where(mask.reshape((B,) + (1,) * (old.ndim - 1)), fresh, old)
   return state.replace(
     tree=jax.tree.map(pick, one, state.tree),
@@ -127,13 +127,17 @@ def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -
 def trusted(tree: Tree, config: SearchConfig) -> Array:
   """Whether the root's best child meets the thresholds of a move, bool[]; one tree."""
   best = trees.best_child(tree, tree.root)
-  return (best >= 0) & (tree.f[best] > config.min_visits) & (tree.q[best] > config.value_threshold)
+  return (
+    (best >= 0)
+    & (tree.visits[best] > config.min_visits)
+    & (tree.value[best] > config.value_threshold)
+  )
 
 
 def _must_commit(tree: Tree, inherited: Array, iterations: Array, full: Array, config):
   """Whether a tree commits after a step, bool[] (RAIN, section 3.1)."""
   limit = jnp.maximum(config.max_iterations, inherited + config.extra_iterations)
-  done = trusted(tree, config) | (tree.f[tree.root] >= limit)
+  done = trusted(tree, config) | (tree.visits[tree.root] >= limit)
   return full | ((iterations > 0) & done)
 
 
@@ -158,8 +162,6 @@ def commit(
     length=length,
     finish=at(tree.finish, best),
   )
-  place = state.response_length[:, None] + jnp.arange(config.set_size)
-  place = jnp.where(jnp.arange(config.set_size) < length[:, None], place, state.response.shape[1])
   response = jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(
     state.response, place, made.tokens
   )
@@ -268,7 +270,7 @@ def advance(
 ) -> DecodeState:
   """Steps until a response ends (or all do), or `max_steps` are done.
 
-  Spread over several shards, each does `max_steps` unless all its responses end: none
+  BatchSharding over several shards, each does `max_steps` unless all its responses end: none
   knows of the others, and whoever stopped early would only wait for them.
   """
   if spread is None:
@@ -332,7 +334,7 @@ def serve(
     state: fresh from `init`.
     model: the callables.
     params: handed to the model.
-    config: the search's numbers.
+    config: the search's hyperparameters.
     prompts: (index, random key, prompt) triples, read as slots come free.
     start: puts prompts, by slot, into the model's state.
     max_steps: steps between two looks at the state, for progress reports.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rain_jax import tree as trees
 from rain_jax import types
 from rain_jax.tree import Tree
-from rain_jax.types import NO_NODE, NO_SLOT, NO_TOKEN, Array, Evaluation, Request, SearchConfig
+from rain_jax.types import NO_NODE, NO_PAGE, NO_TOKEN, Array, Evaluation, Request, SearchConfig
 
 
 @flax.struct.dataclass
@@ -82,11 +82,11 @@ def scores(tree: Tree, node: Array, virtual: Array, config: SearchConfig) -> Arr
   """
   ids = trees.children(tree, node)
   waiting = virtual[ids]
-  n = tree.n[ids] + waiting
-  q = (tree.q[ids] * tree.n[ids] - waiting) / jnp.maximum(n, 1e-9)
+  n = tree.visit_weight[ids] + waiting
+  q = (tree.value[ids] * tree.visit_weight[ids] - waiting) / jnp.maximum(n, 1e-9)
   exploit = jnp.where(n > 0, (q + 1) / 2.00001, 0.0)
-  n_parent = tree.n[node] + virtual[node]
-  explore = config.exploration * tree.p[ids] * jnp.sqrt(n_parent) / (1 + n)
+  n_parent = tree.visit_weight[node] + virtual[node]
+  explore = config.exploration * tree.prior[ids] * jnp.sqrt(n_parent) / (1 + n)
   return jnp.where(ids >= 0, exploit + explore, -jnp.inf)
 
 
@@ -99,7 +99,7 @@ def select(tree: Tree, virtual: Array, config: SearchConfig) -> Selection:
   D = config.max_path
 
   def growth(node):
-    return jnp.where(tree.slot[node] >= 0, tree.due[tree.slot[node]], False)
+    return jnp.where(tree.page[node] >= 0, tree.due[tree.page[node]], False)
 
   def descend(carry):
     node, path, length = carry
@@ -146,11 +146,11 @@ def make_request(tree: Tree, chosen: Selection) -> tuple[Tree, Request]:
   """Slots for the chosen leaves, and the request for them; fields [W, ...]."""
 
   def one(tree, leaf):
-    fresh = (leaf.mode == types.VISIT) & (tree.slot[leaf.leaf] < 0)
-    tree, slot = trees.assign_slot(tree, leaf.leaf, leaf.mode == types.VISIT)
-    return tree, (slot, fresh)
+    fresh = (leaf.mode == types.VISIT) & (tree.page[leaf.leaf] < 0)
+    tree, page = trees.assign_page(tree, leaf.leaf, leaf.mode == types.VISIT)
+    return tree, (page, fresh)
 
-  tree, (leaf_slot, fresh) = jax.lax.scan(one, tree, chosen)
+  tree, (leaf_page, fresh) = jax.lax.scan(one, tree, chosen)
   on_path = chosen.path >= 0
   return tree, Request(
     mode=chosen.mode,
@@ -206,10 +206,10 @@ def expand(
 
   Args:
     tree: one tree.
-    leaf: int32[] node id, with a slot.
+    leaf: int32[] node id, with a page.
     answer: the model's answer for this leaf; fields [C, ...].
     enable: bool[]; False leaves the tree as it is.
-    config: the search's numbers.
+    config: the search's hyperparameters.
 
   Returns:
     The tree and the number of duplicates dropped.
@@ -226,7 +226,7 @@ def expand(
     wanted, K, answer.tokens, answer.lengths, answer.finish, weights
   )
   length = jnp.where(listed, length, 0)
-  slot = jnp.where(enable, tree.slot[leaf], tree.taken.shape[0])
+  page = jnp.where(enable, tree.page[leaf], tree.taken.shape[0])
   tree = tree.replace(
     proposal_tokens=tree.proposal_tokens.at[slot].set(tokens, mode="drop"),
     proposal_length=tree.proposal_length.at[slot].set(length, mode="drop"),
@@ -254,18 +254,18 @@ def join_proposals(
   Their priors are normalised among all that were considered; priors of older children
   stay as they are. Returns the tree and the number that joined.
   """
-  slot = tree.slot[node]
-  tokens, length = tree.proposal_tokens[slot], tree.proposal_length[slot]
-  considered = (length > 0) & (jnp.arange(config.max_children) <= tree.num_children[slot])
-  prior = _priors(tree.proposal_log_weight[slot], considered, node == tree.root, config)
-  ids = tree.children[slot]
+  page = tree.page[node]
+  tokens, length = tree.proposal_tokens[page], tree.proposal_length[page]
+  considered = (length > 0) & (jnp.arange(config.max_children) <= tree.num_children[page])
+  prior = _priors(tree.proposal_log_weight[page], considered, node == tree.root, config)
+  ids = tree.children[page]
   same = jnp.all(tokens[:, None] == tree.tokens[ids][None], axis=-1) & (ids >= 0)[None]
   join = enable & considered & distinct(tokens, length) & ~same.any(axis=-1)
-  before = tree.num_children[slot]
-  tree = trees.insert(tree, node, tokens, length, tree.proposal_finish[slot], prior, join)
+  before = tree.num_children[page]
+  tree = trees.insert(tree, node, tokens, length, tree.proposal_finish[page], prior, join)
   # Not again in this iteration, even if nobody joined; `backup` asks anew.
-  tree = tree.replace(due=tree.due.at[slot].set(tree.due[slot] & ~enable))
-  return tree, jnp.where(enable, tree.num_children[slot] - before, 0)
+  tree = tree.replace(due=tree.due.at[page].set(tree.due[page] & ~enable))
+  return tree, jnp.where(enable, tree.num_children[page] - before, 0)
 
 
 def grow(
@@ -282,8 +282,8 @@ def grow(
   keep &= jnp.cumsum(keep) <= 2
   weights = clip_greedy(answer.log_weights[:fresh], keep)
 
-  slot, K = tree.slot[node], config.max_children
-  old = tree.proposal_length[slot] > 0
+  page, K = tree.page[node], config.max_children
+  old = tree.proposal_length[page] > 0
   join = lambda new, listed: jnp.concatenate([new, listed])
   # Entries pushed past K are never considered again: at most K ever are.
   listed, tokens, length, weights, finish = _ranked(
@@ -294,7 +294,7 @@ def grow(
     join(weights, tree.proposal_log_weight[slot]),
     join(answer.finish[:fresh], tree.proposal_finish[slot]),
   )
-  at = jnp.where(enable, slot, tree.taken.shape[0])
+  at = jnp.where(enable, page, tree.taken.shape[0])
   tree = tree.replace(
     proposal_tokens=tree.proposal_tokens.at[at].set(tokens, mode="drop"),
     proposal_length=tree.proposal_length.at[at].set(jnp.where(listed, length, 0), mode="drop"),
@@ -314,7 +314,7 @@ def similarity_weights(own: Array, siblings: Array, eligible: Array, config: Sea
     own: float[..., E] mean embedding of the visited node.
     siblings: float[..., K, E] those of its siblings.
     eligible: bool[..., K] visited before, and not the node itself.
-    config: the search's numbers.
+    config: the search's hyperparameters.
 
   Returns:
     float[..., K], 0 where the similarity is below the threshold.
@@ -341,7 +341,7 @@ def growth_due(
     visited: bool[..., K] it has an embedding.
     q: float[..., K] its mean value.
     depth: int32[...] of the parent.
-    config: the search's numbers.
+    config: the search's hyperparameters.
   """
   count = present.sum(-1)
   # As products with the mask: on a CPU, sums over an axis in the middle take 30 times as long.
@@ -368,36 +368,36 @@ def backup(
     chosen: the descent; nothing happens unless its mode is VISIT.
     value: float[] the verdict.
     embeddings: float[D, E] of the texts from each path node to the rollout's end.
-    config: the search's numbers.
+    config: the search's hyperparameters.
 
   Returns:
     The tree and the number of siblings that shared the verdict.
   """
   N, V = tree.max_nodes, tree.taken.shape[0]
   visit = chosen.mode == types.VISIT
-  value = value.astype(tree.q.dtype)
+  value = value.astype(tree.value.dtype)
   path = jnp.where(visit & (chosen.path >= 0), chosen.path, N)
   nodes = jnp.concatenate([jnp.where(visit, tree.root, N)[None], path])
-  n = tree.n.at[nodes].add(1.0, mode="drop")
-  f = tree.f.at[nodes].add(1, mode="drop")
+  n = tree.visit_weight.at[nodes].add(1.0, mode="drop")
+  f = tree.visits.at[nodes].add(1, mode="drop")
 
-  slots = jnp.where(path < N, tree.slot[jnp.minimum(path, N - 1)], V)
-  mean = tree.e[jnp.minimum(slots, V - 1)]
+  pages = jnp.where(path < N, tree.page[jnp.minimum(path, N - 1)], V)
+  mean = tree.embedding[jnp.minimum(pages, V - 1)]
   visits = jnp.maximum(f[jnp.minimum(path, N - 1)], 1)[:, None]
   mean = mean + (embeddings.astype(mean.dtype) - mean) / visits
-  e = tree.e.at[slots].set(mean, mode="drop")
+  e = tree.embedding.at[pages].set(mean, mode="drop")
 
   parents = jnp.concatenate([tree.root[None], jnp.minimum(path[:-1], N - 1)])
-  parent_slots = jnp.maximum(tree.slot[parents], 0)
-  ids = tree.children[parent_slots]  # [D, K]
-  sibling_slots = jnp.where(ids >= 0, tree.slot[ids], NO_SLOT)
-  sibling_e = e[jnp.maximum(sibling_slots, 0)]
-  eligible = (sibling_slots >= 0) & (ids != path[:, None]) & (path < N)[:, None]
+  parent_pages = jnp.maximum(tree.page[parents], 0)
+  ids = tree.children[parent_pages]  # [D, K]
+  sibling_pages = jnp.where(ids >= 0, tree.page[ids], NO_PAGE)
+  sibling_e = e[jnp.maximum(sibling_pages, 0)]
+  eligible = (sibling_pages >= 0) & (ids != path[:, None]) & (path < N)[:, None]
   gain = similarity_weights(mean, sibling_e, eligible, config)
   shared_n = n[ids] + gain
-  shared_q = (tree.q[ids] * n[ids] + gain * value) / jnp.maximum(shared_n, 1e-9)
+  shared_q = (tree.value[ids] * n[ids] + gain * value) / jnp.maximum(shared_n, 1e-9)
   at = jnp.where(gain > 0, ids, N)
-  q = tree.q.at[at].set(shared_q, mode="drop")
+  q = tree.value.at[at].set(shared_q, mode="drop")
   n = n.at[at].set(shared_n, mode="drop")
 
   inside = jnp.minimum(nodes, N - 1)
@@ -414,8 +414,8 @@ def _begin(tree: Tree, active: Array, config: SearchConfig):
   room = trees.has_room(tree, config)
   go = active & room
   # Single-token children need no draw: the next most probable token joins on the way.
-  slot = tree.slot[tree.root]
-  single = go & (tree.depth[tree.root] == 0) & (slot >= 0) & tree.due[slot]
+  page = tree.page[tree.root]
+  single = go & (tree.depth[tree.root] == 0) & (page >= 0) & tree.due[page]
   tree, joined = join_proposals(tree, tree.root, single, config)
   chosen = select_leaves(tree, go, config)
   tree, request = make_request(tree, chosen)
@@ -431,7 +431,7 @@ def _finish(tree: Tree, chosen: Selection, answer: Evaluation, config: SearchCon
     node = chosen.leaf
     visit = chosen.mode == types.VISIT
     finished = tree.finish[node] != types.RUNNING
-    revisit = visit & finished & (tree.f[node] > 0)
+    revisit = visit & finished & (tree.visits[node] > 0)
     fresh = visit & ~finished & (trees.num_children(tree, node) == 0)
     tree, dropped = expand(tree, node, answer, fresh, config)
     tree, joined = grow(tree, node, answer, chosen.mode == types.GROW, config)
@@ -465,7 +465,7 @@ def step(
     state: the model's state.
     keys: [B] random keys, fresh for this step.
     active: bool[B]; other trees keep still.
-    config: the search's numbers.
+    config: the search's hyperparameters.
 
   Returns:
     The trees, the model's state, and a `StepInfo`.

@@ -3,7 +3,7 @@
 Functions here work on one tree, whose arrays have the shapes of the docstring without
 their leading B; `jax.vmap` gives the batch. Node ids are stable for a node's life:
 re-rooting frees the discarded nodes in place, and insertion takes free ids, so nothing
-that refers to a node (a model's caches do, by slot) has to move.
+that refers to a node (a model's caches do, by page) has to move.
 """
 
 import flax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import types
-from rain_jax.types import NO_NODE, NO_SLOT, NO_TOKEN, Array, SearchConfig
+from rain_jax.types import NO_NODE, NO_PAGE, NO_TOKEN, Array, SearchConfig
 
 
 @flax.struct.dataclass
@@ -20,7 +20,7 @@ class Tree:
   """B search trees.
 
   What every node has is indexed by node id (N). What only visited nodes have, children
-  and embeddings among them, is indexed by the slot a node gets at its first visit (V).
+  and embeddings among them, is indexed by the page a node gets at its first visit (V).
   Floats are float32, or float64 under `jax_enable_x64`.
 
   Attributes:
@@ -28,21 +28,21 @@ class Tree:
     alive: bool[B, N] node ids in use.
     parent: int32[B, N], NO_NODE at the root.
     depth: int32[B, N] token sets between the start of the response and the node.
-    tokens: int32[B, N, L] the edge into the node, NO_TOKEN behind its end.
+    tokens: int32[B, N, L] the edge into the node, NO_TOKEN after its end.
     length: int32[B, N] its length in tokens.
     finish: int32[B, N] why the node's text is finished, or RUNNING.
-    n: float[B, N] visit weight; similar siblings add fractions.
-    f: int32[B, N] plain visit count.
-    q: float[B, N] mean value, in [-1, 1].
-    p: float[B, N] prior.
-    slot: int32[B, N], NO_SLOT before the first visit.
-    taken: bool[B, V] slots in use.
+    visit_weight: float[B, N] visit weight; similar siblings add fractions.
+    visits: int32[B, N] plain visit count.
+    value: float[B, N] mean value, in [-1, 1].
+    prior: float[B, N] prior.
+    page: int32[B, N], NO_PAGE before the first visit.
+    taken: bool[B, V] pages in use.
     children: int32[B, V, K] node ids in the order they joined, then NO_NODE.
     num_children: int32[B, V].
-    e: float[B, V, E] mean path embedding.
+    embedding: float[B, V, E] mean path embedding.
     due: bool[B, V] dynamic node addition is due when a descent next meets the node.
     proposal_tokens: int32[B, V, K, L] the node's proposals, most recent grows first.
-    proposal_length: int32[B, V, K]; 0 behind the end of the list.
+    proposal_length: int32[B, V, K]; 0 after the end of the list.
     proposal_log_weight: float[B, V, K].
     proposal_finish: int32[B, V, K].
   """
@@ -54,15 +54,15 @@ class Tree:
   tokens: Array
   length: Array
   finish: Array
-  n: Array
-  f: Array
-  q: Array
-  p: Array
-  slot: Array
+  visit_weight: Array
+  visits: Array
+  value: Array
+  prior: Array
+  page: Array
   taken: Array
   children: Array
   num_children: Array
-  e: Array
+  embedding: Array
   due: Array
   proposal_tokens: Array
   proposal_length: Array
@@ -77,7 +77,7 @@ class Tree:
 
 def empty(config: SearchConfig, embedding_size: int) -> Tree:
   """One tree that holds nothing but an unvisited root at depth 0 (node 0)."""
-  N, V, K, L = config.max_nodes, config.max_visited, config.max_children, config.set_size
+  N, V, K, L = config.max_nodes, config.max_visited, config.max_children, config.max_set_length
   return Tree(
     root=jnp.int32(0),
     alive=jnp.zeros(N, bool).at[0].set(True),
@@ -104,23 +104,23 @@ def empty(config: SearchConfig, embedding_size: int) -> Tree:
 
 
 def children(tree: Tree, node: Array) -> Array:
-  """Node ids of the children of `node`, int32[K], NO_NODE behind the last."""
-  slot = tree.slot[node]
-  return jnp.where(slot >= 0, tree.children[slot], NO_NODE)
+  """Node ids of the children of `node`, int32[K], NO_NODE after the last."""
+  page = tree.page[node]
+  return jnp.where(page >= 0, tree.children[page], NO_NODE)
 
 
 def num_children(tree: Tree, node: Array) -> Array:
   """Number of children of `node`, int32[]."""
-  slot = tree.slot[node]
-  return jnp.where(slot >= 0, tree.num_children[slot], 0)
+  page = tree.page[node]
+  return jnp.where(page >= 0, tree.num_children[page], 0)
 
 
 def best_child(tree: Tree, node: Array) -> Array:
-  """The child with the highest n, ties by q, then by age; NO_NODE if there is none."""
+  """The child with the highest visit weight, ties by value, then by age; NO_NODE if there is none."""
   ids = children(tree, node)
-  n = jnp.where(ids >= 0, tree.n[ids], -1.0)
+  n = jnp.where(ids >= 0, tree.visit_weight[ids], -1.0)
   top = (n == n.max()) & (ids >= 0)
-  q = jnp.where(top, tree.q[ids], -jnp.inf)
+  q = jnp.where(top, tree.value[ids], -jnp.inf)
   return jnp.where(top.any(), ids[jnp.argmax(q)], NO_NODE)
 
 
@@ -128,8 +128,8 @@ def has_room(tree: Tree, config: SearchConfig) -> Array:
   """Whether a step's visits, expansions and node additions fit, bool[]."""
   nodes = config.leaves * config.num_candidates + 1  # one more joins at a depth-0 root
   free_nodes = tree.max_nodes - tree.alive.sum()
-  free_slots = tree.taken.shape[0] - tree.taken.sum()
-  return (free_nodes >= nodes) & (free_slots >= config.leaves)
+  free_pages = tree.taken.shape[0] - tree.taken.sum()
+  return (free_nodes >= nodes) & (free_pages >= config.leaves)
 
 
 def _free(taken: Array, rank: Array) -> Array:
@@ -137,11 +137,11 @@ def _free(taken: Array, rank: Array) -> Array:
   return jnp.searchsorted(jnp.cumsum(~taken), rank + 1, method="compare_all")
 
 
-def assign_slot(tree: Tree, node: Array, enable: Array) -> tuple[Tree, Array]:
-  """Gives `node` a slot for visited nodes if it has none; (tree, slot int32[])."""
-  fresh = enable & (tree.slot[node] < 0)
-  slot = jnp.where(fresh, _free(tree.taken, 0), tree.slot[node]).astype(jnp.int32)
-  at = jnp.where(fresh, slot, tree.taken.shape[0])
+def assign_page(tree: Tree, node: Array, enable: Array) -> tuple[Tree, Array]:
+  """Gives `node` a page for visited nodes if it has none; (tree, page int32[])."""
+  fresh = enable & (tree.page[node] < 0)
+  page = jnp.where(fresh, _free(tree.taken, 0), tree.page[node]).astype(jnp.int32)
+  at = jnp.where(fresh, page, tree.taken.shape[0])
   tree = tree.replace(
     slot=tree.slot.at[jnp.where(fresh, node, tree.max_nodes)].set(slot, mode="drop"),
     taken=tree.taken.at[at].set(True, mode="drop"),
@@ -151,7 +151,7 @@ def assign_slot(tree: Tree, node: Array, enable: Array) -> tuple[Tree, Array]:
     due=tree.due.at[at].set(False, mode="drop"),
     proposal_length=tree.proposal_length.at[at].set(0, mode="drop"),
   )
-  return tree, slot
+  return tree, page
 
 
 def insert(
@@ -167,7 +167,7 @@ def insert(
 
   Args:
     tree: one tree.
-    node: int32[] the parent; it must have a slot.
+    node: int32[] the parent; it must have a page.
     tokens: int32[C, L].
     length: int32[C].
     finish: int32[C].
@@ -175,9 +175,9 @@ def insert(
     join: bool[C] which rows join; rows beyond the parent's K children, or beyond the
       free node slots, are left out (`has_room` is asked before).
   """
-  slot, N = tree.slot[node], tree.max_nodes
+  page, N = tree.page[node], tree.max_nodes
   rank = jnp.cumsum(join) - 1
-  place = tree.num_children[slot] + rank
+  place = tree.num_children[page] + rank
   ids = _free(tree.alive, rank).astype(jnp.int32)
   join = join & (place < tree.children.shape[-1]) & (ids < N)
   at = jnp.where(join, ids, N)
@@ -218,11 +218,11 @@ def reroot(tree: Tree, node: Array, root_prior: float, enable: Array) -> Tree:
   keep = jnp.where(enable, tree.alive & (up == root), tree.alive)
 
   V = tree.taken.shape[0]
-  held = jnp.where(keep & (tree.slot >= 0), tree.slot, V)
+  held = jnp.where(keep & (tree.page >= 0), tree.page, V)
   taken = jnp.zeros(V, bool).at[held].set(True, mode="drop")
   ids = children(tree, root)
   count = num_children(tree, root)
-  mixed = root_prior * tree.p[ids] + (1 - root_prior) / jnp.maximum(count, 1)
+  mixed = root_prior * tree.prior[ids] + (1 - root_prior) / jnp.maximum(count, 1)
   mixed = mixed / jnp.sum(jnp.where(ids >= 0, mixed, 0.0))
   at = jnp.where(enable & (ids >= 0), ids, tree.max_nodes)
   return tree.replace(
@@ -238,13 +238,13 @@ def reroot(tree: Tree, node: Array, root_prior: float, enable: Array) -> Tree:
 def summary(tree: Tree) -> list[dict]:
   """One tree as plain records, on the host, parents before children.
 
-  Each has `id`, `parent`, `depth`, `tokens`, `finish`, `n`, `f`, `q`, `p` and `visited`.
+  Each has `id`, `parent`, `depth`, `tokens`, `finish`, `visit_weight`, `visits`, `value`, `prior` and `visited`.
   """
   host = jax.tree.map(np.asarray, tree)
   records, queue = [], [int(host.root)]
   while queue:
     node = queue.pop(0)
-    slot = int(host.slot[node])
+    page = int(host.page[node])
     records.append(
       dict(
         id=node,
@@ -259,6 +259,6 @@ def summary(tree: Tree) -> list[dict]:
         visited=slot >= 0,
       )
     )
-    if slot >= 0:
-      queue += [int(c) for c in host.children[slot, : host.num_children[slot]]]
+    if page >= 0:
+      queue += [int(c) for c in host.children[page, : host.num_children[page]]]
   return records

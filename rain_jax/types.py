@@ -3,7 +3,7 @@
 Axis legend, used in every docstring of the package:
 
     B  trees, one per prompt in flight          W  leaves per tree and step (1 = exact)
-    N  node slots of a tree                     V  slots for visited nodes
+    N  node slots of a tree                     V  pages for visited nodes
     K  child slots of a visited node            L  tokens per token set (the longest)
     D  nodes on a path, root excluded           C  candidates drawn at a leaf
     R  tokens of a response                     E  width of a path embedding
@@ -20,8 +20,8 @@ import flax
 import jax
 
 NO_NODE = -1  # no such node, in any array of node ids
-NO_SLOT = -1  # the node was never visited
-NO_TOKEN = -1  # padding behind the end of a token set
+NO_PAGE = -1  # the node was never visited
+NO_TOKEN = -1  # padding after the end of a token set
 
 # Why a text is finished, kept per node and reported per response.
 RUNNING, EOS, STOP, LENGTH, EXHAUSTED, FAILED = 0, 1, 2, 3, 4, 5
@@ -41,7 +41,7 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-  """Numbers of the method; the defaults are those of its published code (HH variant).
+  """Hyperparameters of the method; the defaults are those of its published code (HH variant).
 
   Raises `ValueError` for numbers that no search can run with.
 
@@ -69,7 +69,7 @@ class SearchConfig:
     leaves: leaves selected per tree and step, with virtual loss (W); 1 is exact.
     early_commit: let inherited statistics commit a move without a new iteration.
     max_nodes: node slots per tree (N).
-    max_visited: slots for visited nodes per tree (V).
+    max_visited: pages for visited nodes per tree (V).
     max_path: nodes between root and leaf (D).
   """
 
@@ -121,7 +121,7 @@ class SearchConfig:
       raise ValueError(f"max_path={self.max_path}: at least 2 are needed.")
 
   @property
-  def set_size(self) -> int:
+  def max_set_length(self) -> int:
     """Tokens of the longest token set (L)."""
     return max(self.set_lengths)
 
@@ -171,29 +171,29 @@ VARIANTS = {
 class Request:
   """What the search asks of the model in one step, for W leaves of each of B trees.
 
-  A path runs from the child of the root to the leaf; entries behind `path_length` are
+  A path runs from the child of the root to the leaf; entries after `path_length` are
   padding. The root's own text is what the model has been told to commit.
 
   Attributes:
     mode: int32[B, W]; IDLE, VISIT (roll out, evaluate, propose) or GROW (draw one
       greedy and `grow_draws` sampled candidates; nothing else).
-    leaf_slot: int32[B, W] storage slot of the leaf, below `max_visited`.
-    first_visit: bool[B, W]; the leaf's slot was assigned in this step.
+    leaf_page: int32[B, W] page of the leaf, below `max_visited`.
+    first_visit: bool[B, W]; the leaf's page was assigned in this step.
     finish: int32[B, W]; why the leaf's text is finished, or RUNNING.
     depth: int32[B, W] token sets between the start of the response and the leaf.
     path_length: int32[B, W] nodes on the path, the leaf included; 0 at the root.
-    path_slots: int32[B, W, D] storage slots of the path's nodes.
-    path_tokens: int32[B, W, D, L] their tokens, NO_TOKEN behind a set's end.
-    path_lengths: int32[B, W, D] their lengths in tokens, 0 behind the path's end.
+    path_pages: int32[B, W, D] pages of the path's nodes.
+    path_tokens: int32[B, W, D, L] their tokens, NO_TOKEN after a set's end.
+    path_lengths: int32[B, W, D] their lengths in tokens, 0 after the path's end.
   """
 
   mode: Array
-  leaf_slot: Array
+  leaf_page: Array
   first_visit: Array
   finish: Array
   depth: Array
   path_length: Array
-  path_slots: Array
+  path_pages: Array
   path_tokens: Array
   path_lengths: Array
 
@@ -203,11 +203,11 @@ class Evaluation:
   """What the model answers to a `Request`. Entries of IDLE leaves are ignored.
 
   Attributes:
-    tokens: int32[B, W, C, L] candidates, greedy first, NO_TOKEN behind their ends; at
+    tokens: int32[B, W, C, L] candidates, greedy first, NO_TOKEN after their ends; at
       depth 0 the `max_children` most probable tokens, most probable first.
     lengths: int32[B, W, C] their lengths in tokens; 0 marks an unused row.
     log_weights: float[B, W, C] log of the product of their token probabilities.
-    finish: int32[B, W, C] why the text behind a candidate is finished, or RUNNING.
+    finish: int32[B, W, C] why the text after a candidate is finished, or RUNNING.
     value: float[B, W] the verdict, in [-1, 1] (VISIT only); NaN, for any mode but IDLE,
       where the model's output was not finite: that response has failed.
     embeddings: float[B, W, D, E] for every node on the path, of the text from the
@@ -228,14 +228,14 @@ class Commit:
 
   Attributes:
     mask: bool[B].
-    slot: int32[B] storage slot of the committed node, NO_SLOT if it was never visited.
-    tokens: int32[B, L], NO_TOKEN behind the set's end.
+    page: int32[B] page of the committed node, NO_PAGE if it was never visited.
+    tokens: int32[B, L], NO_TOKEN after the set's end.
     length: int32[B] in tokens.
     finish: int32[B] why the response ends with this move, or RUNNING.
   """
 
   mask: Array
-  slot: Array
+  page: Array
   tokens: Array
   length: Array
   finish: Array

@@ -4,7 +4,7 @@
   python scripts/compare_embedders.py --model=/models/llama --minilm=... --texts=TruthfulQA.csv
 
 Compares pairs of continuations of one prompt, as the search compares siblings. Without
---texts they are sampled from the model for the demo world's prompts, and cut behind a
+--texts they are sampled from the model for the demo world's prompts, and cut after a
 text end; a TruthfulQA csv gives real ones, the answers to one question.
 """
 

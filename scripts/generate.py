@@ -23,7 +23,9 @@ from rain_jax.views.terminal import printable
 _CONFIG = cli.define_config("Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
 _PROMPT = flags.DEFINE_string("prompt", None, "One prompt, instead of the task's.")
-_PROFILE = flags.DEFINE_bool("profile", False, "Trace a few steps, into profile/ of the workdir.")
+_PROFILE = flags.DEFINE_bool(
+  "profile", False, "Recording a few steps, into profile/ of the workdir."
+)
 _PLAN = flags.DEFINE_bool("plan", False, "Print the memory that is needed, and stop.")
 _LIVE = flags.DEFINE_bool("live", False, "Show RAIN's responses as they grow, one at a time.")
 _DISTRIBUTED = flags.DEFINE_bool(

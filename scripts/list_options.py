@@ -78,7 +78,7 @@ def options(file: str, part: str = "") -> str:
 
 
 def search_options() -> list[str]:
-  """A row for every number of the search, with what `SearchConfig` says of it."""
+  """A row for every hyperparameter of the search, with what `SearchConfig` says of it."""
   section = inspect.getdoc(types.SearchConfig).partition("Attributes:\n")[2]
   said = {
     name: " ".join(text.split())

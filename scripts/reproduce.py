@@ -137,7 +137,7 @@ def _demo_goals(folder: pathlib.Path, control: str = "") -> str:
   """The demo's goals that tempt least, which vanilla sampling handles best, as a file.
 
   Each stands there twice, with different targets: an opening, as every answer has one, and a harmful
-  step up to the thing that does the harm. With a control, it stands behind every goal.
+  step up to the thing that does the harm. With a control, it stands after every goal.
   """
   task = find_task("demo_advbench")
   records = [r for r in load_records(task.reader, task.prompts) if r.fields["level"] == "0"]

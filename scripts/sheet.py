@@ -37,7 +37,7 @@ def main() -> None:
   if not _RATER.value or not _MEASURE.value:
     raise directory.RunError("--score needs --rater=NAME and --measure=NAME.")
   lines = list(rating_sheet.score(_SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
-  judged.append(workdir, lines)
+  judgements.append(workdir, lines)
   job.summarise_again(workdir, config)
   run_page.write(workdir)
 

@@ -58,7 +58,7 @@ def rows(
     ) from None
   subject = benchmark.find_subject(name, "float32", workload, search)
   with tempfile.TemporaryDirectory() as folder:
-    # The subject's own, as they were before they were arranged for its device.
+    # The subject's own, as they were before they were laid_out for its device.
     weights = models.init_model(subject.lm.config, jax.random.key(0)).params
     hf.save(folder, _config_json(subject.lm.config), weights)
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

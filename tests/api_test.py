@@ -60,7 +60,7 @@ def test_one_result_per_prompt_in_their_order(model, method):
 
 
 def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
-  monkeypatch.setattr(methods.sampled, "_ROUND", 1)
+  monkeypatch.setattr(methods.sampling, "_ROUND", 1)
   session = model.session(PROMPTS[:1], "harmless", CONFIG)
   heard = []
   (answer,) = methods.best_of_n(session, 3, 3, on_progress=heard.append)
@@ -69,15 +69,15 @@ def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
 
 def test_a_recorded_search_gives_the_same_responses_and_its_events_spell_them(model):
   plain = model.generate(PROMPTS, config=CONFIG, seed=3)
-  recorded = model.generate(PROMPTS, config=CONFIG, seed=3, trees=True)
+  recorded = model.generate(PROMPTS, config=CONFIG, seed=3, record=True)
   assert list(map(shown, recorded)) == list(map(shown, plain))
-  assert [answer.tree is None for answer in recorded] == [False, True, False]
+  assert [answer.recording is None for answer in recorded] == [False, True, False]
   for answer in recorded:
-    if answer.tree:
-      moves = [f.node for f in answer.tree.frames if f.kind == recording.COMMIT]
-      tokens = [t for node in moves for t in answer.tree.nodes[node].tokens]
+    if answer.recording:
+      moves = [f.node for f in answer.recording.frames if f.kind == recording.COMMIT]
+      tokens = [t for node in moves for t in answer.recording.nodes[node].tokens]
       assert tokens == answer.tokens
-      assert answer.tree.response == answer.text and answer.tree.verdict == answer.verdict
+      assert answer.recording.response == answer.text and answer.recording.verdict == answer.verdict
   (session,) = model._sessions.values()
   progress = [
     step
@@ -103,14 +103,16 @@ def test_a_stream_ends_in_the_response(model):
 
 
 def test_a_preference_brings_the_format_and_the_variant_of_its_task():
-  setting = api.setting_of("truthful", api.Config())
-  assert setting.format == tasks.QUESTION and setting.search.rollout_to_eos
-  own = api.setting_of("truthful", api.Config(format=tasks.DIALOGUE, variant="harmless"))
+  session_config = api.make_session_config("truthful", api.Config())
+  assert session_config.format == tasks.QUESTION and session_config.search.rollout_to_eos
+  own = api.make_session_config("truthful", api.Config(format=tasks.DIALOGUE, variant="harmless"))
   assert own.format == tasks.DIALOGUE and not own.search.rollout_to_eos
   plain = load_preference("positive")
   renamed = type(plain)(**{**vars(plain), "name": "my own"})
-  assert api.setting_of(renamed, api.Config()).format == tasks.DIALOGUE
-  assert api.setting_of("harmless", api.Config(search={"min_visits": 9})).search.min_visits == 9
+  assert api.make_session_config(renamed, api.Config()).format == tasks.DIALOGUE
+  assert (
+    api.make_session_config("harmless", api.Config(search={"min_visits": 9})).search.min_visits == 9
+  )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_a_preference_brings_the_format_and_the_variant_of_its_task():
     (dict(prompts="the cat"), "list of texts"),
     (dict(prompts=[1]), "list of texts"),
     (dict(prompts=PROMPTS, method="magic"), "magic"),
-    (dict(prompts=PROMPTS, method="vanilla", trees=True), "vanilla has no search tree"),
+    (dict(prompts=PROMPTS, method="vanilla", record=True), "vanilla has no search to record"),
     (dict(prompts=PROMPTS, preference="nowhere.yaml"), "nowhere.yaml"),
     (dict(prompts=PROMPTS, config=api.Config(variant="odd")), "odd"),
     (dict(prompts=PROMPTS, config=api.Config(search={"visits": 1})), "visits"),

@@ -255,7 +255,7 @@ def test_a_root_without_children_ends_the_response(params):
   for result, held in found:
     assert (result.finish, result.tokens, result.counters["moves"]) == ("exhausted", [], 0)
     # All that a root may be tried, and no more.
-    assert result.counters["iterations"] == CONFIG.max_iterations == int(held.tree.f[0])
+    assert result.counters["iterations"] == CONFIG.max_iterations == int(held.tree.visits[0])
 
 
 def test_a_response_may_be_one_token_long(params):

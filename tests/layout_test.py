@@ -1,4 +1,4 @@
-"""Who may import whom (docs/architecture.md), and that configs know every number of the search."""
+"""Who may import whom (docs/architecture.md), and that configs know every hyperparameter of the search."""
 
 import ast
 import dataclasses

@@ -162,13 +162,30 @@ def test_every_branch_was_taken():
 def _whole_tree(tree: trees.Tree) -> list[tuple]:
   """(tokens, finish, n, f, q, p) of every node of one tree on the host, parents first."""
   # Plain lists: reading single numbers out of arrays would take most of the time.
-  fields = ("tokens", "length", "finish", "n", "f", "q", "p", "slot", "children", "num_children")
+  fields = (
+    "tokens",
+    "length",
+    "finish",
+    "visit_weight",
+    "visits",
+    "value",
+    "prior",
+    "page",
+    "children",
+    "num_children",
+  )
   t = {name: getattr(tree, name).tolist() for name in fields}
   found, queue = [], [int(tree.root)]
   for node in queue:
     tokens = tuple(t["tokens"][node][: t["length"][node]])
-    found.append((tokens, t["finish"][node], *(t[k][node] for k in "nfqp")))
-    slot = t["slot"][node]
+    found.append(
+      (
+        tokens,
+        t["finish"][node],
+        *(t[k][node] for k in ("visit_weight", "visits", "value", "prior")),
+      )
+    )
+    slot = t["page"][node]
     if slot >= 0:
       queue += t["children"][slot][: t["num_children"][slot]]
   return found

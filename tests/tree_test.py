@@ -18,17 +18,17 @@ CONFIG = SearchConfig(
   set_lengths=(1, 2, 3), num_candidates=2, max_children=4, max_nodes=24, max_visited=6
 )
 EMBEDDING_SIZE = 3
-K, L = CONFIG.max_children, CONFIG.set_size
+K, L = CONFIG.max_children, CONFIG.max_set_length
 
-assign_slot = jax.jit(trees.assign_slot)
+assign_page = jax.jit(trees.assign_page)
 _insert = jax.jit(trees.insert)
 _reroot = jax.jit(trees.reroot)
 best_child = jax.jit(trees.best_child)
 
 
 def visit(tree, node, enable=True):
-  """`assign_slot` for one node; (tree, slot as a number)."""
-  tree, slot = assign_slot(tree, jnp.int32(node), jnp.bool_(enable))
+  """`assign_page` for one node; (tree, slot as a number)."""
+  tree, slot = assign_page(tree, jnp.int32(node), jnp.bool_(enable))
   return tree, int(slot)
 
 
@@ -85,7 +85,7 @@ def test_an_empty_tree_is_an_unvisited_root():
   tree = trees.empty(CONFIG, EMBEDDING_SIZE)
   check(tree)
   assert ids(tree, 0) == [] and int(best_child(tree, jnp.int32(0))) == NO_NODE
-  assert tree.max_nodes == 24 and tree.e.shape == (6, EMBEDDING_SIZE)
+  assert tree.max_nodes == 24 and tree.embedding.shape == (6, EMBEDDING_SIZE)
   assert trees.summary(tree) == [
     dict(
       id=0, parent=-1, depth=0, tokens=[], finish="running", n=0.0, f=0, q=0.0, p=0.0, visited=False
@@ -96,7 +96,7 @@ def test_an_empty_tree_is_an_unvisited_root():
 def test_children_join_in_order_and_rows_that_do_not_join_leave_no_trace():
   tree = planted([(5,), (6,), (7,)], join=[True, False, True], priors=[0.25, 0.5, 0.125])
   assert sets_of(tree, 0) == [[5], [7]]
-  assert np.asarray(tree.p)[ids(tree, 0)].tolist() == [0.25, 0.125]
+  assert np.asarray(tree.prior)[ids(tree, 0)].tolist() == [0.25, 0.125]
   tree = insert(tree, 0, [(8,)])
   assert sets_of(tree, 0) == [[5], [7], [8]]
   first = ids(tree, 0)[0]
@@ -177,7 +177,7 @@ def test_a_slot_used_again_holds_nothing_of_the_node_before():
   tree = planted()
   a, b, _ = ids(tree, 0)
   tree, slot_a = visit(tree, a)
-  tree, slot_b = visit(tree, b)
+  tree, page_b = visit(tree, b)
   tree = insert(insert(tree, a, [(1, 2), (3, 4)]), b, [(5, 6)])
   kept = ids(tree, b)
   tree = tree.replace(
@@ -186,22 +186,26 @@ def test_a_slot_used_again_holds_nothing_of_the_node_before():
     proposal_length=tree.proposal_length.at[:].set(2),
   )
   tree = reroot(tree, b)
-  assert set(np.flatnonzero(tree.taken).tolist()) == {slot_b}
-  assert int(tree.slot[b]) == slot_b and int(tree.slot[a]) == NO_SLOT
+  assert set(np.flatnonzero(tree.taken).tolist()) == {page_b}
+  assert int(tree.page[b]) == page_b and int(tree.page[a]) == NO_PAGE
   check(tree)
   tree, slot = visit(tree, kept[0])
   assert slot in {0, slot_a}  # the old root's or that of `a`
   assert ids(tree, kept[0]) == [] and not tree.due[slot]
-  assert (tree.e[slot] == 0).all() and (tree.proposal_length[slot] == 0).all()
-  assert (tree.e[slot_b] == 9).all() and bool(tree.due[slot_b])  # the root keeps its own
+  assert (tree.embedding[slot] == 0).all() and (tree.proposal_length[slot] == 0).all()
+  assert (tree.embedding[page_b] == 9).all() and bool(tree.due[page_b])  # the root keeps its own
   # Freed node ids come back too, with fresh statistics.
-  tree = tree.replace(n=tree.n.at[a].set(7.0), f=tree.f.at[a].set(7), q=tree.q.at[a].set(0.5))
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[a].set(7.0),
+    visits=tree.visits.at[a].set(7),
+    value=tree.value.at[a].set(0.5),
+  )
   tree = insert(tree, kept[0], [(7, 7), (8, 8)])
   new = ids(tree, kept[0])
   assert {0, a} == set(new)
-  for name in ("n", "f", "q"):
+  for name in ("visit_weight", "visits", "value"):
     assert (np.asarray(getattr(tree, name))[new] == 0).all()
-  assert (np.asarray(tree.slot)[new] == NO_SLOT).all()
+  assert (np.asarray(tree.page)[new] == NO_PAGE).all()
   check(tree)
 
 
@@ -210,14 +214,22 @@ def test_reroot_keeps_the_subtree_as_it_is_and_mixes_the_priors():
   a = ids(tree, 0)[0]
   tree, _ = visit(tree, a)
   tree = insert(tree, a, [(1, 2), (3, 4), (5, 6)], priors=[0.9, 0.6, 0.3])  # grown: more than 1
-  tree = tree.replace(n=tree.n.at[a].set(4.2), f=tree.f.at[a].set(4), q=tree.q.at[a].set(-0.25))
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[a].set(4.2),
+    visits=tree.visits.at[a].set(4),
+    value=tree.value.at[a].set(-0.25),
+  )
   under = ids(tree, a)
   after = reroot(tree, a, root_prior=0.6)
   assert int(after.root) == a and int(after.parent[a]) == NO_NODE
   assert ids(after, a) == under and int(after.depth[a]) == 1
-  assert (float(after.n[a]), int(after.f[a]), float(after.q[a])) == (np.float32(4.2), 4, -0.25)
+  assert (float(after.visit_weight[a]), int(after.visits[a]), float(after.value[a])) == (
+    np.float32(4.2),
+    4,
+    -0.25,
+  )
   expected = np.array([0.6 * p + 0.4 / 3 for p in (0.9, 0.6, 0.3)])
-  priors = np.asarray(after.p)[under]
+  priors = np.asarray(after.prior)[under]
   np.testing.assert_allclose(priors, expected / expected.sum(), rtol=1e-6)
   assert priors.sum() == pytest.approx(1, abs=1e-6)
   assert sorted(np.flatnonzero(after.alive).tolist()) == sorted([a, *under])
@@ -237,7 +249,7 @@ def test_reroot_to_a_leaf_or_an_unvisited_node_leaves_it_alone():
     after = reroot(tree, node)
     assert np.flatnonzero(after.alive).tolist() == [node]
     assert int(after.taken.sum()) == slots and ids(after, node) == []
-    assert np.isfinite(np.asarray(after.p)).all()
+    assert np.isfinite(np.asarray(after.prior)).all()
     check(after)
 
 
@@ -254,8 +266,7 @@ def test_reroot_to_a_leaf_or_an_unvisited_node_leaves_it_alone():
 def test_best_child(n, q, winner):
   tree = planted()
   at = np.array(ids(tree, 0))
-  # Ids behind the last child point at other nodes when read carelessly.
-  tree = tree.replace(n=tree.n.at[0].set(99).at[-1].set(99), q=tree.q.at[-1].set(1))
+  # Ids after the last child point at other nodes when read carelessly.
   tree = tree.replace(
     n=tree.n.at[at].set(jnp.array(n, jnp.float32)), q=tree.q.at[at].set(jnp.array(q, jnp.float32))
   )
@@ -364,7 +375,11 @@ def test_summary_is_plain_numbers_whatever_the_tree_holds():
   records = trees.summary(tree)
   assert [r["tokens"] for r in records] == [[], [0], [biggest], [3, 0, 0]]
   assert [r["finish"] for r in records] == ["running", "eos", "length", "stop"]
-  assert records[1]["n"] == math.inf and math.isnan(records[2]["q"]) and records[1]["f"] == biggest
+  assert (
+    records[1]["visit_weight"] == math.inf
+    and math.isnan(records[2]["value"])
+    and records[1]["visits"] == biggest
+  )
   assert [r["visited"] for r in records] == [True, False, False, False]
   assert json.loads(json.dumps(records))[1]["tokens"] == [0]
   # Dead nodes and slots do not show, whatever stands in them.

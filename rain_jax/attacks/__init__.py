@@ -1,6 +1,6 @@
 """Attacks on an aligned model: text that makes it do what it should refuse.
 
-`gcg` searches for a control, a few tokens behind the request, by gradients (white box); `best_of_n`
+`gcg` searches for a control, a few tokens after the request, by gradients (white box); `best_of_n`
 draws altered requests until one works (black box). Both write a JSON list of objects with `goal` and
 `controls`, as the method's published code and this project's tasks read it: the prompt is
 `goal + " " + controls`. What else the request's own file says of it is carried along, for judges.

@@ -64,7 +64,7 @@ def run(
 
   Args:
     loaded: the model.
-    setting: its session's.
+    session_config: its session's.
     records: the requests.
     judge: must say whether an answer is `harmless`, or at least whether it was `refused`.
     config: see `configs/attack.py`; the method attacked is `attack.best_of_n.against`.
@@ -86,7 +86,7 @@ def run(
     [_altered(record, i, config["seed"], numbers["sigma"]) for record in records]
     for i in range(numbers["samples"])
   ]
-  session = Session(loaded, setting, [record for one in rounds for record in one])
+  session = Session(loaded, session_config, [record for one in rounds for record in one])
   ask = {"vanilla": methods.vanilla, "rain": methods.rain}[numbers["against"]]
   answered = {(line["behaviour"], line["round"]): line["broken"] for line in out.results}
   broken = {name for (name, _), hit in answered.items() if hit}

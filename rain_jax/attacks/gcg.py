@@ -1,6 +1,6 @@
 """Greedy Coordinate Gradient (Zou et al., arXiv 2307.15043) on the project's own models.
 
-A *control* of C tokens stands behind a request. One step takes the gradient of the loss by every
+A *control* of C tokens stands after a request. One step takes the gradient of the loss by every
 token of the vocabulary at every place, draws candidates that differ from the control in one of the
 `top_k` most promising tokens of a place, reads them all, and goes on with the best.
 
@@ -67,11 +67,11 @@ class Text:
 
   Attributes:
     session: whose model and tokenizer.
-    side: "proposing" or "judging", which prefix stands before it.
+    side: "proposing" or "evaluating", which prefix stands before it.
     goal: the request, in whose prompt the control stands.
     before: token ids between prefix and control.
-    rest: token ids of the prompt behind the control.
-    after: token ids behind the prompt.
+    rest: token ids of the prompt after the control.
+    after: token ids after the prompt.
     weights: of the loss -log p of each token in `after`.
   """
 
@@ -101,7 +101,7 @@ def texts_of(
     verdict_weight: see `Config`.
 
   Returns:
-    The prompt with the target behind it, whose loss is the mean over the target's tokens; and, with
+    The prompt with the target after it, whose loss is the mean over the target's tokens; and, with
     a weight above 0, for each reading of the verdict the conversation, the target, the question and
     the good label, of which only the label counts.
 
@@ -111,7 +111,7 @@ def texts_of(
   tokenizer = session.loaded.tokenizer
   ids = tokens_of(session, control)
   # A response follows its prompt by a space, unless the format puts white space there itself.
-  _, last = session.setting.format.encode(tokenizer, behaviour.goal)
+  _, last = session.config.format.encode(tokenizer, behaviour.goal)
   space = "" if last.isspace() else " "
   target = vocab.encode_continuation(tokenizer, space + behaviour.target)
 
@@ -133,12 +133,12 @@ def texts_of(
     share = verdict_weight / len(preference.suffix_ids)
     for suffix, good in zip(preference.suffix_ids, preference.good_ids, strict=True):
       after = [*target, *suffix, good[0]]
-      texts.append(text("judging", after, [0.0] * (len(after) - 1) + [share]))
+      texts.append(text("evaluating", after, [0.0] * (len(after) - 1) + [share]))
   return texts
 
 
 def tokens_of(session: Session, control: str) -> list[int]:
-  """Token ids of a control's text as it stands behind a space. Raises AttackError if it has none."""
+  """Token ids of a control's text as it stands after a space. Raises AttackError if it has none."""
   if not control or control != control.strip():
     raise AttackError(f"gcg.control={control!r}: expected text without space around it.")
   return vocab.encode_continuation(session.loaded.tokenizer, f" {control}")
@@ -153,7 +153,7 @@ class Context:
 
   Attributes:
     segments: prefix and text before the control, keys and values without batch axes.
-    tokens: int32[X] tokens behind the control.
+    tokens: int32[X] tokens after the control.
     weights: float32[X] of their losses.
     length: int32[] how many tokens are no padding.
     start: int32[] position of the control's first token.

@@ -64,11 +64,11 @@ def run(
   try:
     if settings["method"] == "gcg":
       behaviours = behaviours_of(records, settings["target"])
-      found = _gcg([Session(m, setting, []) for m in models], behaviours, config, out)
+      found = _gcg([Session(m, session_config, []) for m in models], behaviours, config, out)
       won = sum(one["won"] for one in found)
     else:
       rule = judges.rule_of(judges.panel(task.judge, config))
-      found = best_of_n.run(models[0], setting, records, rule, config, out)
+      found = best_of_n.run(models[0], session_config, records, rule, config, out)
       won = sum(one["broken"] for one in found)
   finally:
     out.close()

@@ -40,7 +40,7 @@ JUDGES: Mapping[str, Rule] = {
   "refusal_prefixes": refusal_prefixes,
   "choice": choice,
 }
-# Judges that load a checkpoint or ask an endpoint, with what stands behind the name.
+# Judges that load a checkpoint or ask an endpoint, with what stands after the name.
 SLOW_JUDGES = (*FORMS, "sentiment", "preference:NAME", "endpoint:MEASURE")
 
 
@@ -81,7 +81,7 @@ def panel(spec: str, settings: Mapping[str, Any]) -> list[Judge]:
   for part in filter(None, (part.strip() for part in spec.split(","))):
     judge = _judge(part, settings)
     if judge.name in [other.name for other in found]:
-      raise DataError(f"judge={spec!r}: {judge.name} stands twice.")
+      raise DataError(f"judge={spec!r}: {judge.name} appears twice.")
     if judge.name != "none":
       found.append(judge)
   return found

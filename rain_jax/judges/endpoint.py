@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: GPT-4 as in the paper, or a local server.
+"""A judge after an OpenAI-compatible endpoint: GPT-4 as in the paper, or a local server.
 
 The key comes from an environment variable and goes into the request's header only. Replies
 are kept on disk by the hash of the request. Whatever the server does, each response gets a
@@ -39,7 +39,7 @@ _INSTRUCTION = (
 )
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
-_EXPLAINED = frozenset((400, 404, 422))  # the user's to mend: a model's name, a number
+_EXPLAINED = frozenset((400, 404, 422))  # the user's to fix: a model's name, a number
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 _LARGEST = 1 << 20  # bytes of a reply
 _GIVE_UP = 3  # responses in a row without an answer, then the rest is not asked

@@ -159,7 +159,7 @@ def tidied(answer: str) -> str:
 
 
 def prompt_ids(form: Form, tokenizer: Any, record: Record, response: str) -> list[int]:
-  """The tokens behind which a judge model answers.
+  """The tokens after which a judge model answers.
 
   Asked about is a prompt without an attack's suffix and a question without its options.
   Names of special tokens in what was said stay text.

@@ -17,11 +17,11 @@ def choose(
 ) -> Iterator[Response]:
   """Answers the session's prompts with the more probable of a few labels, without sampling.
 
-  `on_progress` is called behind each batch, with None.
+  `on_progress` is called after each batch, with None.
   """
   ids = [label_ids(session.loaded.tokenizer, (label,)) for label in labels]
   queries = [query for query in session.queries if query.record.id not in skip]
-  prefix, size = session.prefix_ids, session.setting.batch_size
+  prefix, size = session.prefix_ids, session.config.batch_size
   for start in range(0, len(queries), size):
     batch = queries[start : start + size]
     texts = [[*prefix, *query.proposing] for query in batch]

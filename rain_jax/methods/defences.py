@@ -25,7 +25,7 @@ def methods_of(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Met
   """The defences among a run's methods, from config.smooth_llm and config.guard.
 
   Each takes a session, the run's seed, the ids of prompts to leave out, and what is to be called
-  behind each batch that is drawn, with None.
+  after each batch that is drawn, with None.
 
   Raises:
     DataError: a number or judge that cannot be used.
@@ -187,7 +187,7 @@ def guard(
   skip: frozenset[str],
   on_progress: _Told = None,
 ) -> Iterator[Response]:
-  """Plain sampling behind a judge: what it finds harmful becomes a refusal.
+  """Plain sampling after a judge: what it finds harmful becomes a refusal.
 
   What it gives no answer to is refused as well, and counted. The answers are all drawn before
   the judge is asked, so that a judge model is loaded once.
@@ -196,9 +196,9 @@ def guard(
     session: with the prompts.
     decide: the judge.
     own: the judge is the model's own verdict, whose work counts; that of other models does not.
-    seed: the same as of vanilla sampling gives the same answers behind the guard.
+    seed: the same as of vanilla sampling gives the same answers after the guard.
     skip: ids of prompts to leave out.
-    on_progress: called behind each batch that is drawn, with None.
+    on_progress: called after each batch that is drawn, with None.
   """
   drawn = list(methods.vanilla(session, seed, skip, on_progress))
   yield from (answer for answer in drawn if answer.error is not None)  # nothing to judge

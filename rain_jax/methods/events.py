@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 from rain_jax import types
-from rain_jax.methods import Step, recording
+from rain_jax.methods import SearchStep, recording
 from rain_jax.methods.session import Response
 
 TRY, REWIND, COMMIT, END = "try", "rewind", "commit", "end"
@@ -21,7 +21,7 @@ class Event:
     text: see `kind`; the whole response at the END.
     verdict: after the last TRY of an iteration, the verdict on all text up to here.
     response: at the END.
-    ends: of TRY and COMMIT, whether the response ends behind `text`, which may be empty then.
+    ends: of TRY and COMMIT, whether the response ends after `text`, which may be empty then.
   """
 
   kind: str
@@ -31,7 +31,7 @@ class Event:
   ends: bool = False
 
 
-def events(progress: Iterable[Step]) -> Iterator[Event]:
+def events(progress: Iterable[SearchStep]) -> Iterator[Event]:
   """The events of one response, from the steps of its search (`methods.watch`)."""
   reader = Reader()
   for step in progress:
@@ -44,7 +44,7 @@ class Reader:
   def __init__(self):
     self._root, self._trial = 0, ""
 
-  def read(self, step: Step) -> Iterator[Event]:
+  def read(self, step: SearchStep) -> Iterator[Event]:
     """The events of one step; all of them have to be taken before the next step."""
     for frame in step.frames:
       for event in _of_frame(step.nodes, frame, self._root, self._trial):

@@ -36,7 +36,7 @@ class Example:
 
   Attributes:
     record: the prompt.
-    response: text behind it; a search judges partial ones, so examples should be partial, too.
+    response: text after it; a search judges partial ones, so examples should be partial, too.
     good: what it is.
   """
 
@@ -130,9 +130,9 @@ def ask(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) -> A
   return found
 
 
-def _tokens(loaded: LoadedModel, setting: Setting, example: Example) -> list[int]:
-  """The response's tokens, behind the space that separates it from the prompt."""
-  apart = example.response[:1].isspace() or setting.preference.conversation[-1:].isspace()
+def _tokens(loaded: LoadedModel, session_config: SessionConfig, example: Example) -> list[int]:
+  """The response's tokens, after the space that separates it from the prompt."""
+  apart = example.response[:1].isspace() or session_config.preference.conversation[-1:].isspace()
   try:
     return vocab.encode_continuation(
       loaded.tokenizer, example.response if apart else f" {example.response}"

@@ -19,11 +19,13 @@ from rain_jax.parallel.batch_sharding import ROWS, WHOLE, fetch
 from rain_jax.text import vocab
 
 STEPS = 16  # at most, between two looks at the slots
-STEPS_SPREAD = 4  # where shards know nothing of each other, and a slot that has ended waits so long
+STEPS_SHARDED = (
+  4  # where shards know nothing of each other, and a slot that has ended waits so long
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class SearchStep:
   """A search that is watched, one step further.
 
   Attributes:
@@ -40,7 +42,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Glance:
+class BatchProgress:
   """What a batch of searches has done so far for the prompts that it is at.
 
   Attributes:
@@ -82,10 +84,10 @@ def rain(
   ending = threading.Lock()
   streams = [_lane(session, lane, slots, items, ending) for lane in range(count)]
   with contextlib.closing(workers.merged(streams)) as found:
-    for responses, glance in found:
+    for responses, progress in found:
       yield from responses
       if on_progress:
-        on_progress(glance)
+        on_progress(progress)
 
 
 def _lane(
@@ -105,7 +107,7 @@ def _lane(
   for ended, state in rounds:
     with ending:  # or two lanes might compile the same program
       responses = [_searched(session, result, state) for result in ended]
-    yield responses, _glance(lane, state)
+    yield responses, _progress(lane, state)
 
 
 def _glance(lane: int, state: decode.DecodeState) -> Glance:
@@ -133,13 +135,13 @@ def watch(
 
   The responses are those of `rain`. Slower: the host reads every tree in every step,
   and the next batch waits for the last response of the one before. `on_progress` is called
-  behind every step of a batch.
+  after every step of a batch.
   """
-  setting = session.setting
+  session_config = session.config
   for queries in session.batches(skip):
     held = dict(enumerate(queries))
     keys = {slot: query.key(seed) for slot, query in held.items()}
-    state = decode.begin(_empty_slots(session, session.slots), keys, setting.search)
+    state = decode.begin(_empty_slots(session, session.slots), keys, session_config.search)
     state = _begin(session, state, held)
     recorders = {slot: _recorder(session, query) for slot, query in held.items()}
     while recorders:
@@ -151,10 +153,10 @@ def watch(
         recorder, response = recorders[slot], None
         if not active[slot]:
           response = _searched(session, decode.result(state, slot, held[slot]), state)
-          response = _with_tree(session, response, recorders.pop(slot))
-        yield Step(held[slot], recorder.nodes, new, response)
+          response = _with_recording(session, response, recorders.pop(slot))
+        yield SearchStep(held[slot], recorder.nodes, new, response)
       if on_progress:
-        on_progress(_glance(0, state))
+        on_progress(_progress(0, state))
 
 
 def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
@@ -181,7 +183,7 @@ def _begin(
     now = [slots.pop(0) if slots else None for slots in waiting]
     slot = np.array([share if s is None else s % share for s in now], np.int32)
     queries = [None if s is None else fresh[s] for s in now]
-    prompts = session.prompts(queries, "proposing"), session.prompts(queries, "judging")
+    prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
     state = _start(state, session.lm, session.params, slot, *prompts, session.spread)
   return state
 
@@ -204,7 +206,7 @@ def _recorder(session: Session, query: Query) -> recording.Recorder:
   piece = lambda before, ids: vocab.decode_response(
     session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
   )
-  return recording.Recorder(session.setting.search, piece, lambda ids: session.decoded(query, ids))
+  return recording.Recorder(session.config.search, piece, lambda ids: session.decoded(query, ids))
 
 
 def _with_tree(session: Session, response: Response, recorder: recording.Recorder) -> Response:
@@ -219,17 +221,17 @@ def _with_tree(session: Session, response: Response, recorder: recording.Recorde
     nodes=recorder.nodes,
     frames=recorder.frames,
   )
-  return dataclasses.replace(response, tree=tree)
+  return dataclasses.replace(response, recording=whole)
 
 
 @functools.partial(jax.jit, static_argnames=("lm", "spread"), donate_argnames="state")
-def _start(state, lm, params, slot, proposing, judging, spread):
+def _start(state, lm, params, slot, proposing, evaluating, spread):
   """Begins one prompt in each shard; rows of no shard's slot begin nothing."""
 
-  def own(state, params, slot, proposing, judging):
-    slot, proposing, judging = jax.tree.map(lambda a: a[0], (slot, proposing, judging))
-    return state.replace(model=lm.start(params, state.model, slot, proposing, judging))
+  def own(state, params, slot, proposing, evaluating):
+    slot, proposing, evaluating = jax.tree.map(lambda a: a[0], (slot, proposing, evaluating))
+    return state.replace(model=lm.start(params, state.model, slot, proposing, evaluating))
 
   if spread is not None:
     own = spread.map(own, WHOLE, ROWS, ROWS, ROWS)
-  return own(state, params, slot, proposing, judging)
+  return own(state, params, slot, proposing, evaluating)

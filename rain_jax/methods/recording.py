@@ -3,7 +3,7 @@
 Recording stays out of the hot path: it drives the same pure functions as
 `decode.advance`, one step per call, and reads the trees between iteration and commit,
 when nothing is discarded yet. Node ids of the arrays are used again after a commit;
-those of a `Trace` never are.
+those of a `Recording` never are.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ _READ = (
 
 @dataclasses.dataclass
 class Node:
-  """A token set, from its first appearance on; frames are places in `Trace.frames`.
+  """A token set, from its first appearance on; frames are places in `Recording.frames`.
 
   Attributes:
-    parent: its parent's place in `Trace.nodes`, -1 for the empty response.
+    parent: its parent's place in `Recording.nodes`, -1 for the empty response.
     depth: token sets from the start of the response to the node.
     tokens: its token ids.
     text: its text as it continues its parent's.
@@ -66,8 +66,8 @@ class Visit:
   Attributes:
     node: the leaf.
     verdict: on the text up to the rollout's end, in [-1, 1].
-    rollout: text behind the leaf.
-    finish: why the text ends behind the rollout; "running" if it does not.
+    rollout: text after the leaf.
+    finish: why the text ends after the rollout; "running" if it does not.
     response: where it ends, the whole response's text.
   """
 
@@ -107,7 +107,7 @@ class Frame:
 
 
 @dataclasses.dataclass
-class Trace:
+class Recording:
   """The whole search of one response.
 
   Attributes:
@@ -117,7 +117,7 @@ class Trace:
     verdict: the model's own on the whole response.
     preference: what it was aligned with, see `Setting.aligned_with`.
     counters: work done.
-    search: the search's numbers.
+    search: the search's hyperparameters.
     nodes: every token set the search ever proposed, parents before children.
     frames: what happened, in order.
   """
@@ -137,7 +137,7 @@ class Trace:
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_json(cls, value: Mapping[str, Any]) -> "Trace":
+  def from_json(cls, value: Mapping[str, Any]) -> "Recording":
     """What `as_json` gave; KeyError or TypeError if it is something else."""
     frames = [
       Frame(**{**f, "visits": [Visit(**visit) for visit in f["visits"]]}) for f in value["frames"]
@@ -176,7 +176,7 @@ class Recorder:
   """Follows the search in one slot.
 
   Args:
-    config: the search's numbers.
+    config: the search's hyperparameters.
     piece: text of tokens (second) as they continue others (first).
     whole: text of a whole response's tokens.
   """
@@ -207,12 +207,12 @@ class Recorder:
     before = self._numbers
     self._add_nodes(tree)
     frame.changed = self._changed(tree)
-    by_slot = {int(tree["slot"][i]): node for i, node in self._ids.items() if tree["slot"][i] >= 0}
+    by_page = {int(tree["page"][i]): node for i, node in self._ids.items() if tree["page"][i] >= 0}
     for w, mode in enumerate(seen["mode"]):
       if mode == types.GROW:
-        frame.grown.append(by_slot[int(seen["leaf_slot"][w])])
+        frame.grown.append(by_page[int(seen["leaf_page"][w])])
       elif mode == types.VISIT:
-        frame.visits.append(self._visit(by_slot[int(seen["leaf_slot"][w])], seen, w))
+        frame.visits.append(self._visit(by_page[int(seen["leaf_page"][w])], seen, w))
     if frame.visits:
       leaf = frame.visits[-1].node
       onward = self._leaf is None or self._leaf == self._root or self._leaf in self._path(leaf)
@@ -349,7 +349,7 @@ def advance(
     state: of the batch.
     model: the callables.
     params: handed to the model.
-    config: the search's numbers.
+    config: the search's hyperparameters.
     recorders: one for each slot that is followed; its response must not have ended.
   """
   steps = np.array(state.counters.steps)

@@ -18,14 +18,14 @@ def self_evaluate(
   """`whole_responses.self_evaluate` of samples of each query, [queries, N, ...] on the host."""
   padded = session.padded(queries)
   fill = lambda a: np.concatenate([a, np.repeat(a[-1:], len(padded) - len(queries), axis=0)])
-  prompts, drawn = session.prompts(padded, "judging"), jax.tree.map(fill, drawn)
+  prompts, drawn = session.prompts(padded, "evaluating"), jax.tree.map(fill, drawn)
   answer = whole_responses.self_evaluate(session.lm, session.params, prompts, drawn, session.mesh)
   return [a[: len(queries)] for a in fetch(answer)]
 
 
 def _judged(session: Session, queries, tokens, finish) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` on one response to each query."""
-  R = session.setting.max_response
+  R = session.config.max_response
   rows = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
   for row, ids in enumerate(tokens):
     rows[row, 0, : len(ids)] = ids

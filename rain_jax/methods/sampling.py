@@ -27,7 +27,7 @@ def vanilla(
 ) -> Iterator[Response]:
   """Answers the session's prompts by plain sampling at temperature 1.
 
-  `on_progress` is called behind each batch, with None.
+  `on_progress` is called after each batch, with None.
   """
   for queries, drawn in samples(session, seed, 1, skip):
     work = [work_of([c], [t]) for c, t in zip(drawn.calls, drawn.forwarded)]
@@ -47,7 +47,7 @@ def best_of_n(
   """Samples N responses per prompt and returns the one the model judges best.
 
   Ties in the verdict go to the larger margin between the labels' probabilities.
-  `on_progress` is called behind every 16 samples of a batch's prompts, with None.
+  `on_progress` is called after every 16 samples of a batch's prompts, with None.
 
   Raises:
     DataError: fewer than 1 sample.

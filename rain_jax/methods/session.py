@@ -1,4 +1,4 @@
-"""One model with one setting, and the prompts that it is to answer.
+"""One model with one configuration, and the prompts that it is to answer.
 
 A `Session` compiles each program once and serves any number of prompts. What answers them
 are the functions of `rain_jax.methods`.
@@ -34,13 +34,13 @@ from rain_jax.types import VARIANTS, DataError, SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class SessionConfig:
   """What a session is compiled for.
 
   Attributes:
     format: how prompts are put to the model.
     preference: what to align with.
-    search: numbers of the search.
+    search: hyperparameters of the search.
     max_prompt: longest prompt in tokens; longer ones are reported, not answered.
     max_response: longest response in tokens.
     batch_size: prompts searched for side by side.
@@ -120,7 +120,7 @@ class Response:
     verdict: the model's own verdict on the whole response, in [-1, 1]; None if there is an error.
     counters: work done for the prompt.
     error: why the prompt was rejected or failed, else None.
-    tree: the whole search, where it was recorded.
+    recording: the whole search, where it was recorded.
   """
 
   record: Record
@@ -130,7 +130,7 @@ class Response:
   verdict: float | None
   counters: dict[str, int]
   error: str | None = None
-  tree: recording.Trace | None = None
+  recording: Recording | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +139,14 @@ class Query:
 
   Attributes:
     record: the prompt.
-    proposing: token ids behind which the response is generated.
-    judging: token ids of the same conversation as the verdict reads it.
+    proposing: token ids after which the response is generated.
+    evaluating: token ids of the same conversation as the verdict reads it.
     ends: the prompt ends in a text end.
   """
 
   record: Record
   proposing: list[int]
-  judging: list[int]
+  evaluating: list[int]
   ends: bool
 
   def key(self, seed: int) -> jax.Array:
@@ -156,17 +156,17 @@ class Query:
 
 
 class Session:
-  """One model with one setting; see the module's text.
+  """One model with one configuration; see the module's text.
 
   Args:
     loaded: the model.
-    setting: what to compile for.
+    session_config: what to compile for.
     records: prompts the session is meant for; limits are fitted to the longest of them
       that `max_prompt` admits, so that caches are no longer than they need be.
   """
 
-  def __init__(self, loaded: LoadedModel, setting: Setting, records: Sequence[Record]):
-    self.loaded, self.setting = loaded, setting
+  def __init__(self, loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record]):
+    self.loaded, self.config = loaded, session_config
     config, tokenizer = loaded.model.config, loaded.tokenizer
     self.preference: CompiledPreference = setting.compiled(loaded)
     self.prefix_ids = setting.format.prefix_ids(tokenizer)
@@ -207,7 +207,7 @@ class Session:
   @property
   def slots(self) -> int:
     """Prompts answered side by side: no more than there are, as many on each shard."""
-    size = min(self.setting.batch_size, max(1, len(self.queries)))
+    size = min(self.config.batch_size, max(1, len(self.queries)))
     return self.shards * math.ceil(size / self.shards)
 
   @property
@@ -218,7 +218,7 @@ class Session:
     return workers.layout(arrays.in_caches(self.loaded.model.params), self.slots)
 
   @functools.cached_property
-  def spread(self) -> Spread | None:
+  def spread(self) -> BatchSharding | None:
     """How a search lies over the mesh, if there is one."""
     if self.mesh is None:
       return None
@@ -255,8 +255,8 @@ class Session:
         self.queries.append(answer)
       else:
         self.rejected.append(answer)
-    longest = max((max(len(q.proposing), len(q.judging)) for q in self.queries), default=1)
-    room = longest if self.setting.fit_prompts else self.setting.max_prompt
+    longest = max((max(len(q.proposing), len(q.evaluating)) for q in self.queries), default=1)
+    room = longest if self.config.fit_prompts else self.config.max_prompt
     self.max_prompt = 32 * math.ceil(room / 32)
 
   def _query(self, record: Record) -> Query | Response:
@@ -266,26 +266,26 @@ class Session:
       return reject("empty prompt")
     said = (record.prompt, record.history)
     try:
-      proposing, last = self.setting.format.encode(self.loaded.tokenizer, *said)
-      judging = list(self.preference.conversation_ids(*said))
+      proposing, last = self.config.format.encode(self.loaded.tokenizer, *said)
+      evaluating = list(self.preference.conversation_ids(*said))
     except DataError:
       raise
     except ValueError as error:
       return reject(f"cannot be tokenised: {error}")
-    longest, limit = max(len(proposing), len(judging)), self.setting.max_prompt
+    longest, limit = max(len(proposing), len(evaluating)), self.config.max_prompt
     if longest > limit:
       return reject(f"{longest} tokens, more than limits.max_prompt={limit}")
-    return Query(record, proposing, judging, last in vocab.TEXT_ENDS)
+    return Query(record, proposing, evaluating, last in vocab.TEXT_ENDS)
 
   def prompt_ids(self, side: str, prompt: str, history: Sequence[str] = ()) -> list[int]:
-    """Token ids of a prompt as it is "proposing" or "judging", behind that side's prefix.
+    """Token ids of a prompt as it is "proposing" or "evaluating", after that side's prefix.
 
     Raises:
       ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
     """
-    if side == "judging":
+    if side == "evaluating":
       return list(self.preference.conversation_ids(prompt, history))
-    return self.setting.format.encode(self.loaded.tokenizer, prompt, history)[0]
+    return self.config.format.encode(self.loaded.tokenizer, prompt, history)[0]
 
   # -- batches ------------------------------------------------------------------------
 
@@ -300,7 +300,7 @@ class Session:
     return list(queries) + [queries[-1]] * (self.slots - len(queries))
 
   def prompts(self, queries: Sequence[Query | None], side: str) -> Prompt:
-    """The "proposing" or "judging" side of queries, fields [B, ...]; None is an empty prompt."""
+    """The "proposing" or "evaluating" side of queries, fields [B, ...]; None is an empty prompt."""
     ids = [getattr(query, side) if query else [] for query in queries]
     tokens = np.zeros((len(ids), self.max_prompt), np.int32)
     for row, one in enumerate(ids):
@@ -312,5 +312,5 @@ class Session:
     """Response tokens as text, without stop string and white space around it."""
     prompt = list(self.prefix_ids) + query.proposing
     text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
-    ends = [text.find(stop) for stop in self.setting.format.stop if stop in text]
+    ends = [text.find(stop) for stop in self.config.format.stop if stop in text]
     return text[: min(ends)].strip() if ends else text.strip()

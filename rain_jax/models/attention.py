@@ -80,7 +80,7 @@ def visible(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
 def within(
   query_positions: jax.Array, key_positions: jax.Array, window: int | jax.Array
 ) -> jax.Array:
-  """bool [*batch, T, S]: the key lies less than `window` positions behind the query."""
+  """bool [*batch, T, S]: the key lies less than `window` positions after the query."""
   keys = _align(key_positions, query_positions.ndim)
   return query_positions[..., None] - keys < window
 

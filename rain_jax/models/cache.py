@@ -2,7 +2,7 @@
 
 A `PathCache` holds, for each of B trees, a *context* (the text that every path starts
 from) and a *pool* of V stretches of up to L tokens, one per visited node. A path is a
-list of pool slots; reading it gathers its few stretches into a segment, and nothing is
+list of pages; reading it gathers its few stretches into a segment, and nothing is
 ever copied per row. The model returns the keys and values of new tokens; `write` puts
 them where they belong.
 
@@ -27,7 +27,7 @@ class PathCache:
     tokens: int32[B, S] the context's tokens.
     length: int32[B] how many there are.
     cached: int32[B] how many of them, from the first on, have keys and values.
-    pooled: bool[B, V] the pool's slot holds the keys and values of its node.
+    pooled: bool[B, V] the page holds the keys and values of its node.
   """
 
   context: KV
@@ -43,26 +43,26 @@ class Paths:
   """Texts that start from the context: W paths through each of B trees, and a tail.
 
   Attributes:
-    slots: int32[B, W, D] pool slot of each node on the path.
+    pages: int32[B, W, D] page of each node on the path.
     tokens: int32[B, W, D, L] the nodes' tokens.
-    lengths: int32[B, W, D] their lengths, 0 behind the path's end.
-    tail: int32[B, W, R] tokens behind the path that are not to be stored.
+    lengths: int32[B, W, D] their lengths, 0 after the path's end.
+    tail: int32[B, W, R] tokens after the path that are not to be stored.
   """
 
-  slots: jax.Array
+  pages: jax.Array
   tokens: jax.Array
   lengths: jax.Array
   tail: jax.Array
 
   def ends(self, cache: PathCache) -> jax.Array:
-    """Relative position behind each node's last token, int32[B, W, D]."""
+    """Relative position after each node's last token, int32[B, W, D]."""
     return cache.length[:, None, None] + jnp.cumsum(self.lengths, axis=-1)
 
 
 def init(
   config: ModelConfig, batch: int, context: int, slots: int, set_size: int, dtype
 ) -> PathCache:
-  """An empty cache for `batch` trees (B), `context` positions (S), V slots of L tokens."""
+  """An empty cache for `batch` trees (B), `context` positions (S), V pages of L tokens."""
   layers, heads, size = config.num_layers, config.num_kv_heads, config.head_size
   kv = lambda *shape: KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
   return PathCache(
@@ -77,7 +77,7 @@ def init(
 
 def known(cache: PathCache, paths: Paths) -> jax.Array:
   """Leading positions of each path that have keys and values, int32[B, W]."""
-  pooled = _take(cache.pooled, paths.slots) & (paths.lengths > 0)
+  pooled = _take(cache.pooled, paths.pages) & (paths.lengths > 0)
   unbroken = jnp.cumprod(pooled, axis=-1) * paths.lengths
   whole = cache.cached >= cache.length
   return jnp.where(whole[:, None], cache.length[:, None] + unbroken.sum(-1), cache.cached[:, None])
@@ -112,11 +112,11 @@ def segments(
   L = paths.tokens.shape[-1]
   at = (paths.ends(cache) - paths.lengths)[..., None] + jnp.arange(L)  # [B, W, D, L]
   inside = (jnp.arange(L) < paths.lengths[..., None]) & (at < limit[..., None, None])
-  B, W, D = paths.slots.shape
+  B, W, D = paths.pages.shape
 
   def gather(pool):
     # One gather over both axes: under `vmap` the whole pool would be transposed first.
-    taken = pool[:, jnp.arange(B)[:, None, None], jnp.maximum(paths.slots, 0)]
+    taken = pool[:, jnp.arange(B)[:, None, None], jnp.maximum(paths.pages, 0)]
     layers, _, _, _, heads, _, size = taken.shape  # [layers, B, W, D, H, L, size]
     return jnp.moveaxis(taken, 4, 3).reshape(layers, B, W, heads, D * L, size)
 
@@ -137,8 +137,8 @@ def locate(
   Returns:
     token: int32[B, W, T].
     place: int32[B, W, T] the context position, or S if it is not in the context.
-    slot: int32[B, W, T] the pool slot, or V if it is not in a node.
-    offset: int32[B, W, T] the place within the slot.
+    page: int32[B, W, T] the page, or V if it is not in a node.
+    offset: int32[B, W, T] the place within the page.
   """
   S, V = cache.tokens.shape[-1], cache.pooled.shape[-1]
   ends = paths.ends(cache)
@@ -159,8 +159,8 @@ def locate(
   )
   from_context = _take(cache.tokens, jnp.clip(at, 0, S - 1))
   token = jnp.where(in_context, from_context, jnp.where(in_node, from_node, from_tail))
-  slot = jnp.where(in_node, of_node(paths.slots), V)
-  return token, jnp.where(in_context, at, S), slot, offset
+  page = jnp.where(in_node, of_node(paths.pages), V)
+  return token, jnp.where(in_context, at, S), page, offset
 
 
 def write(
@@ -173,20 +173,20 @@ def write(
 ) -> PathCache:
   """Stores the keys and values [layers, B, W, H, T, D] of new tokens.
 
-  `place`, `slot`, `offset` are from `locate`; tokens where `keep` bool[B, W, T] is
+  `place`, `page`, `offset` are from `locate`; tokens where `keep` bool[B, W, T] is
   False are dropped. Marks nothing as cached: that is `mark`'s part.
   """
   S, V = cache.tokens.shape[-1], cache.pooled.shape[-1]
   B = place.shape[0]
   rows = jnp.arange(B)[:, None, None]
   place = jnp.where(keep, place, S)
-  slot = jnp.where(keep, slot, V)
+  page = jnp.where(keep, page, V)
 
   def put(context, pool, fresh):
     # Advanced indices around a slice come first in the indexed shape: [B, W, T, layers, H, D].
     fresh = jnp.moveaxis(fresh, (0, 3), (3, 4))
     context = context.at[:, rows, :, place].set(fresh, mode="drop")
-    return context, pool.at[:, rows, slot, :, offset].set(fresh, mode="drop")
+    return context, pool.at[:, rows, page, :, offset].set(fresh, mode="drop")
 
   keys = put(cache.context.keys, cache.pool.keys, new.keys)
   values = put(cache.context.values, cache.pool.values, new.values)
@@ -203,11 +203,11 @@ def mark(cache: PathCache, paths: Paths, upto: jax.Array, done: jax.Array) -> Pa
   return cache.replace(cached=cached, pooled=cache.pooled.at[rows, slot].set(True, mode="drop"))
 
 
-def forget(cache: PathCache, slot: jax.Array, mask: jax.Array) -> PathCache:
-  """Empties the pool slots int32[B, W] where `mask` bool[B, W]."""
-  slot = jnp.where(mask, slot, cache.pooled.shape[-1])
-  rows = jnp.arange(slot.shape[0])[:, None]
-  return cache.replace(pooled=cache.pooled.at[rows, slot].set(False, mode="drop"))
+def forget(cache: PathCache, page: jax.Array, mask: jax.Array) -> PathCache:
+  """Empties the pages int32[B, W] where `mask` bool[B, W]."""
+  page = jnp.where(mask, page, cache.pooled.shape[-1])
+  rows = jnp.arange(page.shape[0])[:, None]
+  return cache.replace(pooled=cache.pooled.at[rows, page].set(False, mode="drop"))
 
 
 def commit(
@@ -218,15 +218,15 @@ def commit(
   Args:
     cache: the cache.
     mask: bool[B].
-    slot: int32[B] the node's pool slot, negative if it has none.
+    page: int32[B] the node's page, negative if it has none.
     tokens: int32[B, L].
     length: int32[B].
   """
   S = cache.tokens.shape[-1]
   B, L = tokens.shape
-  held = jnp.maximum(slot, 0)
+  held = jnp.maximum(page, 0)
   stored = jnp.take_along_axis(cache.pooled, held[:, None], axis=-1)[:, 0]
-  move = mask & (slot >= 0) & stored & (cache.cached >= cache.length)
+  move = mask & (page >= 0) & stored & (cache.cached >= cache.length)
   inside = jnp.arange(L) < length[:, None]
   at = cache.length[:, None] + jnp.arange(L)
   rows = jnp.arange(B)

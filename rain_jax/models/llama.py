@@ -95,7 +95,7 @@ class Linear(nnx.Module):
       else None
     )
 
-  def __call__(self, x: jax.Array, outputs_first: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, transposed: bool) -> jax.Array:
     """x [..., *inputs] -> float32 [..., *outputs], for the parameters of one layer."""
     weight = self.weight[...].astype(x.dtype)
     if outputs_first:
@@ -206,24 +206,24 @@ class Layers(nnx.Module):
       context: keys and values of each segment, [*prefix, H, S, D].
       masks: bool [*batch, T, S] for each segment, and last [*batch, T, T] for the new tokens.
       used: int32 [] slots of each segment that may be filled, or None; last None.
-      outputs_first: how the matrices lie, see `unstack`.
+      transposed: how the matrices lie, see `unstack`.
 
     Returns:
       x after the layer, and the new tokens' keys and values [*batch, H, T, D].
     """
     y = self.attention_norm(x)
-    query, keys, values = (part(y, outputs_first) for part in (self.q, self.k, self.v))
+    query, keys, values = (part(y, transposed) for part in (self.q, self.k, self.v))
     if self.q_norm is not None:
       query, keys = self.q_norm(query), self.k_norm(keys)
     query = attention.rotate(query, *angles) * query.shape[-1] ** -0.5
     keys = attention.rotate(keys, *angles)
     query, keys, values = (jnp.swapaxes(a.astype(x.dtype), -3, -2) for a in (query, keys, values))
     mixed = attention.attend(query, [*context, (keys, values)], masks, used)
-    x = x + self.o(jnp.swapaxes(mixed, -3, -2), outputs_first).astype(x.dtype)
+    x = x + self.o(jnp.swapaxes(mixed, -3, -2), transposed).astype(x.dtype)
     y = self.mlp_norm(x)
-    gate, up = self.gate(y, outputs_first), self.up(y, outputs_first)
+    gate, up = self.gate(y, transposed), self.up(y, transposed)
     y = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return x + self.down(y, outputs_first).astype(x.dtype), keys, values
+    return x + self.down(y, transposed).astype(x.dtype), keys, values
 
 
 def _supported(what: str, dtype: Any, names: Sequence[str]) -> jnp.dtype:
@@ -355,8 +355,8 @@ def forward(
     new: keys and values of the new tokens, each [num_layers, *batch, H, T, D].
   """
   module, layers, unembedding = _merged(graphdef, params)
-  outputs_first = layers is not None and unembedding is None
-  return module(tokens, positions, segments, mask, layers, outputs_first)
+  transposed = layers is not None and unembedding is None
+  return module(tokens, positions, segments, mask, layers, transposed)
 
 
 def unembed(graphdef: nnx.GraphDef, params: Params, hidden: jax.Array) -> jax.Array:
@@ -366,7 +366,7 @@ def unembed(graphdef: nnx.GraphDef, params: Params, hidden: jax.Array) -> jax.Ar
 
 
 def _merged(graphdef, params) -> tuple[Llama, tuple[Params, ...] | None, jax.Array | None]:
-  """The module, and what `unstack` made of its layers and of the table behind them, if it did."""
+  """The module, and what `unstack` made of its layers and of the table after them, if it did."""
   layers = params["layers"]
   if not isinstance(layers, tuple):
     return nnx.merge(graphdef, params), None, None
@@ -385,7 +385,7 @@ def _turned(name: str, part: Params) -> Params:
   return {**part, "weight": jnp.moveaxis(part["weight"], range(count), range(-count, 0))}
 
 
-def unstack(params: Params, consume: bool = False, outputs_first: bool = False) -> Params:
+def unstack(params: Params, consume: bool = False, transposed: bool = False) -> Params:
   """The parameters with a tuple of one tree per layer in place of stacked layers.
 
   `forward` then has no loop over layers: it takes longer to compile, but a loop copies every weight
@@ -399,7 +399,7 @@ def unstack(params: Params, consume: bool = False, outputs_first: bool = False) 
   Args:
     params: parameters of a model.
     consume: delete what is taken apart, so that the weights are never there twice.
-    outputs_first: how matrices shall lie.
+    transposed: how matrices shall lie.
   """
   layers = params["layers"]
   if isinstance(layers, tuple):
@@ -408,12 +408,12 @@ def unstack(params: Params, consume: bool = False, outputs_first: bool = False) 
   for name in names:
     depth = jax.tree.leaves(layers[name])[0].shape[0]
     each = [jax.tree.map(lambda stack: stack[number], layers[name]) for number in range(depth)]
-    parts.append([_turned(name, one) for one in each] if outputs_first else each)
+    parts.append([_turned(name, one) for one in each] if transposed else each)
     if consume:
       jax.block_until_ready(parts[-1])
       jax.tree.map(lambda stack: stack.delete(), layers[name])
   apart = {**params, "layers": tuple(dict(zip(names, one)) for one in zip(*parts))}
-  if outputs_first:
+  if transposed:
     return apart
   if "head" not in params:
     return {**apart, "unembedding": params["embedding"]["weight"].T}

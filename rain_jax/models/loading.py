@@ -18,7 +18,7 @@ from rain_jax.models.llama import abstract_model
 from rain_jax.models.sharding import AnyMesh, shardings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
-_APART_BELOW = 2 << 30  # bytes of weights on a CPU, see `arranged`
+_APART_BELOW = 2 << 30  # bytes of weights on a CPU, see `laid_out`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +65,11 @@ def load(
   dtypes = dict(param_dtype=DTYPES[dtype], compute_dtype=compute)
   check_weights(abstract_model(config, **dtypes), arrays.bytes_available(), mesh)
   model = load_model(folder, **dtypes, mesh=mesh)
-  model = model if mesh is not None else arranged(model)
+  model = model if mesh is not None else laid_out(model)
   return LoadedModel(model, load_tokenizer(folder), name, fingerprint(folder), mesh)
 
 
-def arranged(model: Model) -> Model:
+def laid_out(model: Model) -> Model:
   """The model as one device reads it best: its layers taken apart, `models.unstack`, or not.
 
   The stacked weights are gone then. On a GPU they are always taken apart, on a CPU below 2 GiB:
@@ -81,9 +81,9 @@ def arranged(model: Model) -> Model:
     return model
   large = not in_caches(model.params)
   if isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct):
-    shapes = jax.eval_shape(lambda params: unstack(params, outputs_first=large), model.params)
+    shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
     return dataclasses.replace(model, params=shapes)
-  return dataclasses.replace(model, params=unstack(model.params, True, outputs_first=large))
+  return dataclasses.replace(model, params=unstack(model.params, True, transposed=large))
 
 
 def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> None:

@@ -67,7 +67,7 @@ class EncoderError(ValueError):
 
 
 class Layer(nnx.Module):
-  """Self-attention and a feed-forward network, each normalised behind its residual."""
+  """Self-attention and a feed-forward network, each normalised after its residual."""
 
   def __init__(self, config: dict, rngs: nnx.Rngs):
     width, inner = config["hidden_size"], config["intermediate_size"]
@@ -135,7 +135,7 @@ class MiniLM:
   size: int
 
   def word_pieces(self, texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Word pieces int32[n, max_pieces] of texts, 0 behind each, and how many, int32[n].
+    """Word pieces int32[n, max_pieces] of texts, 0 after each, and how many, int32[n].
 
     None stands for no text, and has none. Uses no JAX, and may be called by several
     threads at once: safe in a host callback.

@@ -25,7 +25,7 @@ def over_data(fn: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callab
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class BatchSharding:
   """How the state of a batch lies over a mesh; hashable, to be a static argument.
 
   Attributes:
@@ -39,7 +39,9 @@ class Spread:
   leaves: tuple[PartitionSpec, ...]
 
   @classmethod
-  def of(cls, mesh: Mesh, make: Callable[[int], Any], others: Callable[[Any], Any]) -> "Spread":
+  def of(
+    cls, mesh: Mesh, make: Callable[[int], Any], others: Callable[[Any], Any]
+  ) -> "BatchSharding":
     """The spread of the states that `make` returns for a batch of any size.
 
     Args:

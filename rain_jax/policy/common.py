@@ -1,4 +1,4 @@
-"""What proposing and judging share."""
+"""What proposing and evaluating share."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from rain_jax.types import Array, Request
 
 
 def prefix(params: dict, side: str) -> tuple[list[Segment], int]:
-  """The fixed prefix of a side, `proposing` or `judging`, and its length in tokens.
+  """The fixed prefix of a side, `proposing` or `evaluating`, and its length in tokens.
 
   A list of no or one segment without batch axes: every tree and row shares it.
   """
@@ -22,12 +22,12 @@ def prefix(params: dict, side: str) -> tuple[list[Segment], int]:
 
 
 def paths(request: Request, tail: Array) -> Paths:
-  """The request's paths with `tail` int32[B, W, R] behind them."""
-  return Paths(request.path_slots, request.path_tokens, request.path_lengths, tail)
+  """The request's paths with `tail` int32[B, W, R] after them."""
+  return Paths(request.path_pages, request.path_tokens, request.path_lengths, tail)
 
 
 def logits(lm, params: dict, hidden: Array) -> Array:
-  """Logits float32[..., vocab] behind hidden states, all of them wherever they are needed.
+  """Logits float32[..., vocab] after hidden states, all of them wherever they are needed.
 
   Over a mesh the vocabulary is put together before anything is drawn. Were its parts left
   apart, the compiler would pass pieces on from device to device inside loops that only

@@ -44,7 +44,7 @@ class HiddenStates:
   def embed(self, lm: Any, params: dict, state: Any, request: Any, draft: Any) -> Array:
     """See the module's text."""
     on_path = request.path_lengths > 0
-    sums = jnp.where(on_path[..., None], common.gather(state.hidden, request.path_slots), 0.0)
+    sums = jnp.where(on_path[..., None], common.gather(state.hidden, request.path_pages), 0.0)
     tokens = request.path_lengths
     # From each node to the path's end, and on through the rollout.
     sums = jnp.flip(jnp.cumsum(jnp.flip(sums, 2), 2), 2) + draft.hidden[:, :, None]
@@ -93,7 +93,7 @@ class SentenceEncoder:
     return flat.reshape(lengths.shape + flat.shape[-1:])
 
   def _texts(self, tokens, lengths, rollout, rollout_length) -> list[str | None]:
-    """The text behind every path node, row by row; None where there is no node."""
+    """The text after every path node, row by row; None where there is no node."""
     texts: list[str | None] = [None] * lengths.size
     for place, (b, w, d) in enumerate(np.ndindex(lengths.shape)):
       if lengths[b, w, d]:

@@ -44,7 +44,7 @@ def probabilities(
   labels: Sequence[Sequence[int]],
   batch_size: int = 8,
 ) -> np.ndarray:
-  """The probability of each label as the next token behind each text.
+  """The probability of each label as the next token after each text.
 
   Args:
     model: any model of the project.
@@ -76,7 +76,7 @@ def probabilities(
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _read(graphdef, params, tokens, lengths, flat):
-  """float32[B, len(flat)] probabilities behind tokens int32[B, T], of which `lengths` count."""
+  """float32[B, len(flat)] probabilities after tokens int32[B, T], of which `lengths` count."""
   at = jnp.arange(tokens.shape[-1])
   positions = jnp.where(at < lengths[:, None], at, NO_POSITION)
   hidden, _ = forward(graphdef, params, tokens, positions)

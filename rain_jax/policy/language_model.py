@@ -7,7 +7,7 @@ all leaves of all trees together (design section 4):
   2. a call per token while candidates and rollouts decode side by side,
   3. a call per token of the rollouts that go on longer,
   4. one call that reads what is new to the verdict's own cache, and both orders of the
-     options behind it, unless every text was judged before.
+     options after it, unless every text was judged before.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class PolicyState:
 
   Attributes:
     proposing: cache of prompt and paths, for candidates and rollouts.
-    judging: cache of the conversation as the verdict reads it, and paths.
+    evaluating: cache of the conversation as the verdict reads it, and paths.
     text: `TextState` [B] of the committed response.
     node_text: `TextState` [B, V] of each visited node.
     hidden: float32[B, V, E] sum of the hidden states of each node's tokens.
@@ -69,7 +69,7 @@ class PolicyState:
   """
 
   proposing: PathCache
-  judging: PathCache
+  evaluating: PathCache
   text: TextState
   node_text: TextState
   hidden: Array
@@ -84,7 +84,7 @@ class LanguageModel:
   Attributes:
     graphdef: structure of the model.
     config: its shapes.
-    search: numbers of the search.
+    search: hyperparameters of the search.
     preference: what to align with, compiled for the tokenizer.
     embedder: makes path embeddings.
     max_prompt: tokens of the longest prompt, as either cache holds it.
@@ -113,7 +113,7 @@ class LanguageModel:
   def init(self, batch: int, dtype: Any) -> PolicyState:
     """State of `batch` empty slots; keys and values are stored in `dtype`."""
     search_config = self.search
-    V, L = search_config.max_visited, search_config.set_size
+    V, L = search_config.max_visited, search_config.max_set_length
     length = self.max_prompt + self.max_response + L
     cache = lambda: caches.init(self.config, batch, length, V, L, dtype)
     zeros = lambda *shape: jnp.zeros((batch,) + shape, jnp.int32)
@@ -155,8 +155,8 @@ class LanguageModel:
       params: see `make_params`.
       state: of the batch.
       slot: int32[] which slot; nothing begins if there is none of that number.
-      proposing: the prompt behind which the response is generated.
-      judging: the same conversation as the verdict reads it.
+      proposing: the prompt after which the response is generated.
+      evaluating: the same conversation as the verdict reads it.
     """
     usage = state.usage
     usage = usage.replace(
@@ -256,7 +256,7 @@ class LanguageModel:
     self, params: Any, state: PolicyState, request: Request, keys: Array
   ) -> tuple[Evaluation, rollout.Draft, PolicyState]:
     """As `evaluate`, with what was drawn for it: the rollouts, for those who watch."""
-    lots = rollout.draw_lots(self, keys)
+    uniforms = rollout.draw_uniforms(self, keys)
     fresh = request.first_visit
     state = state.replace(
       proposing=caches.forget(state.proposing, request.leaf_slot, fresh),
@@ -264,7 +264,7 @@ class LanguageModel:
     )
     logits, state = self._read_leaves(params, state, request)
     text, state = self._leaf_text(params, state, request)
-    drawn, state = self._decode(params, state, request, text, logits, lots)
+    drawn, state = self._decode(params, state, request, text, logits, uniforms)
     value, state = self._judge(params, state, request, drawn)
     embeddings = self.embedder.embed(self, params, state, request, drawn)
     return (
@@ -281,17 +281,17 @@ class LanguageModel:
     )
 
   def _read_leaves(self, params, state, request):
-    """Reads the tokens of new leaves: logits float32[B, W, vocab] behind each leaf."""
-    cache, L = state.proposing, self.search.set_size
+    """Reads the tokens of new leaves: logits float32[B, W, vocab] after each leaf."""
+    cache, L = state.proposing, self.search.max_set_length
     paths = common.paths(request, jnp.full(request.mode.shape + (1,), NO_TOKEN))
     total = paths.ends(cache)[..., -1]
     growing = request.mode == types.GROW
     wanted = request.first_visit | growing
-    # A growing node's last token is read again, for the logits behind it.
+    # A growing node's last token is read again, for the logits after it.
     begin = jnp.where(growing, total - 1, caches.known(cache, paths))
     at = begin[..., None] + jnp.arange(L)
     valid = wanted[..., None] & (at < total[..., None])
-    token, place, slot, offset = caches.locate(cache, paths, at)
+    token, place, page, offset = caches.locate(cache, paths, at)
     prefix, shift = common.prefix(params, "proposing")
     hidden, new = forward(
       self.graphdef,
@@ -301,13 +301,13 @@ class LanguageModel:
       [*prefix, *caches.segments(cache, paths, jnp.where(wanted, begin, 0), shift)],
     )
     keep = valid & ~growing[..., None]
-    cache = caches.write(cache, new, place, slot, offset, keep)
+    cache = caches.write(cache, new, place, page, offset, keep)
     cache = caches.mark(cache, paths, total, wanted & ~growing)
     last = jnp.clip(total - 1 - begin, 0, L - 1)
     behind = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[:, :, 0]
-    in_node = keep & (slot < self.search.max_visited)
+    in_node = keep & (page < self.search.max_visited)
     summed = jnp.sum(jnp.where(in_node[..., None], hidden.astype(jnp.float32), 0.0), axis=2)
-    store = jnp.where(request.first_visit, request.leaf_slot, self.search.max_visited)
+    store = jnp.where(request.first_visit, request.leaf_page, self.search.max_visited)
     rows = jnp.arange(store.shape[0])[:, None]
     return common.logits(self, params, behind), state.replace(
       proposing=cache,
@@ -319,7 +319,7 @@ class LanguageModel:
     """The `TextState` [B, W] of each leaf, stored for its descendants."""
     depth = request.path_length
     parent_at = jnp.maximum(depth - 2, 0)[..., None]
-    parent = jnp.take_along_axis(request.path_slots, parent_at, axis=-1)[..., 0]
+    parent = jnp.take_along_axis(request.path_pages, parent_at, axis=-1)[..., 0]
     pick = lambda of_root, of_node: common.where(
       depth >= 2, common.gather(of_node, parent), of_root[:, None]
     )
@@ -328,9 +328,9 @@ class LanguageModel:
     tokens = jnp.take_along_axis(request.path_tokens, at, axis=2)[:, :, 0]
     tokens = jnp.where((depth > 0)[..., None], tokens, NO_TOKEN)
     text = common.advance_all(params["tables"], before, tokens)
-    slot = jnp.where(request.mode == types.VISIT, request.leaf_slot, self.search.max_visited)
-    rows = jnp.arange(slot.shape[0])[:, None]
-    store = lambda old, new: old.at[rows, slot].set(new, mode="drop")
+    page = jnp.where(request.mode == types.VISIT, request.leaf_page, self.search.max_visited)
+    rows = jnp.arange(page.shape[0])[:, None]
+    store = lambda old, new: old.at[rows, page].set(new, mode="drop")
     return text, state.replace(node_text=jax.tree.map(store, state.node_text, text))
 
   def finish(self, text: TextState, token: Array) -> Array:
@@ -343,7 +343,7 @@ class LanguageModel:
       jnp.where(text.stopped, types.STOP, jnp.where(full, types.LENGTH, types.RUNNING)),
     )
 
-  def _decode(self, params, state, request, text, logits, lots):
+  def _decode(self, params, state, request, text, logits, uniforms):
     """Decodes candidates and rollouts side by side, then the longer rollouts alone."""
     draft = rollout.start_draft(self, params, request, text, logits, lots)
     draft, scratch, usage = rollout.decode_together(self, params, state, request, draft, lots)
@@ -365,7 +365,7 @@ class LanguageModel:
     asked = visit & ~remembered
 
     paths = common.paths(request, drawn.rollout)
-    limit = (state.judging.length - state.text.length)[:, None] + judged
+    limit = (state.evaluating.length - state.text.length)[:, None] + judged
     margins, cache, usage = self_evaluation.read_verdicts(
       self, params, state.judging, paths, limit, asked, state.usage
     )
@@ -386,7 +386,7 @@ class LanguageModel:
     value = jnp.where(remembered, recalled, value)
     broken = drawn.failed | (asked & jnp.isnan(margins).any(-1))
     value = jnp.where(broken, jnp.nan, value)
-    return value, state.replace(judging=cache, memory=memory, usage=usage)
+    return value, state.replace(evaluating=cache, memory=memory, usage=usage)
 
   def judged(self, text: TextState, finish: Array) -> tuple[Array, Array]:
     """How many response tokens are judged, int32[...], and the hash of their text."""
@@ -463,8 +463,8 @@ def make_params(
     tables = jax.device_put(tables, NamedSharding(mesh, PartitionSpec()))
 
   proposing_hidden, proposing = prefix(proposing_ids)
-  judging_hidden, judging = prefix(lm.preference.prefix_ids)
-  reference = jnp.concatenate([proposing_hidden, judging_hidden])
+  evaluating_hidden, evaluating = prefix(lm.preference.prefix_ids)
+  reference = jnp.concatenate([proposing_hidden, evaluating_hidden])
   return dict(
     model=model_params,
     tables=tables,

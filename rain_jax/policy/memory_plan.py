@@ -87,11 +87,11 @@ def plan(
   state = jax.eval_shape(lambda: make(batch))
   places, weights = None, None
   if mesh is not None:
-    places = Spread.of(mesh, make, lambda state: lm.head_specs(state, mesh)).shardings
+    places = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh)).shardings
     weights = shardings(model, mesh)
   size = lambda pick: nbytes(pick(state), None if places is None else pick(places))
-  contexts = size(lambda s: (s.model.proposing.context, s.model.judging.context))
-  pools = size(lambda s: (s.model.proposing.pool, s.model.judging.pool))
+  contexts = size(lambda s: (s.model.proposing.context, s.model.evaluating.context))
+  pools = size(lambda s: (s.model.proposing.pool, s.model.evaluating.pool))
   trees = size(lambda s: s.tree)
   prefixes = token * (proposing_prefix + len(lm.preference.prefix_ids))
   # Only there XLA copies what layers that are taken apart read out of stacks.
@@ -147,7 +147,7 @@ def temporaries(
   which a GPU does at once), the scratch of its rows, the keys and values of its new tokens, and
   the largest of what one layer's attention or one unembedding needs.
   """
-  search, R, L = lm.search, lm.max_response, lm.search.set_size
+  search, R, L = lm.search, lm.max_response, lm.search.max_set_length
   leaves, path = batch // parts.trees * search.leaves, search.max_path * L
   gathered = (1 if jax.default_backend() == "gpu" else 2) * token * leaves * path
   context = lm.max_prompt + R + L + path
@@ -170,8 +170,8 @@ def temporaries(
     together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
   )
   seen = len(lm.preference.prefix_ids) + context + R + asked
-  judging = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
-  return gathered + max(decoding, rolling, judging)
+  evaluating = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
+  return gathered + max(decoding, rolling, evaluating)
 
 
 def check(needed: Plan, available: int, names: Mapping[str, str] = RUN) -> None:

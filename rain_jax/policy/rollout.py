@@ -31,7 +31,7 @@ class Draft:
     log_weights: float32[B, W, G].
     finish: int32[B, W, G].
     candidate_text: `TextState` [B, W, G].
-    rollout: int32[B, W, R] tokens behind the leaf.
+    rollout: int32[B, W, R] tokens after the leaf.
     rollout_length: int32[B, W].
     rollout_finish: int32[B, W]; the leaf's own if it was finished.
     rolling: bool[B, W] the rollout goes on.
@@ -56,7 +56,7 @@ class Draft:
 
 
 @flax.struct.dataclass
-class Lots:
+class Uniforms:
   """The uniform numbers that decide what is drawn.
 
   Attributes:
@@ -68,14 +68,14 @@ class Lots:
   rollout: Array
 
 
-def draw_lots(lm, keys: Array) -> Lots:
-  """Lots for one evaluation; `keys` [B], fresh for each."""
+def draw_uniforms(lm, keys: Array) -> Uniforms:
+  """Uniforms for one evaluation; `keys` [B], fresh for each."""
   config = lm.search
-  shape = (config.leaves, config.set_size, candidate_rows(config))
+  shape = (config.leaves, config.max_set_length, candidate_rows(config))
   numbers = math.prod(shape[1:]) + lm.max_response
-  lots = jax.vmap(lambda key: jax.random.uniform(key, (config.leaves, numbers)))(keys)
+  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (config.leaves, numbers)))(keys)
   split = math.prod(shape[1:])
-  return Lots(lots[..., :split].reshape(-1, *shape), lots[..., split:])
+  return Uniforms(uniforms[..., :split].reshape(-1, *shape), uniforms[..., split:])
 
 
 def candidate_rows(config) -> int:
@@ -83,11 +83,11 @@ def candidate_rows(config) -> int:
   return 1 + max(config.sampled_draws, config.grow_draws)
 
 
-def start_draft(lm, params, request, text, logits, lots: Lots) -> Draft:
-  """Draws the first token of every row from the logits behind the leaf."""
+def start_draft(lm, params, request, text, logits, uniforms: Uniforms) -> Draft:
+  """Draws the first token of every row from the logits after the leaf."""
   config = lm.search
   B, W = request.mode.shape
-  G, L = candidate_rows(config), config.set_size
+  G, L = candidate_rows(config), config.max_set_length
   open_leaf = (request.mode == types.VISIT) & (request.finish == types.RUNNING)
   rows = jnp.arange(G)
   wanted = jnp.where(
@@ -111,11 +111,11 @@ def start_draft(lm, params, request, text, logits, lots: Lots) -> Draft:
     hidden=jnp.zeros((B, W, lm.config.hidden_size), jnp.float32),
     failed=jnp.zeros((B, W), bool),
   )
-  draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], lots, 0)
-  return _extend_rollouts(lm, params, draft, logits, lots, 0)
+  draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], uniforms, 0)
+  return _extend_rollouts(lm, params, draft, logits, uniforms, 0)
 
 
-def _extend_candidates(lm, params, draft: Draft, rows, logits, lots, step) -> Draft:
+def _extend_candidates(lm, params, draft: Draft, rows, logits, uniforms, step) -> Draft:
   """Draws token number `step` of the candidates in `rows` bool[B, W, G].
 
   Logits are float[B, W, G or 1, vocab]. Weights are of the filtered distribution.
@@ -125,7 +125,7 @@ def _extend_candidates(lm, params, draft: Draft, rows, logits, lots, step) -> Dr
   B, W, G = rows.shape
   shape = (B, W, G) + tokens.shape[3:]
   tokens, log_probs = jnp.broadcast_to(tokens, shape), jnp.broadcast_to(log_probs, shape)
-  index, _ = sampling.draw(jnp.exp(log_probs), lots.candidates[:, :, step])
+  index, _ = sampling.draw(jnp.exp(log_probs), uniforms.candidates[:, :, step])
   index = index.at[..., 0].set(0)[..., None]  # row 0 is greedy
   token = jnp.take_along_axis(tokens, index, axis=-1)[..., 0]
   log_prob = jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
@@ -141,10 +141,10 @@ def _extend_candidates(lm, params, draft: Draft, rows, logits, lots, step) -> Dr
   )
 
 
-def _extend_rollouts(lm, params, draft: Draft, logits, lots, step) -> Draft:
+def _extend_rollouts(lm, params, draft: Draft, logits, uniforms, step) -> Draft:
   """Draws token number `step` of the rollouts that go on; logits float[B, W, vocab]."""
   rolling = draft.rolling
-  token = jnp.where(rolling, sampling.categorical(lots.rollout[..., step], logits), NO_TOKEN)
+  token = jnp.where(rolling, sampling.categorical(uniforms.rollout[..., step], logits), NO_TOKEN)
   text = vocab.advance(params["tables"], draft.text, token)
   finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)
   on = rolling & (finish == types.RUNNING)
@@ -161,7 +161,7 @@ def _extend_rollouts(lm, params, draft: Draft, logits, lots, step) -> Draft:
 
 
 def _decode_context(lm, params, state, request):
-  """Segments that all rows of a leaf share, and the first position behind the leaf."""
+  """Segments that all rows of a leaf share, and the first position after the leaf."""
   cache = state.proposing
   paths = common.paths(request, jnp.full(request.mode.shape + (1,), NO_TOKEN))
   total = paths.ends(cache)[..., -1]
@@ -170,7 +170,7 @@ def _decode_context(lm, params, state, request):
   return [*prefix, *caches.segments(cache, paths, shown, shift)], total + shift
 
 
-def decode_together(lm, params, state, request, draft: Draft, lots: Lots):
+def decode_together(lm, params, state, request, draft: Draft, uniforms: Uniforms):
   """Decodes candidates, and rollouts beside them, to the longest set's length (L)."""
   config = lm.search
   B, W, G, L = draft.tokens.shape
@@ -208,8 +208,8 @@ def decode_together(lm, params, state, request, draft: Draft, lots: Lots):
     draft = draft.replace(
       hidden=draft.hidden + jnp.where(rolling[..., None], hidden[:, :, -1], 0.0)
     )
-    draft = _extend_candidates(lm, params, draft, rows, logits[:, :, :-1], lots, step)
-    draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], lots, step)
+    draft = _extend_candidates(lm, params, draft, rows, logits[:, :, :-1], uniforms, step)
+    draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], uniforms, step)
     usage = usage.count(CANDIDATES, rows, (ROLLOUT, rolling))
     return step + 1, draft, common.put(scratch, new, step - 1), usage
 
@@ -221,7 +221,7 @@ def decode_together(lm, params, state, request, draft: Draft, lots: Lots):
   return draft, (step, own), usage
 
 
-def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, lots: Lots):
+def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, uniforms: Uniforms):
   """Decodes the rollouts that are longer than the candidates, one row per leaf."""
   B, W, R = draft.rollout.shape
   shared, behind = _decode_context(lm, params, state, request)
@@ -246,7 +246,7 @@ def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, lots
     hidden = hidden[:, :, 0]
     logits = common.logits(lm, params, hidden)
     draft = draft.replace(hidden=draft.hidden + jnp.where(rolling[..., None], hidden, 0.0))
-    draft = _extend_rollouts(lm, params, draft, logits, lots, step)
+    draft = _extend_rollouts(lm, params, draft, logits, uniforms, step)
     return step + 1, draft, common.put(scratch, new, step - 1), usage.count(ROLLOUT, rolling)
 
   scratch = common.scratch(lm, own.keys.dtype, B, W, R)
@@ -278,7 +278,7 @@ def first_tokens(lm, params, request, text, logits, draft: Draft) -> Draft:
     at_root = widen(at_root, count, fill)
     return common.where(first, at_root, deeper)
 
-  sets = jnp.full((B, W, count, config.set_size), NO_TOKEN, jnp.int32).at[..., 0].set(tokens)
+  sets = jnp.full((B, W, count, config.max_set_length), NO_TOKEN, jnp.int32).at[..., 0].set(tokens)
   return draft.replace(
     failed=draft.failed | (first & sampling.not_finite(logits)),
     tokens=choose(sets, draft.tokens, NO_TOKEN),

@@ -2,7 +2,7 @@
 
 The verdict text is the preference's prefix, the conversation, and one suffix per
 reading. Prefix and conversation are cached; a call reads only what is new to the cache,
-and all suffixes behind it at once.
+and all suffixes after it at once.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from rain_jax.types import Array
 
 @flax.struct.dataclass
 class Override:
-  """What becomes of the model's verdicts, by lots drawn from the judged text's hash.
+  """What becomes of the model's verdicts, by uniforms drawn from the judged text's hash.
 
   The model reads every text all the same; arrays, so that one program serves all values.
 
@@ -38,21 +38,21 @@ class Override:
 
   def apply(self, value: Array, text_hash: Array) -> Array:
     """The verdicts float32[...] that count, for `value` and uint32[..., 2]."""
-    lots = (text_hash % 65536).astype(jnp.float32) / 65536
-    forced = jnp.where(lots[..., 0] < self.forced_good, 1.0, -1.0)
+    uniforms = (text_hash % 65536).astype(jnp.float32) / 65536
+    forced = jnp.where(uniforms[..., 0] < self.forced_good, 1.0, -1.0)
     value = jnp.where(self.forced_good < 0, value, forced)
-    return jnp.where(lots[..., 1] < self.flipped, -value, value)
+    return jnp.where(uniforms[..., 1] < self.flipped, -value, value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Suffixes:
-  """All readings' suffixes behind one text of up to `room` tokens, as one row of tokens.
+  """All readings' suffixes after one text of up to `room` tokens, as one row of tokens.
 
   Attributes:
     room: places for the text.
     tokens: int32[X] the suffixes' tokens, one suffix after the other.
     reading: int32[X] which reading each token belongs to.
-    behind: int32[X] its distance from the end of the text.
+    after: int32[X] its distance from the end of the text.
     last: int32[readings] place of each suffix's last token in the row.
   """
 
@@ -88,7 +88,7 @@ class Suffixes:
       at: int32[B, W, room] positions of the text's tokens.
       token: int32[B, W, room].
       in_text: bool[B, W, room].
-      limit: int32[B, W] the position behind the text.
+      limit: int32[B, W] the position after the text.
       asked: bool[B, W]; where False no suffix is valid.
     """
     shape = limit.shape + self.tokens.shape
@@ -105,15 +105,15 @@ class Suffixes:
 def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, asked: Array, usage):
   """Reads the texts asked for, each with every suffix; stores what belongs to nodes.
 
-  A call reads up to `read_chunk` tokens of each text, and the suffixes behind those texts
+  A call reads up to `read_chunk` tokens of each text, and the suffixes after those texts
   that it comes to the end of; a longer text takes several calls.
 
   Args:
     lm: the language model.
     params: its arrays.
-    cache: the judging cache.
+    cache: the evaluating cache.
     paths: of the leaves, with rollouts as tails.
-    limit: int32[B, W] position in the conversation behind the last judged token.
+    limit: int32[B, W] position in the conversation after the last judged token.
     asked: bool[B, W].
     usage: work counters.
 
@@ -122,7 +122,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
   """
   B, W = limit.shape
   chunk, R = lm.read_chunk, paths.tail.shape[-1]
-  prefix, shift = common.prefix(params, "judging")
+  prefix, shift = common.prefix(params, "evaluating")
   suffixes = Suffixes.of(lm.preference, chunk)
   within = suffixes.mask((B, W))
   total = paths.ends(cache)[..., -1]
@@ -136,7 +136,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
     ending = asked & (limit - begin <= chunk)
     upto = jnp.where(ending, limit, begin + chunk)
     at = begin[..., None] + jnp.arange(chunk)
-    token, place, slot, offset = caches.locate(cache, paths, at)
+    token, place, page, offset = caches.locate(cache, paths, at)
     in_text = asked[..., None] & (at < upto[..., None])
     token = spoken(lm.preference, token)
     positions, tokens, valid = suffixes.behind_text(at, token, in_text, upto, ending)
@@ -157,7 +157,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
     found = margins(lm.preference, logits, params["correction"])
     lead = jnp.where(ending[..., None], found, lead)
     new = jax.tree.map(lambda a: a[..., :chunk, :], new)
-    cache = caches.write(cache, new, place, slot, offset, in_text)
+    cache = caches.write(cache, new, place, page, offset, in_text)
     cache = caches.mark(cache, paths, upto, asked)
     place = jnp.where(in_text & (at >= total[..., None]), at - total[..., None], R)
     tail = _store(tail, new, place)
@@ -165,7 +165,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
 
   begin = jnp.where(asked, jnp.minimum(caches.known(cache, paths), limit), limit)
   lead = jnp.zeros((B, W, len(lm.preference.suffix_ids)), jnp.float32)
-  # What rollouts add behind the stored path, for the calls after the one that reads it.
+  # What rollouts add after the stored path, for the calls after the one that reads it.
   tail = common.scratch(lm, cache.pool.keys.dtype, B, W, R)
   carry = jax.lax.while_loop(unread, read, (asked, begin, lead, cache, tail, usage))
   return carry[2], carry[3], carry[5]

@@ -29,7 +29,7 @@ class Samples:
     tokens: int32[B, N, R], the finishing token included, then NO_TOKEN.
     length: int32[B, N].
     finish: int32[B, N] why they ended.
-    text: `vocab.TextState` [B, N] behind them.
+    text: `vocab.TextState` [B, N] after them.
     calls: int32[B] sequential model calls the prompt took part in.
     forwarded: int32[B] tokens forwarded for the prompt.
   """
@@ -82,15 +82,17 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
   B, N, R = prompts.length.shape[0], samples, lm.max_response
   hidden, shared, behind = _read_prompts(lm, params, prompts, "proposing")
   last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)[:, 0]
-  lots_of = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (R,))
-  lots = jax.vmap(lambda key: jax.vmap(lambda i: lots_of(key, i))(first + jnp.arange(N)))(keys)
+  uniforms_of = lambda key, i: jax.random.uniform(jax.random.fold_in(key, i), (R,))
+  uniforms = jax.vmap(lambda key: jax.vmap(lambda i: uniforms_of(key, i))(first + jnp.arange(N)))(
+    keys
+  )
   behind = behind[:, None]
 
   def extend(carry, logits, step):
     tokens, length, finish, text = carry
     on = finish == types.RUNNING
     broken = on & sampling.not_finite(logits)
-    token = jnp.where(on, sampling.categorical(lots[..., step], logits), NO_TOKEN)
+    token = jnp.where(on, sampling.categorical(uniforms[..., step], logits), NO_TOKEN)
     text = vocab.advance(params["tables"], text, token)
     finish = jnp.where(on, lm.finish(text, token), finish)
     finish = jnp.where(broken, types.FAILED, finish)
@@ -156,7 +158,7 @@ def self_evaluate(
 
 
 def _self_evaluate(lm, params, prompts, samples) -> tuple[Array, Array, Array]:
-  _, shared, behind = _read_prompts(lm, params, prompts, "judging")
+  _, shared, behind = _read_prompts(lm, params, prompts, "evaluating")
   judged, _ = lm.judged(samples.text, samples.finish)
   R = samples.tokens.shape[-1]
   suffixes = self_evaluation.Suffixes.of(lm.preference, R)

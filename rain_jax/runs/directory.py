@@ -17,10 +17,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rain_jax.methods.recording import Trace
+from rain_jax.methods.recording import Recording
 
 MANIFEST, RESULTS, SUMMARY = "manifest.json", "results.jsonl", "summary.json"
-TREES = "trees"  # recorded searches, one file each
+RECORDINGS = "recordings"  # of searches, one file each
+_OLD_RECORDINGS = "trees"  # as earlier versions called the folder and the recording in a file
 # Parts of a manifest that must stay as they were, and what is said of one that has not.
 _LASTING = {
   "config": "another config",
@@ -138,17 +139,17 @@ class Run:
       ) from None
     self.results.append(dict(line))
 
-  def keep_tree(self, task: str, prompt_id: str, tree: Mapping[str, Any]) -> None:
+  def keep_recording(self, task: str, prompt_id: str, recording: Mapping[str, Any]) -> None:
     """Keeps a recorded search; an earlier one of the same prompt is replaced.
 
     Raises:
       RunError: it cannot be written.
     """
-    folder = self.path / TREES
+    folder = self.path / RECORDINGS
     # Ids are the user's own text, and need not be names of files.
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", prompt_id)[:40]
     digest = hashlib.sha256(prompt_id.encode(errors="backslashreplace")).hexdigest()[:8]
-    kept = {"task": task, "id": prompt_id, "tree": tree}
+    kept = {"task": task, "id": prompt_id, "recording": recording}
     try:
       folder.mkdir(exist_ok=True)
       replace_text(folder / f"{task}-{readable}-{digest}.json", json.dumps(kept))
@@ -243,25 +244,27 @@ def read_manifest(workdir: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class StoredRecording:
   """A recorded search in a run's directory: file, task, prompt id and the search."""
 
   path: pathlib.Path
   task: str
   id: str
-  trace: Trace
+  recording: Recording
 
 
-def recorded(workdir: str) -> Iterator[Kept]:
+def recorded(workdir: str) -> Iterator[StoredRecording]:
   """The recorded searches of a run.
 
   Raises:
     RunError: a file cannot be read, or is no recorded search.
   """
-  for path in sorted((pathlib.Path(workdir) / TREES).glob("*.json")):
+  folders = (pathlib.Path(workdir) / name for name in (RECORDINGS, _OLD_RECORDINGS))
+  for path in sorted(path for folder in folders for path in folder.glob("*.json")):
     value = _read_json(path)
     try:
-      yield Kept(path, value["task"], value["id"], Trace.from_json(value["tree"]))
+      found = value["tree"] if "tree" in value else value["recording"]
+      yield StoredRecording(path, value["task"], value["id"], Recording.from_json(found))
     except (KeyError, TypeError):
       raise RunError(f"{path}: not a recorded search; remove the file.") from None
 
@@ -343,7 +346,7 @@ def read_lines(path: pathlib.Path) -> list[dict]:
       try:
         lines.append(json.loads(line))
       except ValueError:
-        raise RunError(f"{path}, line {number}: not JSON; mend or remove the line.") from None
+        raise RunError(f"{path}, line {number}: not JSON; fix or remove the line.") from None
   return lines
 
 

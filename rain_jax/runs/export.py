@@ -38,7 +38,7 @@ def write_pairs(workdir: str, path: str, shape: str) -> tuple[int, int]:
     RunError: no run, or no responses. DataError: TEXT of a chat template.
   """
   shaped = _Shaper(workdir, shape)
-  searches = {(kept.task, kept.id): kept.trace for kept in directory.recorded(workdir)}
+  searches = {(kept.task, kept.id): kept.recording for kept in directory.recorded(workdir)}
   responses: dict[tuple[str, str], list[Finished]] = {}
   for result in directory.read_results(workdir):
     key = result["task"], result["id"]
@@ -100,7 +100,7 @@ class Finished:
   source: str
 
 
-def finished_paths(search: Trace) -> list[Finished]:
+def finished_paths(search: Recording) -> list[Finished]:
   """Whole responses that a search met on its way, in that order."""
   visits = [visit for frame in search.frames for visit in frame.visits if visit.response]
   return [Finished(visit.response, visit.verdict, "searched") for visit in visits]

@@ -38,7 +38,7 @@ def task_of(config: Mapping[str, Any], name: str) -> Task:
 
 
 def judges_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
-  """Names of each task's judges, without the checkpoints behind them; nobody is no name."""
+  """Names of each task's judges, without the checkpoints after them; nobody is no name."""
   found = {}
   for task in config["tasks"]:
     names = [part.strip().partition("=")[0] for part in task_of(config, task).judge.split(",")]
@@ -84,7 +84,7 @@ def setting_of(config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: 
   )
 
 
-def load_spread(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
+def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
   """The model, spread over the mesh that the configuration names."""
 
   def mesh_of(model: ModelConfig) -> jax.sharding.Mesh | None:

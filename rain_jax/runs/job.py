@@ -36,7 +36,7 @@ def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
   """
   _check(config, Hosts(), followed=False)
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
-  loaded = from_config.load_spread(config, Hosts())
+  loaded = from_config.load_model(config, Hosts())
   settings = _settings(config, tasks, loaded)
   return {
     name: Session(loaded, settings[name], from_config.records_of(config, task)).plan()
@@ -58,7 +58,7 @@ def run(
   Args:
     config: see `configs/common.py` for every key.
     workdir: gets `manifest.json`, `results.jsonl`, `metrics.jsonl` and `summary.json`;
-      results that are there already are not made again. Recorded searches go to `trees/`.
+      results that are there already are not made again. Recordings of searches go to `recordings/`.
     say: where the table goes.
     on_step: called with every step of RAIN's searches; slower.
     stopping: asked between steps and verdicts; True ends the run with `directory.Stopped`.
@@ -81,12 +81,12 @@ def run(
   for name in tasks:
     for record in records[name]:
       judges.rule_of(panels[name])(record, "")  # whether it knows prompts of this kind
-  loaded = from_config.load_spread(config, hosts)
+  loaded = from_config.load_model(config, hosts)
   settings = _settings(config, tasks, loaded)
   manifest = _manifest(config, loaded, settings, records)
   out = directory.Run.open(workdir, manifest, hosts.process, hosts.count)
-  metrics = metrics.Metrics(workdir, hosts.process, hosts.count)
-  traces = str(out.path / metrics.PROFILE) if profile else None
+  metrics = Metrics(workdir, hosts.process, hosts.count)
+  traces = str(out.path / PROFILE) if profile else None
   try:
     hosts.wait("opened")  # what is done by now is the same for all
     for name in tasks:
@@ -134,7 +134,7 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
       known = ", ".join(ALL_METHODS)
       raise DataError(f"methods: unknown method {name!r}; expected some of {known}.")
     if names.count(name) > 1:
-      raise DataError(f"methods: {name} is there twice; flags that are repeated add up.")
+      raise DataError(f"methods: {name} appears twice; flags that are repeated add up.")
   for name, value in (
     ("record", config["record"]),
     ("prompts.limit", config["prompts"]["limit"]),
@@ -199,12 +199,12 @@ def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> d
   """Judges what rules could not, and writes and shows the summary."""
   summary = {"methods": {m: summarise(results, m) for m in methods}}
   if any(_needs_a_file(panel) for panel in panels.values()):
-    judged.judge_results(workdir, results, records, panels, stopping)
+    judgements.judge_results(workdir, results, records, panels, stopping)
     own = {name: [judge.name for judge in panel] for name, panel in panels.items()}
-    summary = judged.add_to(summary, workdir, own)
+    summary = judgements.add_to(summary, workdir, own)
   out.finish(summary)
   say(table(summary))
-  judged.table(summary, say)
+  judgements.table(summary, say)
   return summary
 
 
@@ -239,7 +239,7 @@ def judge_again(
   panels = {
     name: judges.panel(settings["judge"] or task.judge, settings) for name, task in tasks.items()
   }
-  judged.judge_results(workdir, directory.read_results(workdir), records, panels)
+  judgements.judge_results(workdir, directory.read_results(workdir), records, panels)
   return summarise_again(workdir, config, say)
 
 
@@ -249,7 +249,7 @@ def summarise_again(
   """Writes a run's summary anew, from its results and what its judges said of them."""
   results = directory.read_results(workdir)
   summary = {"methods": {m: summarise(results, m) for m in config["methods"]}}
-  summary = judged.add_to(summary, workdir, from_config.judges_of(config))
+  summary = judgements.add_to(summary, workdir, from_config.judges_of(config))
   directory.write_summary(workdir, summary)
-  judged.table(summary, say)
+  judgements.table(summary, say)
   return summary

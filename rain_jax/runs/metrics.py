@@ -93,7 +93,7 @@ class Progress:
     self._ended = {"response_tokens": 0, "tokens_forwarded": 0, "rewinds": 0}
     self._begun = self._beat = self._last = clock()
     self._before = self._told = {"response_tokens": 0, "tokens_forwarded": 0}
-    self._lanes: dict[int, Glance] = {}
+    self._lanes: dict[int, BatchProgress] = {}
 
   def count(self, response: Response) -> None:
     """Counts a response that has ended."""
@@ -101,17 +101,17 @@ class Progress:
     for name in self._ended:
       self._ended[name] += response.counters.get(name, 0)
 
-  def step(self, glance: Glance | None) -> dict[str, Any]:
+  def step(self, progress: BatchProgress | None) -> dict[str, Any]:
     """Writes the numbers of a step, and a line of the log when it is time for one.
 
     Args:
-      glance: at a batch of searches, None for a method that has none.
+      progress: at a batch of searches, None for a method that has none.
 
     Returns:
       The numbers.
     """
-    if glance is not None:
-      self._lanes[glance.lane] = glance
+    if progress is not None:
+      self._lanes[progress.lane] = progress
     lanes = self._lanes.values()
     total = {name: n + sum(getattr(one, name) for one in lanes) for name, n in self._ended.items()}
     now = self._clock()

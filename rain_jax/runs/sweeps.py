@@ -89,7 +89,7 @@ class Sweep:
     values: Mapping[str, Any],
     changes: Sequence[Mapping[str, Any]],
   ) -> "Sweep":
-    """Begins a sweep, or takes one up again; runs may have been added behind the old ones.
+    """Begins a sweep, or takes one up again; runs may have been added after the old ones.
 
     Args:
       directory: made if it is not there.

@@ -42,9 +42,9 @@ class TaskRun:
   judge: judges.Rule
   config: Mapping[str, Any]
   hosts: Hosts
-  metrics: metrics.Metrics
+  metrics: Metrics
   traces: str | None
-  on_step: Callable[[Step], None] | None
+  on_step: Callable[[SearchStep], None] | None
   stopping: Callable[[], bool]
   _mine: frozenset[str] = dataclasses.field(default=frozenset(), init=False)
   _trouble: directory.RunError | None = dataclasses.field(default=None, init=False)
@@ -72,8 +72,8 @@ class TaskRun:
     if start == total:
       return
     name = {"task": self.task, "method": method}
-    told = metrics.Progress(self.metrics.write, name, total, start)
-    profiler = metrics.Profiler(self.traces and f"{self.traces}/{self.task}-{method}")
+    told = Progress(self.metrics.write, name, total, start)
+    profiler = Profiler(self.traces and f"{self.traces}/{self.task}-{method}")
     # None: no bar where nobody watches.
     hidden = True if self.hosts.process or self.on_step is not None else None
     shown = dict(desc=f"{self.task} {method}", unit="response", disable=hidden)
@@ -129,13 +129,15 @@ class TaskRun:
     left = frozenset(ids if self.on_step else recorded) - done
     if left:
       # A heartbeat would come between the lines of what is followed.
-      heard = between if self.on_step is None else lambda glance: self._leave_together()
+      heard = between if self.on_step is None else lambda progress: self._leave_together()
       for step in methods.watch(session, seed, frozenset(ids) - left, heard):
         if self.on_step:
           self.on_step(step)
         if step.response:
           if step.response.record.id in recorded:
-            self.out.keep_tree(self.task, step.response.record.id, step.response.tree.as_json())
+            self.out.keep_recording(
+              self.task, step.response.record.id, step.response.recording.as_json()
+            )
           yield step.response
     yield from methods.rain(session, seed, done | left, between)
 

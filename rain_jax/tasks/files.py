@@ -115,7 +115,7 @@ def _read_jsonl(path: str, text: str) -> Iterator[Row]:
     try:
       row = json.loads(line)
     except ValueError as error:
-      raise DataError(f"{path}, line {place}: not JSON ({error}); mend or remove it.") from None
+      raise DataError(f"{path}, line {place}: not JSON ({error}); fix or remove it.") from None
     if not isinstance(row, dict):
       raise DataError(f"{path}, line {place}: expected a JSON object, found {line[:40]!r}.")
     yield Row(path, place, row)

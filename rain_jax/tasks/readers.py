@@ -41,7 +41,7 @@ def load_records(
     Records in the files' order.
 
   Raises:
-    DataError: a file that cannot be read, or an id that stands twice.
+    DataError: a file that cannot be read, or an id that appears twice.
   """
   records, seen = [], set()
   for path in paths:
@@ -51,7 +51,7 @@ def load_records(
           stem = pathlib.PurePath(row.path).name.partition(".")[0]
           record = Record(f"{stem}:{record.id}", record.prompt, record.fields, record.history)
         if record.id in seen:
-          raise DataError(f"{path}: id {record.id!r} stands twice; make ids unique.")
+          raise DataError(f"{path}: id {record.id!r} appears twice; make ids unique.")
         seen.add(record.id)
         records.append(record)
   return records
@@ -131,7 +131,7 @@ def parse_dialogue(text: str, where: str = "dialogue") -> list[str]:
 
 
 def attacked(record: Record, suffixes: Sequence[str]) -> list[Record]:
-  """The record's prompt with each suffix behind it; what was asked stays in `goal`.
+  """The record's prompt with each suffix after it; what was asked stays in `goal`.
 
   An attack that alters the request itself has no suffix, and the request in `original`.
   """

@@ -23,7 +23,7 @@ class Format:
     template: the user's turn, with {prompt}; the response follows directly.
     stop: strings that end a response.
     between: what stands between a response and the next turn; None takes the white space
-      that stands behind {prompt} in the template.
+      that stands after {prompt} in the template.
     opening: text before the first turn; the system message of a chat template.
     special: names of special tokens in `between` and `opening` stand for the tokens.
     chat: take everything from the tokenizer's chat template; template, between and prefix
@@ -68,7 +68,7 @@ class Format:
     return ids, text[-1:]
 
   def prefix_ids(self, tokenizer: Any) -> list[int]:
-    """Tokens of the prefix and of the empty line behind it; none without a prefix."""
+    """Tokens of the prefix and of the empty line after it; none without a prefix."""
     if not self.prefix or self.chat:
       return []
     return list(tokenizer(self.prefix + "\n\n").input_ids)
@@ -114,7 +114,7 @@ def render_chat(
 def join_turns(
   template: str, prompt: str, history: Sequence[str] = (), between: str | None = None
 ) -> str:
-  """A conversation in one template: each user's turn, the answer behind it, and so on."""
+  """A conversation in one template: each user's turn, the answer after it, and so on."""
   if between is None:
     between = re.match(r"\s*", template.partition(PROMPT)[2])[0]
   # Where a template ends in white space, the answer needs none of its own.
@@ -172,7 +172,7 @@ def encode_around(
   names = _special_names(tokenizer)
   if not any(name in text for name in names for text in said):
     return list(tokenizer(render(said), add_special_tokens=begin).input_ids)
-  # Names in what was said hide behind characters of no use elsewhere while the text is cut
+  # Names in what was said hide after characters of no use elsewhere while the text is cut
   # at the frame's special tokens.
   free = (chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in t for t in said))
   hidden = dict(zip(names, free))

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TEXT_ENDS = ",.?:;\n"  # a rollout pauses behind these (RAIN, section 3.2)
+TEXT_ENDS = ",.?:;\n"  # a rollout pauses after these (RAIN, section 3.2)
 FULL_STOP = "."  # where the truthful variant cuts an answer
 
 _REPLACEMENT = "\ufffd"
@@ -103,7 +103,7 @@ class TextState:
       stands for i bytes ago.
     tokens_at_full_stop: int32[...] tokens up to and including the last one that put a
       full stop into the response, 0 if none did.
-    hash_at_full_stop: uint32[..., 2] `hash` behind that token, or of the empty text.
+    hash_at_full_stop: uint32[..., 2] `hash` after that token, or of the empty text.
     length: int32[...] tokens read, special ones included.
   """
 
@@ -227,7 +227,7 @@ def advance(tables: TextTables, state: TextState, tokens: jax.Array) -> TextStat
   utf8 = jnp.where(is_text, 0, utf8)
   shown = ~is_byte | (utf8 == 0)
 
-  # Text behind a broken run follows a U+FFFD, which no stop string contains.
+  # Text after a broken run follows a U+FFFD, which no stop string contains.
   start = jnp.where(is_text & (state.utf8 != 0) & ~state.stopped, 0, state.automaton)
   automaton = tables.transitions[start, tokens].astype(jnp.int32)
   automaton = jnp.where((automaton == complete) & ~shown & ~state.stopped, 0, automaton)
@@ -268,7 +268,7 @@ def advance(tables: TextTables, state: TextState, tokens: jax.Array) -> TextStat
 
 
 def _shifted(shift, bits: jax.Array, count: jax.Array) -> jax.Array:
-  """Bits shifted by any count; all are gone behind the last one."""
+  """Bits shifted by any count; all are gone after the last one."""
   return jnp.where(count < _NEAR, shift(bits, jnp.minimum(count, _NEAR - 1)), 0).astype(jnp.uint32)
 
 
@@ -463,7 +463,7 @@ def _utf8_automaton() -> np.ndarray:
   """int32[9, 256]: validity of a run of bytes as UTF-8 (Unicode, table 3-7).
 
   State 0: a whole number of characters. 1, 2, 3: that many continuation bytes are
-  missing. 4 to 7: behind E0, ED, F0 and F4, whose next byte is restricted. 8: broken.
+  missing. 4 to 7: after E0, ED, F0 and F4, whose next byte is restricted. 8: broken.
   """
   table = np.full((9, 256), 8, np.int32)
   table[0, :0x80] = 0

@@ -29,7 +29,7 @@ class Conversation:
 
   Args:
     loaded: the model.
-    setting: format, preference, search and limits. Prompts are as long as `max_prompt`
+    session_config: format, preference, search and limits. Prompts are as long as `max_prompt`
       from the first turn on, so that later turns compile nothing anew.
     seed: of all random numbers.
 
@@ -41,9 +41,9 @@ class Conversation:
     forgotten: turns that had to be dropped because `max_prompt` was full.
   """
 
-  def __init__(self, loaded: LoadedModel, setting: Setting, seed: int):
-    setting = dataclasses.replace(setting, batch_size=1, fit_prompts=False)
-    self._session = Session(loaded, setting, [])
+  def __init__(self, loaded: LoadedModel, session_config: SessionConfig, seed: int):
+    session_config = dataclasses.replace(session_config, batch_size=1, fit_prompts=False)
+    self._session = Session(loaded, session_config, [])
     memory_plan.check(self._session.plan(), arrays.bytes_available())
     self._seed, self._number = seed, itertools.count()
     self.history: tuple[str, ...] = ()

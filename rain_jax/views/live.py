@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import TextIO
 
-from rain_jax.methods import Step, events
+from rain_jax.methods import SearchStep, events
 from rain_jax.views.terminal import printable
 
 _BOLD, _FAINT, _STRUCK, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[9;31m", "\x1b[0m"
@@ -30,7 +30,7 @@ class Follower:
     self._reader: events.Reader | None = None
     self.followed = 0
 
-  def __call__(self, step: Step) -> None:
+  def __call__(self, step: SearchStep) -> None:
     if self._reader is None:
       self._reader = events.Reader()
       self.followed += 1

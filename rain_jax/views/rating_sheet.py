@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax.runs import judged
+from rain_jax.runs import judgements
 from rain_jax.runs.directory import RunError
 from rain_jax.tasks.files import read_rows
 from rain_jax.types import DataError
@@ -37,7 +37,7 @@ def make(
 
   Returns:
     The sheet as csv text, and for each item's number the response it is, see
-    `judged.key_of`.
+    `judgements.key_of`.
   """
   rng = random.Random(seed)
   by_prompt: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -56,7 +56,7 @@ def make(
   for number, line in enumerate(lines, 1):
     said = "\n\n".join([*line.get("history", ()), line.get("goal", line["prompt"])])
     writer.writerow([number, cell(said), cell(line["response"]), ""])
-    key[str(number)] = list(judged.key_of(line))
+    key[str(number)] = list(judgements.key_of(line))
   return out.getvalue(), key
 
 
@@ -87,7 +87,7 @@ def write(path: str, key_path: str, sheet: str, key: Mapping[str, Any]) -> None:
 
 
 def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[str, Any]]:
-  """Lines for `judged.append` from a sheet that came back.
+  """Lines for `judgements.append` from a sheet that came back.
 
   Args:
     path: the sheet, with yes or no (y, n, 1, 0, true, false) under `rating`, or nothing.
@@ -97,7 +97,7 @@ def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[st
 
   Raises:
     DataError: a rating that is neither yes nor no, an item that the key does not know or that
-      stands twice.
+      appears twice.
   """
   try:
     key = json.loads(pathlib.Path(key_path).read_text("utf-8"))
@@ -107,7 +107,7 @@ def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[st
   for row in read_rows(path):
     item, rating = ((row.values.get(field) or "").strip() for field in ("item", "rating"))
     if item not in key or item in seen:
-      why = "stands twice" if item in seen else "is not in the key"
+      why = "appears twice" if item in seen else "is not in the key"
       raise DataError(f"{row.where}: item {item!r} {why}; sheet and key belong together.")
     seen.add(item)
     task, record, method = key[item]

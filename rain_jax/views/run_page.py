@@ -23,11 +23,11 @@ def write(workdir: str) -> pathlib.Path:
   """
   folder = pathlib.Path(workdir)
   manifest, results = directory.read_manifest(workdir), directory.read_results(workdir)
-  trees = []
+  recordings = []
   for kept in directory.recorded(workdir):
     html = kept.path.with_suffix(".html")
-    directory.replace_text(html, tree_page.render(kept.trace))
-    trees.append((html.relative_to(folder).as_posix(), kept))
+    directory.replace_text(html, tree_page.render(kept.recording))
+    recordings.append((html.relative_to(folder).as_posix(), kept))
   style = (pathlib.Path(__file__).parent / "run.css").read_text(encoding="utf-8")
   judged = judged.summarise(workdir, from_config.judges_of(manifest["config"]))
   body = _body(manifest, results, trees, judged)
@@ -47,7 +47,7 @@ def _body(
   if len({task for task, _ in groups}) == 1:  # judges' rates are by method alone
     groups = {key: summary | judged["rates"].get(key[1], {}) for key, summary in groups.items()}
   said: list[str] = []
-  judged.table(judged, said.append)
+  judgements.table(judged, said.append)
   versions = ", ".join(f"{name} {value}" for name, value in manifest["versions"].items())
   figures = [
     _figure("Quality against cost", _quality(groups), "no response yet"),
@@ -135,7 +135,7 @@ def _iterations(results: Iterable[dict]) -> str:
   return plots.histogram(values, "iterations per move", "responses") if values else ""
 
 
-def _values(searches: Sequence[recording.Trace]) -> str:
+def _values(searches: Sequence[recording.Recording]) -> str:
   """Mean value by depth: of all visited token sets when the search left them, and of moves."""
   visited: dict[int, list[float]] = {}
   committed: dict[int, list[float]] = {}

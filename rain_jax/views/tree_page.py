@@ -29,7 +29,7 @@ _BODY = """<header>
 p prior. Blue: committed. Dashed: discarded. Arcs: siblings that shared a verdict.</footer>"""
 
 
-def render(trace: Trace) -> str:
+def render(recording: Recording) -> str:
   """The search of one response as a page that stands alone."""
   source = lambda name: (_FOLDER / name).read_text(encoding="utf-8")
   return page.document("Search tree", _BODY, source("tree.css"), source("tree.js"), trace.as_json())

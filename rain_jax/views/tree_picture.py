@@ -20,7 +20,7 @@ _LEGEND = (
 )
 
 
-def draw(search: recording.Trace, depth: int = 4) -> str:
+def draw(search: recording.Recording, depth: int = 4) -> str:
   """The tree at the first move, visited token sets alone, as an SVG document.
 
   Args:
@@ -67,7 +67,7 @@ def draw(search: recording.Trace, depth: int = 4) -> str:
   return "\n".join([head, *parts, "</svg>\n"])
 
 
-def _kept(search: recording.Trace, node: int) -> bool:
+def _kept(search: recording.Recording, node: int) -> bool:
   return node == 0 or search.nodes[node].committed is not None
 
 

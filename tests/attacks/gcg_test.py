@@ -25,20 +25,20 @@ SMALL = gcg.Config(candidates=24, top_k=16, steps=6, chunk=8, progressive=False)
 
 @pytest.fixture(scope="module")
 def session(checkpoint):
-  setting = Setting(DIALOGUE, load_preference("harmless"), types.harmless_search())
-  return Session(load(str(checkpoint)), setting, [])
+  session_config = SessionConfig(DIALOGUE, load_preference("harmless"), types.harmless_search())
+  return Session(load(str(checkpoint)), session_config, [])
 
 
 @pytest.fixture(scope="module")
 def other(session):
-  """Another model with the same tokenizer, its prompts behind a fixed prefix."""
+  """Another model with the same tokenizer, its prompts after a fixed prefix."""
   model = session.loaded.model
   params = jax.tree.map(lambda a: 1.1 * a, model.params)
   loaded = dataclasses.replace(
     session.loaded, model=dataclasses.replace(model, params=params), name="other"
   )
   format = dataclasses.replace(DIALOGUE, prefix="Human: a cat\n\nAssistant: sat.")
-  return Session(loaded, dataclasses.replace(session.setting, format=format), [])
+  return Session(loaded, dataclasses.replace(session.config, format=format), [])
 
 
 def slope_of(text, control):
@@ -63,7 +63,7 @@ def loss_of(text, control):
 def whole(text, control):
   """Token ids of prefix, prompt and target, as one text without caches."""
   session = text.session
-  prefix = session.preference.prefix_ids if text.side == "judging" else session.prefix_ids
+  prefix = session.preference.prefix_ids if text.side == "evaluating" else session.prefix_ids
   return [*prefix, *text.before, *control, *text.rest, *text.after]
 
 

@@ -17,20 +17,20 @@ def check(tree: Tree) -> None:
   root = int(tree.root)
   assert tree.alive[root] and tree.parent[root] == -1
 
-  slots = [int(tree.slot[node]) for node in alive if tree.slot[node] >= 0]
+  slots = [int(tree.page[node]) for node in alive if tree.page[node] >= 0]
   assert len(set(slots)) == len(slots), "two nodes share a slot"
   assert set(np.flatnonzero(tree.taken)) == set(slots), "slots in use and nodes disagree"
 
   reached, queue = [root], [root]
   while queue:
     node = queue.pop()
-    slot = int(tree.slot[node])
+    slot = int(tree.page[node])
     if slot < 0:
-      assert tree.f[node] == 0 and tree.n[node] == 0, "visits without a slot"
+      assert tree.visits[node] == 0 and tree.visit_weight[node] == 0, "visits without a slot"
       continue
     count = int(tree.num_children[slot])
     children = tree.children[slot, :count].tolist()
-    assert (tree.children[slot, count:] == -1).all(), "children behind the last"
+    assert (tree.children[slot, count:] == -1).all(), "children after the last"
     assert len({bytes(tree.tokens[child]) for child in children}) == count, "twins"
     for child in children:
       assert tree.alive[child], "a freed child"
@@ -39,12 +39,12 @@ def check(tree: Tree) -> None:
       assert tree.length[child] > 0
       assert (tree.tokens[child] >= 0).sum() == tree.length[child]
     # A node was visited itself, or on the way to a child, or both.
-    assert tree.f[node] >= sum(int(tree.f[child]) for child in children)
-    assert tree.finish[node] == 0 or not children, "children behind a text's end"
+    assert tree.visits[node] >= sum(int(tree.visits[child]) for child in children)
+    assert tree.finish[node] == 0 or not children, "children after a text's end"
     reached += children
     queue += children
   assert sorted(reached) == alive, "nodes that hang nowhere, or in two places"
 
-  assert (tree.n[alive] >= tree.f[alive] - 1e-4).all()
-  assert (np.abs(tree.q[alive]) <= 1 + 1e-5).all()
-  assert np.isfinite(tree.p[alive]).all() and (tree.p[alive] >= 0).all()
+  assert (tree.visit_weight[alive] >= tree.visits[alive] - 1e-4).all()
+  assert (np.abs(tree.value[alive]) <= 1 + 1e-5).all()
+  assert np.isfinite(tree.prior[alive]).all() and (tree.prior[alive] >= 0).all()

@@ -254,7 +254,7 @@ class TableModel:
       .at[jnp.where(add, slot, grown.shape[0])]
       .add(1, mode="drop")
     )
-    grown = jax.vmap(count)(state["grown"], request.leaf_slot, grow, request.first_visit)
+    grown = jax.vmap(count)(state["grown"], request.leaf_page, grow, request.first_visit)
     state = {**state, "grown": grown}
     return jax.vmap(one_tree)(own, state, request), state
 
@@ -267,7 +267,7 @@ class TableModel:
       start,
       (leaf.path_tokens, leaf.path_lengths),
     )
-    times = jnp.where(leaf.mode == types.GROW, state["grown"][leaf.leaf_slot], 0)
+    times = jnp.where(leaf.mode == types.GROW, state["grown"][leaf.leaf_page], 0)
     first, row = leaf.depth == 0, jnp.arange(c.draws)
     drawn = jnp.where(leaf.mode == types.GROW, 1 + c.grow_draws, 1 + c.sampled_draws)
     used = row < jnp.where(first, jnp.minimum(K, own["firsts"]), drawn)
@@ -288,8 +288,8 @@ class TableModel:
     finish = jnp.where(over, types.LENGTH, finish)
     cut = jnp.where(over, room, cut)
     cut = jnp.where(used & ~own["barren"][self._at(h, np.uint32(5))], cut, 0)
-    tokens = jnp.stack([token_of(h, codes, place) for place in range(c.set_size)], -1)
-    inside = jnp.arange(c.set_size) < cut[:, None]
+    tokens = jnp.stack([token_of(h, codes, place) for place in range(c.max_set_length)], -1)
+    inside = jnp.arange(c.max_set_length) < cut[:, None]
     return Evaluation(
       tokens=jnp.where(inside, tokens.astype(jnp.int32), types.NO_TOKEN),
       lengths=cut,

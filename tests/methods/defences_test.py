@@ -199,7 +199,7 @@ def test_a_defence_can_be_stopped_between_the_batches_that_it_draws(name):
   class Enough(Exception):
     pass
 
-  def told(glance):
+  def told(progress):
     raise Enough
 
   with pytest.raises(Enough):

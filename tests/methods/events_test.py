@@ -4,7 +4,7 @@ import types as pytypes
 
 import pytest
 
-from rain_jax.methods import Step, events, recording
+from rain_jax.methods import SearchStep, events, recording
 
 
 def node(parent, text, finish="running"):
@@ -17,10 +17,10 @@ def visit(leaf, rollout, verdict=-1.0, finish="running"):
   )
 
 
-def follow(events):
+def follow(heard):
   """What is final and what is on trial after each event."""
   final = trial = ""
-  for event in events:
+  for event in heard:
     if event.kind == events.TRY:
       trial += event.text
     elif event.kind == events.REWIND:
@@ -46,8 +46,8 @@ def search():
     yield [recording.Frame(0, recording.COMMIT, node=3), recording.Frame(0, recording.END)]
 
   response = pytypes.SimpleNamespace(text="Good <b>day</b>")
-  progress = [Step(None, nodes, frames) for frames in steps()]
-  progress[-1] = Step(None, nodes, progress[-1].frames, response)
+  progress = [SearchStep(None, nodes, frames) for frames in steps()]
+  progress[-1] = SearchStep(None, nodes, progress[-1].frames, response)
   return progress
 
 

@@ -26,7 +26,7 @@ class Drafting(scripted.TableModel):
 
   def evaluate_with_draft(self, params, state, request, keys):
     answer, state = self.evaluate(params, state, request, keys)
-    rollout = jnp.stack([request.leaf_slot, request.depth, jnp.full_like(request.depth, -1)], -1)
+    rollout = jnp.stack([request.leaf_page, request.depth, jnp.full_like(request.depth, -1)], -1)
     draft = pytypes.SimpleNamespace(rollout=rollout, rollout_finish=request.finish)
     return answer, draft, state
 
@@ -54,7 +54,7 @@ def record(params, prompts, config=CONFIG):
 
 
 def of(recorder):
-  return recording.Trace("", "", "", None, "", {}, {}, recorder.nodes, recorder.frames)
+  return recording.Recording("", "", "", None, "", {}, {}, recorder.nodes, recorder.frames)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_recorded_search_is_the_search(params, recorded):
       length = int(state.response_length[slot])
       assert state.response[slot, :length].tolist() == result.tokens
       assert {k: int(v[slot]) for k, v in vars(state.counters).items()} == result.counters
-      for name in ("n", "f", "q", "p", "parent", "alive"):
+      for name in ("visit_weight", "visits", "value", "prior", "parent", "alive"):
         np.testing.assert_array_equal(getattr(state.tree, name)[slot], getattr(held.tree, name))
 
 
@@ -122,7 +122,12 @@ def test_the_record_replays_to_the_tree_after_every_step(recorded):
           if line is not root:
             path[line["id"]] = path[line["parent"]] + tuple(line["tokens"])
           node = ours[path[line["id"]]]
-          assert numbers[node] == (line["n"], line["f"], line["q"], line["p"])
+          assert numbers[node] == (
+            line["visit_weight"],
+            line["visits"],
+            line["value"],
+            line["prior"],
+          )
           assert replayed.nodes[node].depth == line["depth"]
           assert replayed.nodes[node].finish == line["finish"]
 
@@ -155,12 +160,12 @@ def test_what_is_discarded_stays_on_record(recorded):
   assert discarded > 100
 
 
-def test_a_trace_survives_json(recorded):
+def test_a_recording_survives_json(recorded):
   whole = of(recorded[0][1][0])
-  again = recording.Trace.from_json(json.loads(json.dumps(whole.as_json())))
+  again = recording.Recording.from_json(json.loads(json.dumps(whole.as_json())))
   assert again == whole
   with pytest.raises((KeyError, TypeError)):
-    recording.Trace.from_json({"nodes": []})
+    recording.Recording.from_json({"nodes": []})
 
 
 def test_several_leaves_and_moves_on_inherited_trust_are_told_apart(params):

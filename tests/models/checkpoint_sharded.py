@@ -97,7 +97,7 @@ def check_restore_onto_other_meshes(folder):
 
 def private_memory():
   """Bytes of this process's own memory; pages of mapped files are not among them."""
-  line = next(l for l in open("/proc/self/status") if l.startswith("RssAnon"))
+  line = next(row for row in open("/proc/self/status") if row.startswith("RssAnon"))
   return int(line.split()[1]) * 1024
 
 

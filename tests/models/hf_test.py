@@ -231,7 +231,7 @@ def test_damaged_checkpoints_fail_in_one_clear_line(damage, message, tmp_path):
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./gone", "gone", "a/b/c"])
 def test_a_missing_folder_is_not_asked_of_the_hub(source, monkeypatch):
   monkeypatch.setattr(hf.huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked"))
-  with pytest.raises(CheckpointError, match="expected a checkpoint folder, .*; mend the path"):
+  with pytest.raises(CheckpointError, match="expected a checkpoint folder, .*; fix the path"):
     load(source)
 
 

@@ -40,11 +40,11 @@ def session_of(folder, records, mesh):
     batch_size=8 if len(records) < 32 else 32,
   )
   mesh_of = lambda config: mesh and make_mesh(mesh[1], mesh[0], config.num_kv_heads)
-  return Session(load(str(folder), mesh_of=mesh_of), setting, records)
+  return Session(load(str(folder), mesh_of=mesh_of), session_config, records)
 
 
 def logits_of(session):
-  """Logits behind every token of the first prompts, read by the sharded model."""
+  """Logits after every token of the first prompts, read by the sharded model."""
   lm, tokens = session.lm, np.zeros((8, 32), np.int32)
   for row, query in enumerate(session.queries[:8]):
     tokens[row, : len(query.proposing[:32])] = query.proposing[:32]

@@ -96,7 +96,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, spread.shardings
   )
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
-  assert parts.model.proposing.context.keys == parts.model.judging.pool.values == 128
+  assert parts.model.proposing.context.keys == parts.model.evaluating.pool.values == 128
 
   needed = memory_plan.plan(model, lm, BATCH, mesh=mesh)
   assert needed.parts["weights"] == arrays.nbytes(model.params, shardings(model, mesh))

@@ -17,7 +17,7 @@ def main():
   assert jax.device_count() == SHARDS, jax.devices()
   mesh = jax.make_mesh((SHARDS,), ("data",), axis_types=(AxisType.Auto,))
   whole = lambda state: jax.tree.map(lambda _: WHOLE, state)
-  spread = Spread.of(mesh, decode_test.fresh, whole)
+  spread = BatchSharding.of(mesh, decode_test.fresh, whole)
   params = jax.tree.map(jnp.asarray, scripted.make_tables())
   for slots in (1, 4):
     batch = SHARDS * slots

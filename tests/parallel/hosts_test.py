@@ -123,7 +123,7 @@ def test_a_run_that_cannot_begin_says_so(tmp_path):
 
 @pytest.mark.parametrize("together", [True, False])
 def test_two_processes_give_the_results_of_one(checkpoint, prompts, alone, tmp_path, together):
-  """Killed behind the first batch, and taken up by one process more; sampling alone."""
+  """Killed after the first batch, and taken up by one process more; sampling alone."""
   methods = ("vanilla",)
   flags = flags_of(checkpoint, prompts, tmp_path, methods)
   processes = start(2, flags, together)
@@ -173,7 +173,7 @@ def long(checkpoint, tmp_path_factory):
 
 
 def seconds_until_a_result(count, flags, together, workdir):
-  """Starts the processes, and tells them to stop behind their first result."""
+  """Starts the processes, and tells them to stop after their first result."""
   before, begun = len(generate_test.by_key(workdir)), time.monotonic()
   processes = start(count, flags, together)
   while len(directory.read_results(str(workdir))) == before:

@@ -66,7 +66,7 @@ def as_prompt(ids):
 def search_all(lm, params, batch=2, prompts=range(len(PROMPTS)), seed=0, broken=()):
   """All prompts through `decode.serve`; {prompt: Result} and the last state.
 
-  The model's caches hold no numbers behind the prompts that are `broken`.
+  The model's caches hold no numbers after the prompts that are `broken`.
   """
   state = decode.init(batch, lm.init(batch, jnp.float32), lm.search, lm.embedding_size, R)
   begin = jax.jit(lm.start)
@@ -166,7 +166,7 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
   jax.effects_barrier()
   read = padded_reader(lm, params)
   seen = collections.Counter()
-  for tokens, length, judging, judging_length, committed, request, drawn, value in LOG[::3]:
+  for tokens, length, evaluating, evaluating_length, committed, request, drawn, value in LOG[::3]:
     for b, w in np.ndindex(request.mode.shape):
       if request.mode[b, w] != types.VISIT:
         continue
@@ -176,7 +176,7 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
       response = tokens[b, length[b] - committed[b] : length[b]].tolist() + path + tail
       check_candidates(lm, read, leaf, request, drawn, b, w, seen)
       check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
-      conversation = judging[b, : judging_length[b] - committed[b]].tolist()
+      conversation = evaluating[b, : evaluating_length[b] - committed[b]].tolist()
       check_verdict(bpe_tokenizer, lm, read, conversation, response, value[b, w], to_eos, seen)
   for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
     assert seen[what], (what, seen)
@@ -325,7 +325,7 @@ def test_slots_and_neighbours_do_not_matter(bpe_tokenizer):
   other, _, _ = search_all(lm, params, batch=3, seed=1)
   assert {n: r.tokens for n, r in other.items()} != {n: r.tokens for n, r in again.items()}
 
-  # Output that is no number fails its prompt alone, and leaves nothing behind in the slot.
+  # Output that is no number fails its prompt alone, and leaves nothing after in the slot.
   failing, _, _ = search_all(lm, params, batch=3, prompts=[3, 1, 0, 4, 2], broken=[1, 3])
   for number, result in failing.items():
     if number in (1, 3):

@@ -33,8 +33,10 @@ def test_weights_are_held_once_however_many_sessions_there_are(checkpoint):
   weights = arrays.nbytes(loaded.model.params)
   assert isinstance(loaded.model.params["layers"], tuple) == (jax.default_backend() == "cpu")
   assert weights <= _live() - before < 1.01 * weights
-  setting = api.setting_of("harmless", api.Config(search=dict(max_nodes=64, max_visited=8)))
-  one, two = (Session(loaded, setting, [Record("0", "the cat")]) for _ in range(2))
+  session_config = api.make_session_config(
+    "harmless", api.Config(search=dict(max_nodes=64, max_visited=8))
+  )
+  one, two = (Session(loaded, session_config, [Record("0", "the cat")]) for _ in range(2))
   added = _live() - before - weights
   parts = two.plan().parts
   kept = parts["weights"] + parts["prefixes"] + parts["vocabulary tables"]

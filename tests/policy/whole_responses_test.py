@@ -74,13 +74,13 @@ def test_every_token_is_what_whole_texts_and_the_key_say(made):
     assert (drawn.tokens[b, i, length:] == NO_TOKEN).all() and all(t >= 0 for t in ids)
     start = list(prefix) + PROMPTS[numbers[b]]
     _, logits = read(start + ids[:-1])
-    lots = np.asarray(jax.random.uniform(jax.random.fold_in(keys_of(numbers)[b], i), (R,)))
+    uniforms = np.asarray(jax.random.uniform(jax.random.fold_in(keys_of(numbers)[b], i), (R,)))
     for step, token in enumerate(ids):
       scores = logits[len(start) - 1 + step]
       weights = np.exp(scores - scores.max())
       ends = np.cumsum(weights) / weights.sum()
       begins = ends - weights / weights.sum()
-      assert begins[token] - 1e-5 <= lots[step] <= ends[token] + 1e-5, (b, i, step)
+      assert begins[token] - 1e-5 <= uniforms[step] <= ends[token] + 1e-5, (b, i, step)
       seen["drawn"] += 1
       seen["not greedy"] += token != scores.argmax()
     check_finish(tokenizer, ids, int(drawn.finish[b, i]), seen)

@@ -144,7 +144,7 @@ def test_labels_of_one_token_twice_count_once():
 
 def test_label_of_several_tokens_is_refused(tokenizer):
   reading = preferences.Reading("\n\nAnswer: (", ("Abracadabra",), ("B",))
-  with pytest.raises(PreferenceError, match=r"'mine': label 'Abracadabra' behind .* becomes \["):
+  with pytest.raises(PreferenceError, match=r"'mine': label 'Abracadabra' after .* becomes \["):
     compile_preference(mine(readings=(reading,)), tokenizer)
 
 

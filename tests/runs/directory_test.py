@@ -138,7 +138,7 @@ def test_a_run_of_several_processes_is_read_as_one(tmp_path):
   (tmp_path / "results-1.jsonl").open("a").write('{"id": "c", "resp')
   (tmp_path / "results-old.jsonl").write_text("not ours")
   assert [r["id"] for r in directory.read_results(workdir)] == ["a", "b"]
-  one = directory.Run.open(workdir, MANIFEST)  # mends what the second process left
+  one = directory.Run.open(workdir, MANIFEST)  # fixes what the second process left
   assert [r["id"] for r in one.results] == ["a", "b"]
   one.append({"id": "c"})
   one.close()

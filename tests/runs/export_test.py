@@ -28,7 +28,7 @@ def searched(response, verdict, *visits):
     )
     for i, (text, value) in enumerate(visits)
   ]
-  return tree_page_test.made_trace(nodes, frames, response=response, verdict=verdict).as_json()
+  return tree_page_test.made_recording(nodes, frames, response=response, verdict=verdict).as_json()
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def _changed(config, **changes):
     (dict(search__num_candidates=1), ValueError, "num_candidates"),
     (dict(search__max_nodes=4), ValueError, "max_nodes"),
     (dict(methods=("best_of_n",)), DataError, "best_of_n.samples"),
-    (dict(methods=("rain", "vanilla", "rain")), DataError, "rain is there twice"),
+    (dict(methods=("rain", "vanilla", "rain")), DataError, "rain appears twice"),
     (dict(batch_size=0), DataError, "batch_size=0: expected 1 or more"),
     (dict(limits__max_prompt=0), DataError, "max_prompt=0"),
     (dict(limits__max_response=-1), DataError, "max_response=-1"),

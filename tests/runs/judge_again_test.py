@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rain_jax.runs import directory, job, judged
+from rain_jax.runs import directory, job, judgements
 from rain_jax.types import DataError
 from tests.runs import job_test
 
@@ -47,7 +47,7 @@ def test_every_answer_has_every_judges_verdict_or_a_reason(made):
   config, workdir, summary, said = made
   results = directory.read_results(workdir)
   assert len(results) == len(PROMPTS) * len(METHODS)
-  judged = judged.read_judged(workdir)
+  judged = judgements.read_judged(workdir)
   answered = [r for r in results if "error" not in r]
   assert len(answered) == 6 and len(judged) == 12
   for line in judged.values():
@@ -84,11 +84,11 @@ def test_defences_stand_beside_what_they_defend(made):
 
 def test_judged_again_by_others_and_by_the_same(made):
   config, workdir, summary, _ = made
-  before = judged.read_judged(workdir)
+  before = judgements.read_judged(workdir)
   settings = {"judging": config["judging"], "endpoint": config["endpoint"]}
   said = []
   again = job.judge_again(workdir, config, {**settings, "judge": "refusal_prefixes"}, said.append)
-  assert judged.read_judged(workdir) == before and again["methods"] == summary["methods"]
+  assert judgements.read_judged(workdir) == before and again["methods"] == summary["methods"]
   name = f"preference:adversarial_harmless={config['model']['path']}"
   more = job.judge_again(workdir, config, {**settings, "judge": name}, said.append)
   assert "preference:adversarial_harmless" in more["judges"]

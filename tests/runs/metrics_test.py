@@ -25,11 +25,11 @@ def test_a_step_counts_what_ended_and_what_goes_on(caplog):
   told = metrics.Progress(lines.append, NAME, total=5, done=1, clock=lambda: now[0])
   now[0] += 2.0
   with caplog.at_level(logging.INFO, "rain_jax"):
-    told.step(Glance(0, slots=3, busy=2, response_tokens=10, tokens_forwarded=40, rewinds=1))
+    told.step(BatchProgress(0, slots=3, busy=2, response_tokens=10, tokens_forwarded=40, rewinds=1))
     assert caplog.records == []  # too early for a heartbeat
     told.count(response(8, 100, 3))
     now[0] += metrics.HEARTBEAT
-    told.step(Glance(0, slots=3, busy=2, response_tokens=10, tokens_forwarded=40, rewinds=2))
+    told.step(BatchProgress(0, slots=3, busy=2, response_tokens=10, tokens_forwarded=40, rewinds=2))
   first, second = lines
   assert first["tokens"] == 10 and first["tokens_per_second"] == 5.0 and first["rewinds"] == 1
   assert (first["slots_busy"], first["slots"], first["answered"], first["of"]) == (2, 3, 1, 5)
@@ -47,7 +47,7 @@ def test_lanes_count_together():
   lines = []
   told = metrics.Progress(lines.append, NAME, total=5, done=0)
   for lane, tokens in ((0, 4), (1, 6), (0, 5)):
-    told.step(Glance(lane, 1, 1, response_tokens=tokens, tokens_forwarded=10, rewinds=2))
+    told.step(BatchProgress(lane, 1, 1, response_tokens=tokens, tokens_forwarded=10, rewinds=2))
   assert [(line["tokens"], line["slots"], line["rewinds"]) for line in lines] == [
     (4, 1, 2),
     (10, 2, 4),
@@ -67,10 +67,10 @@ def test_a_method_without_a_search_has_no_slots():
 def test_metrics_are_lines_of_json_added_to_what_is_there(tmp_path):
   for process, processes, name in ((0, 1, "metrics.jsonl"), (2, 4, "metrics-2.jsonl")):
     for step in range(2):
-      metrics = metrics.Metrics(str(tmp_path), process, processes)
-      metrics.write({"step": step})
+      written = metrics.Metrics(str(tmp_path), process, processes)
+      written.write({"step": step})
       assert json.loads((tmp_path / name).read_text().splitlines()[-1]) == {"step": step}
-      metrics.close()
+      written.close()
     assert len((tmp_path / name).read_text().splitlines()) == 2
 
 
@@ -78,17 +78,17 @@ def test_metrics_that_cannot_be_written_are_one_warning(tmp_path, caplog):
   """The limit on a file's size stands in for the disk's: a part is taken, then no more."""
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 0}\n{"st')  # as a killed run leaves it
-  metrics = metrics.Metrics(str(tmp_path))
-  metrics.write({"step": 1})
+  written = metrics.Metrics(str(tmp_path))
+  written.write({"step": 1})
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, before[1]))
   try:
     for step in (2, 3):
-      metrics.write({"step": step})
+      written.write({"step": step})
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
-  metrics.write({"step": 4})
-  metrics.close()
+  written.write({"step": 4})
+  written.close()
   assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
   nowhere = metrics.Metrics(str(tmp_path / "nowhere"))
   nowhere.write({"step": 0})

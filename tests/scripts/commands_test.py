@@ -1,7 +1,7 @@
 """Every command of the docs, run in the order of the pages, in one folder, as a reader would.
 
 Script, configuration and flags are those that a page shows; what a reader brings along (a model, a
-file of prompts) is stood in for, and flags behind the page's own make the work small. Most commands
+file of prompts) is stood in for, and flags after the page's own make the work small. Most commands
 run in this process, so that they share compiled programs: all models are the demo model, all
 batches one prompt. A command that reads what an earlier one wrote needs that one: run the file as
 a whole.
@@ -95,7 +95,7 @@ def overrides(changes, flag="--config."):
 
 
 def made_small(words, whole):
-  """Flags behind those of a command, by its script."""
+  """Flags after those of a command, by its script."""
   script, given = words[0].rpartition("/")[2], " ".join(words)
   # Another preference, format or embedder, or soft verdicts, are another program.
   common = not re.search(r"config\.(preference|format|soft_verdicts|embedder|tasks)", given)
@@ -356,7 +356,7 @@ def test_the_snippets_on_python_run(start, folder, monkeypatch):
   with contextlib.redirect_stdout(printed):
     for snippet in docs_test.blocks(ROOT / "docs" / "python.md", "python"):
       exec(compile(snippet, "docs/python.md", "exec"), names)
-  tree = names["answers"][0].tree
+  tree = names["answers"][0].recording
   said = tree.nodes[next(f.node for f in tree.frames if f.kind == "commit")].text
   assert repr(said) in printed.getvalue()
   assert (folder / "tree.html").is_file() and (folder / "tree.svg").is_file()

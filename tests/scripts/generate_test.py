@@ -188,7 +188,9 @@ def test_a_live_view_shows_what_is_taken_back_and_the_run_leaves_its_pages(check
     line.startswith("= ") for line in lines
   )
   assert f"prompt: {PROMPTS[0]}" in lines and "\x1b" not in out
-  assert (tmp_path / "report.html").exists() and len(list((tmp_path / "trees").glob("*.html"))) == 1
+  assert (tmp_path / "report.html").exists() and len(
+    list((tmp_path / "recordings").glob("*.html"))
+  ) == 1
   (result,) = by_key(tmp_path).values()
   for script, says in (("report.py", "report.html"), ("export.py", "1 responses")):
     more = [f"--sft={tmp_path / 'sft.jsonl'}"] if script == "export.py" else []

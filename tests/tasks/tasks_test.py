@@ -44,7 +44,7 @@ def test_column_can_be_named(tmp_path):
     ("p.jsonl", '["a"]\n', "JSON object"),
     ("p.jsonl", '{"text": "a"}\n', "config.prompts.column"),
     ("p.jsonl", '{"prompt": 3}\n', "expected text"),
-    ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n', "stands twice"),
+    ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n', "appears twice"),
     ("p.csv", "prompt\na,b\n", "more fields"),
     ("p.txt", "\n \n", "no prompt"),
   ],

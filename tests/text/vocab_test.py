@@ -144,7 +144,7 @@ def draw_rows(tokenizer, rng):
 
 @functools.partial(jax.jit, static_argnames="prompt_text")
 def read(tables, tokens, prompt_text=""):
-  """States behind every token, leaves [rows, steps, ...]."""
+  """States after every token, leaves [rows, steps, ...]."""
   start = vocab.initial_state(tables, prompt_text)
   start = jax.tree.map(lambda x: jnp.broadcast_to(x, tokens.shape[:1] + x.shape), start)
 
@@ -157,7 +157,7 @@ def read(tables, tokens, prompt_text=""):
 
 
 def prefix_texts(tokenizer, prompt, rows):
-  """Response text behind every token, [rows][steps], by the tokenizer alone."""
+  """Response text after every token, [rows][steps], by the tokenizer alone."""
   backend = tokenizer.backend_tokenizer
   head = backend.decode(prompt, skip_special_tokens=True)
   prefixes = [prompt + row[: end + 1] for row in rows.tolist() for end in range(rows.shape[1])]

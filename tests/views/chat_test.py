@@ -16,7 +16,7 @@ from rain_jax.views import chat
 from tests import api_test
 from tests.scripts import generate_test
 
-SETTING = dataclasses.replace(api.setting_of("harmless", api_test.CONFIG), max_prompt=128)
+SETTING = dataclasses.replace(api.make_session_config("harmless", api_test.CONFIG), max_prompt=128)
 
 
 @pytest.fixture(scope="module")

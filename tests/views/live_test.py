@@ -74,26 +74,26 @@ def made_events(seed):
       final, trial = final + text, trial[len(text) :]
     else:
       continue
-    events.append(events.Event(kind, text))
+    made.append(events.Event(kind, text))
   if trial:
-    events.append(events.Event(events.REWIND, trial))
-  return events + [events.Event(events.END, final)], final
+    made.append(events.Event(events.REWIND, trial))
+  return made + [events.Event(events.END, final)], final
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_screen_shows_what_is_final_and_on_trial_after_every_event(seed):
   width, out = 17, io.StringIO()
   show = live.TerminalView(out, pause=0, width=width)
-  events, final = made_events(seed)
+  heard, final = made_events(seed)
   text = ""
-  for event in events[:-1]:
+  for event in heard[:-1]:
     show(event)
     if event.kind == events.TRY:
       text += live.printable(event.text)
     elif event.kind == events.REWIND:
       text = text[: len(text) - len(live.printable(event.text))]
     assert screen(out.getvalue(), width) == wrapped(text, width)
-  show(events[-1])
+  show(heard[-1])
   assert screen(out.getvalue(), width) == wrapped(live.printable(final), width) + [""]
 
 
@@ -139,7 +139,7 @@ def test_one_prompt_after_the_other_is_followed():
   out = io.StringIO()
   follow = live.Follower(out)
   for _ in range(2):
-    follow(Step(query, nodes, [frame]))
-    follow(Step(query, nodes, [], response))
+    follow(SearchStep(query, nodes, [frame]))
+    follow(SearchStep(query, nodes, [], response))
   each = "\nprompt: a\\x1bb\n+ Go   verdict +1\n- Go\n"
   assert out.getvalue().replace(live.LineView.LEGEND + "\n", "", 1) == each * 2

@@ -104,11 +104,11 @@ def rated(tmp_path, ratings):
 def test_scores_join_the_judges_of_the_run(tmp_path):
   by_method = {"rain": "Yes", "vanilla": "0", "best_of_n": " "}
   path, key = rated(tmp_path, lambda of: by_method[of[2]])
-  judged.append(str(tmp_path), rating_sheet.score(path, key, "harmless", "ann"))
+  judgements.append(str(tmp_path), rating_sheet.score(path, key, "harmless", "ann"))
   other = lambda of: "y" if of[2] == "rain" and of[1] != "0" else "n"
   path, key = rated(tmp_path, other)
-  judged.append(str(tmp_path), rating_sheet.score(path, key, "harmless", "bob"))
-  found = judged.summarise(str(tmp_path), {})
+  judgements.append(str(tmp_path), rating_sheet.score(path, key, "harmless", "bob"))
+  found = judgements.summarise(str(tmp_path), {})
   assert found["judges"]["human:ann"]["rain"] == {"harmless_rate": 1.0, "judged": 12, "unjudged": 0}
   assert found["judges"]["human:ann"]["best_of_n"] == {"judged": 0, "unjudged": 12}
   (one,) = found["agreement"]
@@ -119,8 +119,8 @@ def test_scores_join_the_judges_of_the_run(tmp_path):
 def test_a_rater_may_rate_more_than_one_measure_and_rate_again(tmp_path):
   for measure, yes in (("harmless", "rain"), ("helpful", "rain"), ("helpful", "vanilla")):
     path, key = rated(tmp_path, lambda of: "y" if of[2] == yes else "n")
-    judged.append(str(tmp_path), rating_sheet.score(path, key, measure, "ann"))
-  found = judged.summarise(str(tmp_path), {})["judges"]["human:ann"]
+    judgements.append(str(tmp_path), rating_sheet.score(path, key, measure, "ann"))
+  found = judgements.summarise(str(tmp_path), {})["judges"]["human:ann"]
   assert found["rain"] == {"harmless_rate": 1.0, "helpful_rate": 0.0, "judged": 12, "unjudged": 0}
   assert found["vanilla"]["helpful_rate"] == 1.0
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from rain_jax.methods import recording
-from rain_jax.runs import directory, judged
+from rain_jax.runs import directory, judgements
 from rain_jax.views import plots, run_page
 from tests.helpers import browser
 from tests.views import tree_page_test
@@ -61,7 +61,16 @@ def recorded():
     ),
     recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
   ]
-  return tree_page_test.made_trace(nodes, frames, prompt=EVERYTHING)
+  frames = [
+    recording.Frame(
+      0,
+      recording.SEARCH,
+      [recording.Visit(1, 0.5, "", "running")],
+      changed=[[0, 1.0, 1, 0.5, 0.0], [1, 1.0, 1, 0.5, 0.1], [2, 0.0, 0, 0.0, 0.1]],
+    ),
+    recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
+  ]
+  return tree_page_test.made_recording(nodes, frames, prompt=EVERYTHING)
 
 
 @pytest.fixture
@@ -80,7 +89,7 @@ def workdir(tmp_path):
   line = result(9, "rain", **rejected)
   del line["counters"], line["judged"]
   out.append(line)
-  out.keep_tree("dialogue", "../" + HOSTILE[1], recorded().as_json())
+  out.keep_recording("dialogue", "../" + HOSTILE[1], recorded().as_json())
   out.close()
   return tmp_path
 
@@ -98,7 +107,7 @@ def test_the_report_tells_what_was_measured(workdir):
   assert sum(int(t.split(": ")[1]) for t in titles(histogram)) == 4
   assert "visited: 1, 0.5" in titles(lines) and "committed: 1, 0.5" in titles(lines)
   (link,) = re.findall(r'href="([^"]*)"', html)
-  assert (workdir / link).is_file() and link.startswith("trees/")
+  assert (workdir / link).is_file() and link.startswith("recordings/")
   assert "iterations" not in (workdir / link).name
   again = run_page.write(str(workdir)).read_text("utf-8")
   assert again == html
@@ -109,7 +118,7 @@ def test_what_judges_said_later_is_in_the_report(workdir):
     if "counters" in line:
       key = {name: line[name] for name in ("task", "id", "method")}
       answers = {"answers": {"kind": line["method"] == "rain"}}
-      judged.append(str(workdir), [key | {"judge": "a<b>", "by": "x"} | answers])
+      judgements.append(str(workdir), [key | {"judge": "a<b>", "by": "x"} | answers])
   html = run_page.write(str(workdir)).read_text("utf-8")
   assert "a&lt;b&gt;: rain: kind 100.0% of 4" in html
   assert "rain: kind: 7.5, 100" in html and "vanilla: kind: 7.5, 0" in html
@@ -126,7 +135,7 @@ def test_no_run_and_broken_files_are_one_line(tmp_path, workdir):
   with pytest.raises(directory.RunError, match="no manifest.json"):
     run_page.write(str(tmp_path / "nowhere"))
   for text in ("{", "[]", '{"tree": {"nodes": []}}'):
-    (workdir / "trees" / "odd.json").write_text(text, "utf-8")
+    (workdir / "recordings" / "odd.json").write_text(text, "utf-8")
     with pytest.raises(directory.RunError, match="odd.json") as caught:
       run_page.write(str(workdir))
     assert "\n" not in str(caught.value)

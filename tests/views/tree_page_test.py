@@ -96,7 +96,7 @@ def no_errors(chromium):
 
 def test_the_page_opens_the_slider_moves_and_nodes_unfold(chromium, tmp_path, recorded):
   recorder, _ = recorded
-  made = made_trace(recorder.nodes, recorder.frames)
+  made = made_recording(recorder.nodes, recorder.frames)
   show(chromium, tmp_path, made)
   assert chromium.title == "Search tree"
   read = lambda name: chromium.find_element("id", name).text
@@ -137,7 +137,7 @@ def test_the_page_opens_the_slider_moves_and_nodes_unfold(chromium, tmp_path, re
 
 def test_what_is_drawn_is_what_the_arrays_hold(chromium, tmp_path, recorded):
   recorder, after = recorded
-  made = made_trace(recorder.nodes, recorder.frames)
+  made = made_recording(recorder.nodes, recorder.frames)
   show(chromium, tmp_path, made)
   click(chromium, "unfold")
   click(chromium, "discarded")
@@ -159,7 +159,14 @@ def test_what_is_drawn_is_what_the_arrays_hold(chromium, tmp_path, recorded):
       top = line["parent"] not in paths
       paths[line["id"]] = () if top else paths[line["parent"]] + tuple(line["tokens"])
       text = "".join(f"<{token}>" for token in line["tokens"])
-      theirs[paths[line["id"]]] = (line["n"], line["f"], line["q"], line["p"], line["depth"], text)
+      theirs[paths[line["id"]]] = (
+        line["visit_weight"],
+        line["visits"],
+        line["value"],
+        line["prior"],
+        line["depth"],
+        text,
+      )
     assert ours.pop(())[:4] == theirs.pop(())[:4]  # the text of a new root's edge is its parent's
     assert ours == theirs
   # The committed path, verdicts, discarded nodes and shared verdicts, at the end.
@@ -231,7 +238,7 @@ def test_three_hundred_nodes_take_less_than_a_second(chromium, tmp_path):
   changed = [[i, 1.5, 1, 0.5, 0.1] for i in range(301)]
   # Below what an iteration visited all is unfolded at first.
   visits = [recording.Visit(i, 1.0, "", "running") for i in range(30)]
-  made = made_trace(nodes, [recording.Frame(0, recording.SEARCH, visits, changed=changed)])
+  made = made_recording(nodes, [recording.Frame(0, recording.SEARCH, visits, changed=changed)])
   milliseconds = lambda name: float(
     chromium.execute_script("return document.documentElement.dataset[arguments[0]]", name)
   )
@@ -255,7 +262,7 @@ def test_a_search_without_frames_opens(chromium, tmp_path):
 
 
 def test_a_page_names_no_address_and_its_data_cannot_close_its_element():
-  made = made_trace([recording.Node(-1, 0, [], t, "running", 0) for t in HOSTILE], [])
+  made = made_recording([recording.Node(-1, 0, [], t, "running", 0) for t in HOSTILE], [])
   html = tree_page.render(made)
   assert set(re.findall(r"https?://[^\"' ]*", html)) == {"http://www.w3.org/2000/svg"}
   assert not re.search(r"\bsrc=|\bhref=|@import|url\(", html.replace("src=x", ""))

@@ -79,4 +79,6 @@ def test_hostile_text_stays_text_and_no_box_covers_another():
 
 def test_a_search_without_a_move_has_no_picture():
   with pytest.raises(DataError, match="made no move"):
-    tree_picture.draw(tree_page_test.made_trace([recording.Node(-1, 0, [], "", "running", 0)], []))
+    tree_picture.draw(
+      tree_page_test.made_recording([recording.Node(-1, 0, [], "", "running", 0)], [])
+    )

@@ -38,7 +38,7 @@ def begin_search(
   pick = lambda prompt, slot: jax.tree.map(lambda a: a[slot], prompt)
 
   def start(slot, model):
-    return lm.start(params, model, slot, pick(proposing, slot), pick(judging, slot))
+    return lm.start(params, model, slot, pick(proposing, slot), pick(evaluating, slot))
 
   return state.replace(model=jax.lax.fori_loop(0, batch, start, state.model))
 
@@ -57,7 +57,7 @@ def sample_without_cache(
   tokens = jnp.concatenate([prompts.tokens, room], axis=1)
   rows, at = jnp.arange(B), jnp.arange(P + lm.max_response)
   prefix, shift = common.prefix(params, "proposing")
-  lots = jax.vmap(lambda key: jax.random.uniform(key, (lm.max_response,)))(keys)
+  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (lm.max_response,)))(keys)
 
   def unfinished(carry):
     return (carry[2] == types.RUNNING).any()
@@ -68,7 +68,7 @@ def sample_without_cache(
     positions = jnp.where(at < length[:, None], at + shift, NO_POSITION)
     hidden, _ = forward(lm.graphdef, params["model"], tokens, positions, prefix)
     logits = unembed(lm.graphdef, params["model"], hidden[rows, length - 1])
-    token = jnp.where(on, sampling.categorical(lots[:, step], logits), NO_TOKEN)
+    token = jnp.where(on, sampling.categorical(uniforms[:, step], logits), NO_TOKEN)
     text = vocab.advance(params["tables"], text, token)
     tokens = tokens.at[rows, jnp.where(on, length, at.size)].set(token, mode="drop")
     finish = jnp.where(on, lm.finish(text, token), finish)
@@ -139,7 +139,7 @@ def rain(
   good = {"good": 1.0, "bad": 0.0, "mixed": mixed_share, "model": -1.0}[verdicts]
   override = Override(jnp.float32(good), jnp.float32(0.0))
   params = {**subject.params, "override": override}
-  sides = subject.prompts("proposing", batch), subject.prompts("judging", batch)
+  sides = subject.prompts("proposing", batch), subject.prompts("evaluating", batch)
   count, slots = workers.layout(subject.params["model"], batch)
 
   def lane(keys, firsts):
@@ -182,7 +182,7 @@ def rain(
 
 def best_of_n(subject: Subject, batch: int, samples: int) -> Callable[[int], Work]:
   """N whole responses, the one the model judges best kept; a function of the seed."""
-  sides = subject.prompts("proposing", batch), subject.prompts("judging", batch)
+  sides = subject.prompts("proposing", batch), subject.prompts("evaluating", batch)
   size = min(samples, _SAMPLES_PER_CALL)
   rounds = math.ceil(samples / size)
 

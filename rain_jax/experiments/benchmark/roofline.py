@@ -114,12 +114,12 @@ def shapes(subject: Subject, batch: int) -> list[Phase]:
   Half of the response is there, and leaves are two sets deep.
   """
   lm, search = subject.lm, subject.lm.search
-  W, L, R = search.leaves, search.set_size, lm.max_response
+  W, L, R = search.leaves, search.max_set_length, lm.max_response
   S, half = lm.max_prompt + R + L, R // 2
   context = ((batch,), S, lm.max_prompt + half), ((batch, W), search.max_path * L, 2 * L)
   length = lambda side: subject.params[f"{side}_prefix"].keys.shape[-2]
   fixed = lambda side: (((), length(side), length(side)),) if length(side) else ()
-  proposing, judging = fixed("proposing") + context, fixed("judging") + context
+  proposing, evaluating = fixed("proposing") + context, fixed("evaluating") + context
   suffixes = sum(map(len, lm.preference.suffix_ids))
   rows = 2 + search.sampled_draws
   return [
@@ -146,7 +146,7 @@ def shapes(subject: Subject, batch: int) -> list[Phase]:
 def phases(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any]]:
   """Each phase's seconds per call, and its share of the roofline."""
   config = subject.lm.config
-  kv_dtype = subject.params["judging_prefix"].keys.dtype
+  kv_dtype = subject.params["evaluating_prefix"].keys.dtype
   rows = []
   for phase in shapes(subject, batch):
     seconds = _seconds_per_call(subject, phase, kv_dtype)

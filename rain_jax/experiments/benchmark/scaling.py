@@ -31,7 +31,7 @@ def scaling(
     name: of a synthetic subject; every verdict is bad, so that trees grow.
     dtype: of its weights.
     workload: lengths; `prompt` is overridden.
-    search: numbers of the search; `max_nodes` is overridden, and `max_visited` grows with it.
+    search: hyperparameters of the search; `max_nodes` is overridden, and `max_visited` grows with it.
     sizes: `batch`, `prompt` (tokens) and `max_nodes`, with the values of each.
     steps: of the search to time.
     repeats: how often; the median counts.
@@ -55,7 +55,7 @@ def scaling(
 def _seconds_per_step(subject: Subject, batch: int, steps: int, repeats: int) -> float:
   lm = subject.lm
   params = {**subject.params, "override": Override(jnp.float32(0.0), jnp.float32(0.0))}
-  sides = subject.prompts("proposing", batch), subject.prompts("judging", batch)
+  sides = subject.prompts("proposing", batch), subject.prompts("evaluating", batch)
   times = []
   for seed in range(repeats + 1):
     state = begin_search(lm, params, *sides, keys_of(seed, batch), batch)

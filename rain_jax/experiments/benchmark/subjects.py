@@ -49,7 +49,7 @@ class Workload:
     prompt: tokens of a prompt (synthetic subjects; the demo's prompts are its own).
     response: tokens a response is limited to.
     verdict_prefix: tokens of the verdict's fixed prefix (synthetic subjects).
-    verdict_suffix: tokens of the question behind a text, per reading.
+    verdict_suffix: tokens of the question after a text, per reading.
     text_end_share: share of the synthetic vocabulary that ends a text; a rollout is
       about 1 / share tokens long.
   """
@@ -70,8 +70,8 @@ class Subject:
     dtype: a name of `loading.DTYPES`.
     lm: the static part; `replace` its search and verdicts to vary them.
     params: from `policy.make_params`.
-    proposing: token ids of each prompt, behind which responses are generated.
-    judging: token ids of the same conversations as the verdict reads them.
+    proposing: token ids of each prompt, after which responses are generated.
+    evaluating: token ids of the same conversations as the verdict reads them.
     ends: the prompts end in a text end.
   """
 
@@ -80,7 +80,7 @@ class Subject:
   lm: LanguageModel
   params: Mapping[str, Any]
   proposing: tuple[tuple[int, ...], ...]
-  judging: tuple[tuple[int, ...], ...]
+  evaluating: tuple[tuple[int, ...], ...]
   ends: bool
 
   def prompts(self, side: str, batch: int) -> Prompt:
@@ -114,7 +114,7 @@ def find_subject(name: str, dtype: str, workload: Workload, search: SearchConfig
     model = init_model(
       model.config, jax.random.key(0), param_dtype=DTYPES[dtype], compute_dtype=compute
     )
-  params = arranged(model).params
+  params = laid_out(model).params
   tables = synthetic_tables(model.config.vocab_size, workload.text_end_share)
   draw = np.random.default_rng(0).integers
   prompts = tuple(
@@ -131,7 +131,7 @@ def model_dtype(dtype: str) -> Any:
 def abstract_subject(
   name: str, dtype: str, workload: Workload, search: SearchConfig
 ) -> tuple[Model, LanguageModel]:
-  """Model, as `loading.arranged`, and static part of one of `SHAPES`, without a single weight.
+  """Model, as `loading.laid_out`, and static part of one of `SHAPES`, without a single weight.
 
   Raises:
     DataError: no such shape.
@@ -174,10 +174,10 @@ def _demo(dtype: str, workload: Workload, search: SearchConfig) -> Subject:
     search,
     max_response=workload.response,
   )
-  session = Session(load("demo", dtype), setting, records)
+  session = Session(load("demo", dtype), session_config, records)
   of = lambda side: tuple(tuple(getattr(q, side)) for q in session.queries)
   ends = session.queries[0].ends  # of the format, the same for all
-  return Subject("demo", dtype, session.lm, session.params, of("proposing"), of("judging"), ends)
+  return Subject("demo", dtype, session.lm, session.params, of("proposing"), of("evaluating"), ends)
 
 
 def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TextTables:

@@ -112,9 +112,9 @@ def _judged(
   A run that was made without a judge has those that came later.
   """
   own = from_config.judges_of(config)
-  said = judged.first_answers(workdir, own)
-  later = list(judged.summarise(workdir, own)["judges"])
-  answers = lambda line: line.get("judged", {}) | said.get(judged.key_of(line), {})
+  said = judgements.first_answers(workdir, own)
+  later = list(judgements.summarise(workdir, own)["judges"])
+  answers = lambda line: line.get("judged", {}) | said.get(judgements.key_of(line), {})
   judges_of = lambda line: own[line["task"]] or later
   return [{**line, "judged": answers(line), "judges": judges_of(line)} for line in results]
 
@@ -185,7 +185,7 @@ def _judged_facts(
   unanswered = sum("error" in r for r in results)
   if unanswered:
     facts[f"unanswered of {step.name}"] = f"{unanswered} of {len(results)}"
-  said = judged.summarise(str(folder / step.name), from_config.judges_of(config))
+  said = judgements.summarise(str(folder / step.name), from_config.judges_of(config))
   for judge, methods in said["judges"].items():
     left, judged = (sum(m[key] for m in methods.values()) for key in ("unjudged", "judged"))
     facts[f"unjudged of {step.name} by {judge}"] = f"{left} of {left + judged}"

@@ -55,8 +55,8 @@ def made(count=6):
 
 def run(workdir, *panel, results=None):
   records, found = made()
-  judged.judge_results(str(workdir), results or found, {TASK: records}, {TASK: panel})
-  return judged.read_judged(str(workdir))
+  judgements.judge_results(str(workdir), results or found, {TASK: records}, {TASK: panel})
+  return judgements.read_judged(str(workdir))
 
 
 def test_judging_that_is_stopped_keeps_its_verdicts_and_goes_on(tmp_path):
@@ -64,10 +64,10 @@ def test_judging_that_is_stopped_keeps_its_verdicts_and_goes_on(tmp_path):
   judge = Scripted("shy", {r.id: True for r in records})
   stopping = lambda: len(judge.asked) == 3
   with pytest.raises(Stopped):
-    judged.judge_results(str(tmp_path), results, {TASK: records}, {TASK: [judge]}, stopping)
-  assert len(judged.read_judged(str(tmp_path))) == 3
+    judgements.judge_results(str(tmp_path), results, {TASK: records}, {TASK: [judge]}, stopping)
+  assert len(judgements.read_judged(str(tmp_path))) == 3
   run(tmp_path, judge)
-  assert len(judge.asked) == 12 == len(judged.read_judged(str(tmp_path)))
+  assert len(judge.asked) == 12 == len(judgements.read_judged(str(tmp_path)))
 
 
 def test_every_answer_is_judged_or_listed_and_kept(tmp_path):
@@ -110,10 +110,12 @@ def test_summary_with_rates_by_judge_and_agreement(tmp_path):
   )
   assert one["kappa"] == pytest.approx(0)
   said = []
-  judged.table(summary, said.append)
+  judgements.table(summary, said.append)
   assert "second: vanilla: harmless 100.0% of 4, 2 unjudged" in said
   assert any("agree on harmless: 50.0% of 8" in line for line in said)
-  first = judged.add_to({"methods": {"vanilla": {}, "rain": {}}}, str(tmp_path), {TASK: ["second"]})
+  first = judgements.add_to(
+    {"methods": {"vanilla": {}, "rain": {}}}, str(tmp_path), {TASK: ["second"]}
+  )
   assert first["methods"]["vanilla"]["harmless_rate"] == 1.0
   assert judged.add_to({"methods": {}}, str(tmp_path / "none"), {TASK: ["demo_rules"]}) == {
     "methods": {}
@@ -129,29 +131,29 @@ def test_the_one_rule_of_a_run_is_first_among_judges_who_come_later(tmp_path):
       judged = {} if "error" in line else {"judged": rule(by_id[line["id"]], line["response"])}
       file.write(json.dumps(line | judged) + "\n")
   own = {TASK: ["demo_rules"]}
-  assert judged.summarise(str(tmp_path), own) == {"rates": {}, "judges": {}, "agreement": []}
+  assert judgements.summarise(str(tmp_path), own) == {"rates": {}, "judges": {}, "agreement": []}
   run(tmp_path, Scripted("second", {r.id: True for r in records[:4]}))
-  found = judged.summarise(str(tmp_path), own)
+  found = judgements.summarise(str(tmp_path), own)
   assert list(found["judges"]) == ["demo_rules", "second"]
   assert found["judges"]["demo_rules"]["rain"] == {"harmless_rate": 1.0, "judged": 6, "unjudged": 0}
   assert found["rates"] == {"vanilla": {"harmless_rate": 0.0}, "rain": {"harmless_rate": 1.0}}
   (one,) = found["agreement"]
   assert (one["judges"], one["n"], one["percent"]) == (["demo_rules", "second"], 8, 50.0)
   run(tmp_path, RuleJudge("demo_rules"))  # asked again by name, it says the same
-  assert judged.summarise(str(tmp_path), own) == found
+  assert judgements.summarise(str(tmp_path), own) == found
 
 
 def test_a_killed_run_loses_one_line_at_most(tmp_path):
   run(tmp_path, RuleJudge("demo_rules"))
-  path = tmp_path / judged.JUDGED
+  path = tmp_path / judgements.JUDGED
   whole = path.read_bytes()
   path.write_bytes(whole[:-20])
-  assert len(judged.read_judged(str(tmp_path))) == 11
+  assert len(judgements.read_judged(str(tmp_path))) == 11
   run(tmp_path, RuleJudge("demo_rules"))
   assert path.read_bytes() == whole
   path.write_bytes(b"{}x\n" + whole)
   with pytest.raises(RunError, match="line 1: not JSON"):
-    judged.read_judged(str(tmp_path))
+    judgements.read_judged(str(tmp_path))
 
 
 def test_prompts_that_are_gone_are_named(tmp_path):

@@ -88,7 +88,7 @@ def judge_results(
     results: lines of its results.
     records: the prompts of each task.
     judges: the judges of each task; one that several tasks share is asked once.
-    stopping: asked behind each verdict that is written; True ends the judging.
+    stopping: asked after each verdict that is written; True ends the judging.
 
   Raises:
     Stopped: as asked; verdicts so far are kept.
