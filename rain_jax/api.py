@@ -7,7 +7,7 @@ from typing import Any
 
 from rain_jax import methods, tasks
 from rain_jax.methods.events import Event, events
-from rain_jax.methods.session import Response, Session, Setting, search_config
+from rain_jax.methods.session import Response, Session, SessionConfig, search_config
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.models.loading import load as load_checkpoint
@@ -34,7 +34,7 @@ class Config:
     batch_size: prompts searched for side by side.
     samples: N of best_of_n.
     embedder: makes path embeddings, see `rain_jax.policy.embedders.find_embedder`.
-    soft_verdicts: see `session.Setting`.
+    soft_verdicts: see `session.SessionConfig`.
     calibration: of the model's verdicts, the path of a file that `check_preference.py --fit` wrote.
   """
 
@@ -82,7 +82,7 @@ class Rain:
     method: str = "rain",
     config: Config = Config(),
     seed: int = 0,
-    trees: bool = False,
+    record: bool = False,
   ) -> list[Response]:
     """Answers prompts.
 
@@ -113,7 +113,7 @@ class Rain:
     watched = (step.response for step in methods.watch(session, seed) if step.response)
     answers = {
       "vanilla": lambda: methods.vanilla(session, seed),
-      "rain": lambda: watched if trees else methods.rain(session, seed),
+      "rain": lambda: watched if record else methods.rain(session, seed),
       "best_of_n": lambda: methods.best_of_n(session, seed, config.samples),
     }[method]()
     by_id = {answer.record.id: answer for answer in [*session.rejected, *answers]}
@@ -153,13 +153,15 @@ class Rain:
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
       raise DataError(f"prompts={prompts!r:.60}: expected a list of texts.")
     records = [Record(str(place), prompt) for place, prompt in enumerate(prompts)]
-    setting = setting_of(preference, config, self.loaded.tokenizer)
-    if setting in self._sessions:
-      return self._sessions[setting].serving(records)
-    return self._sessions.setdefault(setting, Session(self.loaded, setting, records))
+    session_config = make_session_config(preference, config, self.loaded.tokenizer)
+    if session_config in self._sessions:
+      return self._sessions[session_config].serving(records)
+    return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))
 
 
-def setting_of(preference: str | Preference, config: Config, tokenizer: Any = None) -> Setting:
+def make_session_config(
+  preference: str | Preference, config: Config, tokenizer: Any = None
+) -> SessionConfig:
   """What to compile for; what `config` leaves open comes from the preference's task.
 
   The tokenizer may decide in which form the preference is asked, see `load_preference`.
@@ -167,7 +169,7 @@ def setting_of(preference: str | Preference, config: Config, tokenizer: Any = No
   if not isinstance(preference, Preference):
     preference = load_preference(preference, tokenizer)
   task = _task_of(preference)
-  return Setting(
+  return SessionConfig(
     format=config.format or task.format,
     preference=preference,
     search=search_config(config.variant or task.variant, config.search, config.embedder),

@@ -96,7 +96,7 @@ def init(
     finish=zeros,
     inherited=zeros,
     leaf=jnp.full(batch, NO_NODE, jnp.int32),
-    response=jnp.full((batch, max_response + config.set_size), NO_TOKEN, jnp.int32),
+    response=jnp.full((batch, max_response + config.max_set_length), NO_TOKEN, jnp.int32),
     response_length=zeros,
     counters=Counters(**{name: zeros for name in Counters.__dataclass_fields__}),
   )
@@ -157,10 +157,14 @@ def commit(
   length = jnp.where(move, at(tree.length, best), 0)
   made = Commit(
     mask=move,
-    slot=at(tree.slot, best),
+    page=at(tree.page, best),
     tokens=at(tree.tokens, best),
     length=length,
     finish=at(tree.finish, best),
+  )
+  place = state.response_length[:, None] + jnp.arange(config.max_set_length)
+  place = jnp.where(
+    jnp.arange(config.max_set_length) < length[:, None], place, state.response.shape[1]
   )
   response = jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(
     state.response, place, made.tokens
@@ -174,7 +178,7 @@ def commit(
     model=model.commit(params, state.model, made),
     active=state.active & (finish == types.RUNNING),
     finish=finish,
-    inherited=jnp.where(move, at(tree.f, best), state.inherited),
+    inherited=jnp.where(move, at(tree.visits, best), state.inherited),
     leaf=jnp.where(lost, NO_NODE, state.leaf),
     response=response,
     response_length=state.response_length + length,
@@ -266,7 +270,7 @@ def advance(
   config: SearchConfig,
   max_steps: Array,
   wait_for_all: bool = False,
-  spread: Spread | None = None,
+  spread: BatchSharding | None = None,
 ) -> DecodeState:
   """Steps until a response ends (or all do), or `max_steps` are done.
 
@@ -326,7 +330,7 @@ def serve(
   start: Callable[[DecodeState, dict[int, Any]], DecodeState],
   max_steps: int = 1_000_000,
   on_progress: Callable[[DecodeState], None] | None = None,
-  spread: Spread | None = None,
+  spread: BatchSharding | None = None,
 ) -> Iterator[tuple[Result, DecodeState]]:
   """Answers prompts with a batch that never drains (continuous batching).
 
@@ -364,7 +368,7 @@ def rounds(
   start: Callable[[DecodeState, dict[int, Any]], DecodeState],
   *,
   max_steps: int,
-  spread: Spread | None = None,
+  spread: BatchSharding | None = None,
 ) -> Iterator[tuple[list[Result], DecodeState]]:
   """As `serve`, by calls of `advance`: what ended in each, perhaps nothing, and the state."""
   queue = iter(prompts)
@@ -399,7 +403,10 @@ def _refill(state, mask, keys, config, spread):
 
 
 def begin(
-  state: DecodeState, keys: dict[int, Array], config: SearchConfig, spread: Spread | None = None
+  state: DecodeState,
+  keys: dict[int, Array],
+  config: SearchConfig,
+  spread: BatchSharding | None = None,
 ) -> DecodeState:
   """`refill` for slots given by number, with their random keys; one at least."""
   batch = range(state.active.shape[0])

@@ -154,12 +154,12 @@ def make_request(tree: Tree, chosen: Selection) -> tuple[Tree, Request]:
   on_path = chosen.path >= 0
   return tree, Request(
     mode=chosen.mode,
-    leaf_slot=leaf_slot,
+    leaf_page=leaf_page,
     first_visit=fresh,
     finish=tree.finish[chosen.leaf],
     depth=tree.depth[chosen.leaf],
     path_length=chosen.path_length,
-    path_slots=jnp.where(on_path, tree.slot[chosen.path], NO_SLOT),
+    path_pages=jnp.where(on_path, tree.page[chosen.path], NO_PAGE),
     path_tokens=jnp.where(on_path[..., None], tree.tokens[chosen.path], NO_TOKEN),
     path_lengths=jnp.where(on_path, tree.length[chosen.path], 0),
   )
@@ -228,10 +228,10 @@ def expand(
   length = jnp.where(listed, length, 0)
   page = jnp.where(enable, tree.page[leaf], tree.taken.shape[0])
   tree = tree.replace(
-    proposal_tokens=tree.proposal_tokens.at[slot].set(tokens, mode="drop"),
-    proposal_length=tree.proposal_length.at[slot].set(length, mode="drop"),
-    proposal_log_weight=tree.proposal_log_weight.at[slot].set(weights, mode="drop"),
-    proposal_finish=tree.proposal_finish.at[slot].set(finish, mode="drop"),
+    proposal_tokens=tree.proposal_tokens.at[page].set(tokens, mode="drop"),
+    proposal_length=tree.proposal_length.at[page].set(length, mode="drop"),
+    proposal_log_weight=tree.proposal_log_weight.at[page].set(weights, mode="drop"),
+    proposal_finish=tree.proposal_finish.at[page].set(finish, mode="drop"),
   )
   join = listed & (jnp.arange(K) < config.num_candidates)
   # At depth 0 the candidates' temperature shapes the first priors, while the list keeps
@@ -289,10 +289,10 @@ def grow(
   listed, tokens, length, weights, finish = _ranked(
     join(keep, old),
     K,
-    join(tokens, tree.proposal_tokens[slot]),
-    join(length, tree.proposal_length[slot]),
-    join(weights, tree.proposal_log_weight[slot]),
-    join(answer.finish[:fresh], tree.proposal_finish[slot]),
+    join(tokens, tree.proposal_tokens[page]),
+    join(length, tree.proposal_length[page]),
+    join(weights, tree.proposal_log_weight[page]),
+    join(answer.finish[:fresh], tree.proposal_finish[page]),
   )
   at = jnp.where(enable, page, tree.taken.shape[0])
   tree = tree.replace(
@@ -403,9 +403,9 @@ def backup(
   inside = jnp.minimum(nodes, N - 1)
   q = q.at[nodes].set(q[inside] + (value - q[inside]) / jnp.maximum(n[inside], 1.0), mode="drop")
 
-  due = growth_due(sibling_e, ids >= 0, sibling_slots >= 0, q[ids], tree.depth[parents], config)
-  due = tree.due.at[jnp.where(path < N, parent_slots, V)].set(due, mode="drop")
-  tree = tree.replace(n=n, f=f, q=q, e=e, due=due)
+  due = growth_due(sibling_e, ids >= 0, sibling_pages >= 0, q[ids], tree.depth[parents], config)
+  due = tree.due.at[jnp.where(path < N, parent_pages, V)].set(due, mode="drop")
+  tree = tree.replace(visit_weight=n, visits=f, value=q, embedding=e, due=due)
   return tree, jnp.sum(gain > 0, dtype=jnp.int32)
 
 

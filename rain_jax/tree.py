@@ -86,15 +86,15 @@ def empty(config: SearchConfig, embedding_size: int) -> Tree:
     tokens=jnp.full((N, L), NO_TOKEN, jnp.int32),
     length=jnp.zeros(N, jnp.int32),
     finish=jnp.full(N, types.RUNNING, jnp.int32),
-    n=jnp.zeros(N, float),
-    f=jnp.zeros(N, jnp.int32),
-    q=jnp.zeros(N, float),
-    p=jnp.zeros(N, float),
-    slot=jnp.full(N, NO_SLOT, jnp.int32),
+    visit_weight=jnp.zeros(N, float),
+    visits=jnp.zeros(N, jnp.int32),
+    value=jnp.zeros(N, float),
+    prior=jnp.zeros(N, float),
+    page=jnp.full(N, NO_PAGE, jnp.int32),
     taken=jnp.zeros(V, bool),
     children=jnp.full((V, K), NO_NODE, jnp.int32),
     num_children=jnp.zeros(V, jnp.int32),
-    e=jnp.zeros((V, embedding_size), float),
+    embedding=jnp.zeros((V, embedding_size), float),
     due=jnp.zeros(V, bool),
     proposal_tokens=jnp.full((V, K, L), NO_TOKEN, jnp.int32),
     proposal_length=jnp.zeros((V, K), jnp.int32),
@@ -143,11 +143,11 @@ def assign_page(tree: Tree, node: Array, enable: Array) -> tuple[Tree, Array]:
   page = jnp.where(fresh, _free(tree.taken, 0), tree.page[node]).astype(jnp.int32)
   at = jnp.where(fresh, page, tree.taken.shape[0])
   tree = tree.replace(
-    slot=tree.slot.at[jnp.where(fresh, node, tree.max_nodes)].set(slot, mode="drop"),
+    page=tree.page.at[jnp.where(fresh, node, tree.max_nodes)].set(page, mode="drop"),
     taken=tree.taken.at[at].set(True, mode="drop"),
     children=tree.children.at[at].set(NO_NODE, mode="drop"),
     num_children=tree.num_children.at[at].set(0, mode="drop"),
-    e=tree.e.at[at].set(0.0, mode="drop"),
+    embedding=tree.embedding.at[at].set(0.0, mode="drop"),
     due=tree.due.at[at].set(False, mode="drop"),
     proposal_length=tree.proposal_length.at[at].set(0, mode="drop"),
   )
@@ -189,16 +189,16 @@ def insert(
     tokens=put(tree.tokens, tokens),
     length=put(tree.length, length),
     finish=put(tree.finish, finish),
-    n=put(tree.n, 0.0),
-    f=put(tree.f, 0),
-    q=put(tree.q, 0.0),
-    p=put(tree.p, prior),
-    slot=put(tree.slot, NO_SLOT),
-    children=tree.children.at[slot, jnp.where(join, place, tree.children.shape[-1])].set(
+    visit_weight=put(tree.visit_weight, 0.0),
+    visits=put(tree.visits, 0),
+    value=put(tree.value, 0.0),
+    prior=put(tree.prior, prior),
+    page=put(tree.page, NO_PAGE),
+    children=tree.children.at[page, jnp.where(join, place, tree.children.shape[-1])].set(
       ids, mode="drop"
     ),
-    num_children=tree.num_children.at[slot].add(join.sum(dtype=jnp.int32)),
-    due=tree.due.at[slot].set(tree.due[slot] & ~join.any()),
+    num_children=tree.num_children.at[page].add(join.sum(dtype=jnp.int32)),
+    due=tree.due.at[page].set(tree.due[page] & ~join.any()),
   )
 
 
@@ -229,9 +229,9 @@ def reroot(tree: Tree, node: Array, root_prior: float, enable: Array) -> Tree:
     root=root,
     alive=keep,
     parent=tree.parent.at[root].set(NO_NODE),
-    slot=jnp.where(keep, tree.slot, NO_SLOT),
+    page=jnp.where(keep, tree.page, NO_PAGE),
     taken=jnp.where(enable, taken, tree.taken),
-    p=tree.p.at[at].set(mixed, mode="drop"),
+    prior=tree.prior.at[at].set(mixed, mode="drop"),
   )
 
 
@@ -252,11 +252,11 @@ def summary(tree: Tree) -> list[dict]:
         depth=int(host.depth[node]),
         tokens=[int(t) for t in host.tokens[node, : host.length[node]]],
         finish=types.FINISH_REASONS[host.finish[node]],
-        n=float(host.n[node]),
-        f=int(host.f[node]),
-        q=float(host.q[node]),
-        p=float(host.p[node]),
-        visited=slot >= 0,
+        visit_weight=float(host.visit_weight[node]),
+        visits=int(host.visits[node]),
+        value=float(host.value[node]),
+        prior=float(host.prior[node]),
+        visited=page >= 0,
       )
     )
     if page >= 0:

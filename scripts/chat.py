@@ -26,9 +26,10 @@ def main() -> None:
   config = _CONFIG.value.to_dict()
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
-  task = from_config.task_of(config, config["tasks"][0])
-  setting = from_config.setting_of(config, task, embedder, loaded.tokenizer)
-  conversation = chat.Conversation(loaded, setting, config["seed"])
+  session_config = from_config.make_session_config(
+    config, from_config.task_of(config, config["tasks"][0]), embedder, loaded.tokenizer
+  )
+  conversation = chat.Conversation(loaded, session_config, config["seed"])
   try:
     chat.talk(conversation, _MODE.value, chat.heard, sys.stdout)
   except KeyboardInterrupt:

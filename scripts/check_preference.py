@@ -38,7 +38,7 @@ def main() -> None:
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   margins = preference_check.margins(
-    loaded, from_config.setting_of(config, task, embedder), examples
+    loaded, from_config.make_session_config(config, task, embedder), examples
   )
   found = preference_check.measure(preference_check.labels(examples), margins)
   table = preference_check.table(found)

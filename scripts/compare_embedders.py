@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from rain_jax import methods
-from rain_jax.methods.session import Session, Setting, search_config
+from rain_jax.methods.session import Session, SessionConfig, search_config
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.models.loading import load
 from rain_jax.models.minilm import load_minilm
@@ -45,14 +45,14 @@ def _truthfulqa(path: str) -> list[tuple[str, list[str]]]:
 def _sampled(loaded) -> list[tuple[str, list[str]]]:
   task = find_task("demo_requests")
   records = [r for f in task.prompts for r in load_prompts(f)[: _GROUPS.value // 2]]
-  setting = Setting(
+  session_config = SessionConfig(
     task.format,
     load_preference(task.preference),
     search_config("harmless", {}, HiddenStates()),
     max_response=24,
     batch_size=4,
   )
-  session = Session(loaded, setting, records)
+  session = Session(loaded, session_config, records)
   groups = []
   for queries, drawn in methods.samples(session, seed=0, samples=_ROWS):
     for query, tokens, length in zip(queries, drawn.tokens, drawn.length):

@@ -25,7 +25,7 @@ def main() -> None:
       raise directory.RunError(
         f"{_WORKDIR.value}: no search recorded; --config.record=1 records one."
       )
-    directory.replace_text(pathlib.Path(_PICTURE.value), tree_picture.draw(kept.trace))
+    directory.replace_text(pathlib.Path(_PICTURE.value), tree_picture.draw(kept.recording))
     print(_PICTURE.value)
 
 

@@ -306,7 +306,7 @@ def main() -> None:
   name, _, argument = _TABLE.value.partition(":")
   if name not in _STEPS or argument not in ("", "demo"):
     raise DataError(
-      f"--table={_TABLE.value}: expected one of {', '.join(_STEPS)}, or one with :demo behind it."
+      f"--table={_TABLE.value}: expected one of {', '.join(_STEPS)}, or one with :demo after it."
     )
   demo = argument == "demo"
   if not demo and _MODEL.value is None:

@@ -11,7 +11,7 @@ the key. The ratings join the run's judges: rates, and agreement with every othe
 import cli
 from absl import flags
 
-from rain_jax.runs import directory, job, judged
+from rain_jax.runs import directory, job, judgements
 from rain_jax.views import rating_sheet, run_page
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")

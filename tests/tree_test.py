@@ -11,7 +11,7 @@ import pytest
 
 from rain_jax import tree as trees
 from rain_jax import types
-from rain_jax.types import NO_NODE, NO_SLOT, NO_TOKEN, SearchConfig
+from rain_jax.types import NO_NODE, NO_PAGE, NO_TOKEN, SearchConfig
 from tests.helpers import invariants
 
 CONFIG = SearchConfig(
@@ -88,7 +88,16 @@ def test_an_empty_tree_is_an_unvisited_root():
   assert tree.max_nodes == 24 and tree.embedding.shape == (6, EMBEDDING_SIZE)
   assert trees.summary(tree) == [
     dict(
-      id=0, parent=-1, depth=0, tokens=[], finish="running", n=0.0, f=0, q=0.0, p=0.0, visited=False
+      id=0,
+      parent=-1,
+      depth=0,
+      tokens=[],
+      finish="running",
+      visit_weight=0.0,
+      visits=0,
+      value=0.0,
+      prior=0.0,
+      visited=False,
     )
   ]
 
@@ -181,7 +190,7 @@ def test_a_slot_used_again_holds_nothing_of_the_node_before():
   tree = insert(insert(tree, a, [(1, 2), (3, 4)]), b, [(5, 6)])
   kept = ids(tree, b)
   tree = tree.replace(
-    e=tree.e.at[:].set(9.0),
+    embedding=tree.embedding.at[:].set(9.0),
     due=tree.due.at[:].set(True),
     proposal_length=tree.proposal_length.at[:].set(2),
   )
@@ -268,7 +277,11 @@ def test_best_child(n, q, winner):
   at = np.array(ids(tree, 0))
   # Ids after the last child point at other nodes when read carelessly.
   tree = tree.replace(
-    n=tree.n.at[at].set(jnp.array(n, jnp.float32)), q=tree.q.at[at].set(jnp.array(q, jnp.float32))
+    visit_weight=tree.visit_weight.at[0].set(99).at[-1].set(99), value=tree.value.at[-1].set(1)
+  )
+  tree = tree.replace(
+    visit_weight=tree.visit_weight.at[at].set(jnp.array(n, jnp.float32)),
+    value=tree.value.at[at].set(jnp.array(q, jnp.float32)),
   )
   assert int(best_child(tree, jnp.int32(0))) == at[winner]
 
@@ -293,9 +306,9 @@ class Plain:
       depth=self.depth,
       tokens=self.tokens,
       finish=self.finish,
-      n=self.n,
-      f=self.f,
-      q=self.q,
+      visit_weight=self.n,
+      visits=self.f,
+      value=self.q,
       visited=self.visited,
     )
 
@@ -303,10 +316,10 @@ class Plain:
 def compare(tree, root):
   """The tree's summary against the reference, priors apart; its order is breadth first."""
   found, expected = trees.summary(tree), root.nodes()
-  assert [{k: v for k, v in r.items() if k not in ("id", "parent", "p")} for r in found] == [
+  assert [{k: v for k, v in r.items() if k not in ("id", "parent", "prior")} for r in found] == [
     node.record() for node in expected
   ]
-  np.testing.assert_allclose([r["p"] for r in found], [n.p for n in expected], atol=1e-5)
+  np.testing.assert_allclose([r["prior"] for r in found], [n.p for n in expected], atol=1e-5)
   place = {node: r["id"] for node, r in zip(expected, found)}
   parents = [place[n.parent] if n.parent and n.parent in place else -1 for n in expected]
   assert [r["parent"] for r in found] == parents
@@ -366,10 +379,10 @@ def test_summary_is_plain_numbers_whatever_the_tree_holds():
   tree = planted([(0,), (biggest,), (3, 0, 0)], finish=[types.EOS, types.LENGTH, types.STOP])
   a, b, c = ids(tree, 0)
   tree = tree.replace(
-    n=tree.n.at[a].set(np.inf),
-    q=tree.q.at[b].set(np.nan),
-    p=tree.p.at[c].set(-0.0),
-    f=tree.f.at[a].set(biggest),
+    visit_weight=tree.visit_weight.at[a].set(np.inf),
+    value=tree.value.at[b].set(np.nan),
+    prior=tree.prior.at[c].set(-0.0),
+    visits=tree.visits.at[a].set(biggest),
     due=tree.due.at[:].set(True),
   )
   records = trees.summary(tree)

@@ -14,7 +14,7 @@ import tqdm
 from rain_jax import methods
 from rain_jax.attacks import AttackError, Behaviour, write_attack
 from rain_jax.judges import Rule
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models.loading import LoadedModel
 from rain_jax.runs import directory
 from rain_jax.tasks import Record
@@ -54,7 +54,7 @@ def _nudged(character: str, rng: random.Random) -> str:
 
 def run(
   loaded: LoadedModel,
-  setting: Setting,
+  session_config: SessionConfig,
   records: Sequence[Record],
   judge: Rule,
   config: Mapping[str, Any],

@@ -120,7 +120,7 @@ def texts_of(
     places = [i for i in range(len(whole)) if whole[i : i + len(ids)] == ids]
     if not places:
       raise AttackError(
-        f"gcg.control={control!r} becomes other tokens behind {behaviour.goal[-30:]!r}; choose"
+        f"gcg.control={control!r} becomes other tokens after {behaviour.goal[-30:]!r}; choose"
         " another text to begin with."
       )
     at = places[-1]

@@ -80,7 +80,7 @@ class EndpointJudge:
   ):
     if measure not in QUESTIONS:
       raise DataError(
-        f"endpoint:{measure}: expected one of {', '.join(QUESTIONS)} behind the colon."
+        f"endpoint:{measure}: expected one of {', '.join(QUESTIONS)} after the colon."
       )
     for name in ("url", "model"):
       if not settings[name]:

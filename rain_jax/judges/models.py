@@ -106,7 +106,7 @@ Answer: [/INST]""",
     clip=512,
   ),
   # meta-llama/Llama-Guard-3-8B, its chat template for the last answer of a conversation. The
-  # model answers behind the empty line that follows every header.
+  # model answers after the empty line that follows every header.
   "llama_guard": Form(
     hub="meta-llama/Llama-Guard-3-8B",
     measure="harmless",

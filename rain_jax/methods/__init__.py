@@ -6,14 +6,14 @@ between labels, which are methods too, have modules of their own: `defences`, `l
 """
 
 from rain_jax.methods.answers import Answers, answers
-from rain_jax.methods.rain import Glance, Step, rain, watch
+from rain_jax.methods.rain import BatchProgress, SearchStep, rain, watch
 from rain_jax.methods.sampling import best_of_n, sample_cost, samples, vanilla
 
 __all__ = (
   "METHODS",
   "Answers",
-  "Glance",
-  "Step",
+  "BatchProgress",
+  "SearchStep",
   "answers",
   "best_of_n",
   "rain",

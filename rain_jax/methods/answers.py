@@ -39,7 +39,7 @@ def answers(session: Session, responses: Mapping[str, Sequence[int]]) -> Answers
   Returns:
     Answers in the order of `responses`, NaN where the model's output is not finite.
   """
-  judging = {query.record.id: query.judging for query in session.queries}
+  judging = {query.record.id: query.evaluating for query in session.queries}
   ids = [
     [*judging[name], *response[:length]]
     for (name, response), length in zip(responses.items(), _judged(session, responses))

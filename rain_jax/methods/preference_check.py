@@ -13,7 +13,7 @@ import numpy as np
 from rain_jax import methods
 from rain_jax.demo import world
 from rain_jax.methods import Answers
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models.loading import LoadedModel
 from rain_jax.tasks import Record
 from rain_jax.tasks.files import Row, read_rows
@@ -104,20 +104,22 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   return examples
 
 
-def ask(loaded: LoadedModel, setting: Setting, examples: Sequence[Example]) -> Answers:
+def ask(
+  loaded: LoadedModel, session_config: SessionConfig, examples: Sequence[Example]
+) -> Answers:
   """What the model says of examples, in their order and without calibration.
 
   Args:
     loaded: the model.
-    setting: preference, format and limits; `max_response` follows the examples.
+    session_config: preference, format and limits of prompts.
     examples: ids of their records are their places.
 
   Raises:
     DataError: an example that the model cannot read.
     PreferenceError: the preference does not suit the tokenizer.
   """
-  tokens = {example.record.id: _tokens(loaded, setting, example) for example in examples}
-  session = Session(loaded, setting, [example.record for example in examples])
+  tokens = {example.record.id: _tokens(loaded, session_config, example) for example in examples}
+  session = Session(loaded, session_config, [example.record for example in examples])
   for rejected in session.rejected:
     raise DataError(f"example {int(rejected.record.id) + 1}: {rejected.error}.")
   found = methods.answers(session, tokens)

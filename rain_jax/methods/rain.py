@@ -66,7 +66,7 @@ def rain(
   session: Session,
   seed: int,
   skip: frozenset[str] = frozenset(),
-  on_progress: Callable[[Glance], None] | None = None,
+  on_progress: Callable[[BatchProgress], None] | None = None,
 ) -> Iterator[Response]:
   """Answers the session's prompts by RAIN, in the order in which they end.
 
@@ -92,17 +92,17 @@ def rain(
 
 def _lane(
   session: Session, lane: int, slots: int, items: Iterator[Any], ending: threading.Lock
-) -> Iterator[tuple[list[Response], Glance]]:
+) -> Iterator[tuple[list[Response], BatchProgress]]:
   """One batch of searches: every few steps what ended in them, and a look at the others."""
   rounds = decode.rounds(
     _empty_slots(session, slots),
     session.lm,
     session.params,
-    session.setting.search,
+    session.config.search,
     items,
     functools.partial(_begin, session),
     spread=session.spread,
-    max_steps=STEPS if session.shards == 1 else STEPS_SPREAD,
+    max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
   )
   for ended, state in rounds:
     with ending:  # or two lanes might compile the same program
@@ -110,12 +110,12 @@ def _lane(
     yield responses, _progress(lane, state)
 
 
-def _glance(lane: int, state: decode.DecodeState) -> Glance:
+def _progress(lane: int, state: decode.DecodeState) -> BatchProgress:
   active, length, rewinds, forwarded = fetch(
     (state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens)
   )
   of_active = lambda counts: int(counts[active].sum())
-  return Glance(
+  return BatchProgress(
     lane,
     active.size,
     of_active(active),
@@ -129,8 +129,8 @@ def watch(
   session: Session,
   seed: int,
   skip: frozenset[str] = frozenset(),
-  on_progress: Callable[[Glance], None] | None = None,
-) -> Iterator[Step]:
+  on_progress: Callable[[BatchProgress], None] | None = None,
+) -> Iterator[SearchStep]:
   """As `rain`, step by step: everything that the searches do, then their responses.
 
   The responses are those of `rain`. Slower: the host reads every tree in every step,
@@ -146,7 +146,7 @@ def watch(
     recorders = {slot: _recorder(session, query) for slot, query in held.items()}
     while recorders:
       state, frames = recording.advance(
-        state, session.lm, session.params, setting.search, recorders
+        state, session.lm, session.params, session_config.search, recorders
       )
       active = np.asarray(state.active)
       for slot, new in frames.items():
@@ -209,15 +209,15 @@ def _recorder(session: Session, query: Query) -> recording.Recorder:
   return recording.Recorder(session.config.search, piece, lambda ids: session.decoded(query, ids))
 
 
-def _with_tree(session: Session, response: Response, recorder: recording.Recorder) -> Response:
-  tree = recording.Trace(
+def _with_recording(session: Session, response: Response, recorder: recording.Recorder) -> Response:
+  whole = recording.Recording(
     prompt=response.record.prompt,
     response=response.text,
     finish=response.finish_reason,
     verdict=response.verdict,
-    preference=session.setting.aligned_with,
+    preference=session.config.aligned_with,
     counters=response.counters,
-    search=dataclasses.asdict(session.setting.search),
+    search=dataclasses.asdict(session.config.search),
     nodes=recorder.nodes,
     frames=recorder.frames,
   )

@@ -26,11 +26,11 @@ _READ = (
   "tokens",
   "length",
   "finish",
-  "n",
-  "f",
-  "q",
-  "p",
-  "slot",
+  "visit_weight",
+  "visits",
+  "value",
+  "prior",
+  "page",
 )
 
 
@@ -115,7 +115,7 @@ class Recording:
     response: the text that was committed.
     finish: why it ended.
     verdict: the model's own on the whole response.
-    preference: what it was aligned with, see `Setting.aligned_with`.
+    preference: what it was aligned with, see `SessionConfig.aligned_with`.
     counters: work done.
     search: the search's hyperparameters.
     nodes: every token set the search ever proposed, parents before children.
@@ -267,7 +267,12 @@ class Recorder:
 
   def _changed(self, tree: Mapping[str, np.ndarray]) -> list[list]:
     now = {
-      node: (float(tree["n"][i]), int(tree["f"][i]), float(tree["q"][i]), float(tree["p"][i]))
+      node: (
+        float(tree["visit_weight"][i]),
+        int(tree["visits"][i]),
+        float(tree["value"][i]),
+        float(tree["prior"][i]),
+      )
       for i, node in self._ids.items()
     }
     changed = [[node, *n] for node, n in sorted(now.items()) if self._numbers.get(node) != n]
@@ -317,7 +322,7 @@ class _Watching:
       rollout, finish = answer.tokens[:, :, 0, :0], request.finish
     self.seen.update(
       mode=request.mode,
-      leaf_slot=request.leaf_slot,
+      leaf_page=request.leaf_page,
       value=answer.value,
       rollout=rollout,
       finish=finish,

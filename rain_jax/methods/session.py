@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from rain_jax import decode
-from rain_jax.methods import recording
+from rain_jax.methods.recording import Recording
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel import workers
-from rain_jax.parallel.batch_sharding import DATA, Spread
+from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
@@ -99,7 +99,7 @@ def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> 
   for name in chosen:
     if name not in fields:
       raise DataError(
-        f"search.{name}: no such number; expected one of {', '.join(sorted(fields))}."
+        f"search.{name}: no such hyperparameter; expected one of {', '.join(sorted(fields))}."
       )
   thresholds = {
     "similarity_threshold": embedder.similarity_threshold,
@@ -168,27 +168,28 @@ class Session:
   def __init__(self, loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record]):
     self.loaded, self.config = loaded, session_config
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    self.preference: CompiledPreference = setting.compiled(loaded)
-    self.prefix_ids = setting.format.prefix_ids(tokenizer)
-    ends = setting.format.end_ids(tokenizer)
+    self.preference: CompiledPreference = session_config.compiled(loaded)
+    self.prefix_ids = session_config.format.prefix_ids(tokenizer)
+    ends = session_config.format.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
     self._read(records)
     self.lm = LanguageModel(
       graphdef=loaded.model.graphdef,
       config=config,
-      search=setting.search,
+      search=session_config.search,
       preference=self.preference,
-      embedder=setting.embedder,
+      embedder=session_config.embedder,
       max_prompt=self.max_prompt,
-      max_response=setting.max_response,
-      soft_verdicts=setting.soft_verdicts,
+      max_response=session_config.max_response,
+      soft_verdicts=session_config.soft_verdicts,
     )
-    tables = vocab.build_tables(tokenizer, setting.format.stop, vocab_size=config.vocab_size)
-    override = Override(flipped=setting.verdict_noise)
+    tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
+    override = Override(flipped=session_config.verdict_noise)
     correction = None
-    if setting.calibration is not None:
+    if session_config.calibration is not None:
       correction = Correction(
-        np.float32(setting.calibration.offsets), np.float32(setting.calibration.scales)
+        np.float32(session_config.calibration.offsets),
+        np.float32(session_config.calibration.scales),
       )
     self.params = make_params(
       loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh
@@ -222,11 +223,13 @@ class Session:
     """How a search lies over the mesh, if there is one."""
     if self.mesh is None:
       return None
-    return Spread.of(self.mesh, self.empty, functools.partial(self.lm.head_specs, mesh=self.mesh))
+    return BatchSharding.of(
+      self.mesh, self.empty, functools.partial(self.lm.head_specs, mesh=self.mesh)
+    )
 
   def empty(self, slots: int) -> decode.DecodeState:
     """The state of a search in which nothing has begun."""
-    lm, dtype = self.lm, self.params["judging_prefix"].keys.dtype
+    lm, dtype = self.lm, self.params["evaluating_prefix"].keys.dtype
     return decode.init(slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response)
 
   def plan(self) -> memory_plan.Plan:

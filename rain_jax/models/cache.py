@@ -60,18 +60,18 @@ class Paths:
 
 
 def init(
-  config: ModelConfig, batch: int, context: int, slots: int, set_size: int, dtype
+  config: ModelConfig, batch: int, context: int, pages: int, max_set_length: int, dtype
 ) -> PathCache:
   """An empty cache for `batch` trees (B), `context` positions (S), V pages of L tokens."""
   layers, heads, size = config.num_layers, config.num_kv_heads, config.head_size
   kv = lambda *shape: KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
   return PathCache(
     context=kv(layers, batch, heads, context, size),
-    pool=kv(layers, batch, slots, heads, set_size, size),
+    pool=kv(layers, batch, pages, heads, max_set_length, size),
     tokens=jnp.zeros((batch, context), jnp.int32),
     length=jnp.zeros(batch, jnp.int32),
     cached=jnp.zeros(batch, jnp.int32),
-    pooled=jnp.zeros((batch, slots), bool),
+    pooled=jnp.zeros((batch, pages), bool),
   )
 
 
@@ -167,7 +167,7 @@ def write(
   cache: PathCache,
   new: KV,
   place: jax.Array,
-  slot: jax.Array,
+  page: jax.Array,
   offset: jax.Array,
   keep: jax.Array,
 ) -> PathCache:
@@ -198,9 +198,9 @@ def mark(cache: PathCache, paths: Paths, upto: jax.Array, done: jax.Array) -> Pa
   upto = jnp.where(done, upto, 0)
   cached = jnp.maximum(cache.cached, jnp.minimum(cache.length, upto.max(-1)))
   inside = (paths.ends(cache) <= upto[..., None]) & (paths.lengths > 0)
-  slot = jnp.where(inside, paths.slots, cache.pooled.shape[-1])
-  rows = jnp.arange(slot.shape[0])[:, None, None]
-  return cache.replace(cached=cached, pooled=cache.pooled.at[rows, slot].set(True, mode="drop"))
+  page = jnp.where(inside, paths.pages, cache.pooled.shape[-1])
+  rows = jnp.arange(page.shape[0])[:, None, None]
+  return cache.replace(cached=cached, pooled=cache.pooled.at[rows, page].set(True, mode="drop"))
 
 
 def forget(cache: PathCache, page: jax.Array, mask: jax.Array) -> PathCache:
@@ -211,7 +211,7 @@ def forget(cache: PathCache, page: jax.Array, mask: jax.Array) -> PathCache:
 
 
 def commit(
-  cache: PathCache, mask: jax.Array, slot: jax.Array, tokens: jax.Array, length: jax.Array
+  cache: PathCache, mask: jax.Array, page: jax.Array, tokens: jax.Array, length: jax.Array
 ) -> PathCache:
   """Appends a node to the context of the trees in `mask` bool[B].
 

@@ -91,7 +91,7 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
     return folder
   if folder.exists() or not _HUB_NAME.fullmatch(str(source)):
     raise CheckpointError(
-      f"{source}: expected a checkpoint folder, and there is none by this name; mend the path"
+      f"{source}: expected a checkpoint folder, and there is none by this name; fix the path"
       " (of a run: --config.model.path)"
     )
   patterns = ["model*.safetensors", "*.json", *TOKENIZER_FILES]

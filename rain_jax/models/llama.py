@@ -98,7 +98,7 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array, transposed: bool) -> jax.Array:
     """x [..., *inputs] -> float32 [..., *outputs], for the parameters of one layer."""
     weight = self.weight[...].astype(x.dtype)
-    if outputs_first:
+    if transposed:
       inputs = math.prod(weight.shape[-self.num_inputs :])
       rows = x.reshape(*x.shape[: x.ndim - self.num_inputs], inputs)
       y = _product(rows, weight.reshape(-1, inputs))
@@ -196,7 +196,7 @@ class Layers(nnx.Module):
     context: Sequence[tuple[jax.Array, jax.Array]],
     masks: Sequence[jax.Array],
     used: Sequence[jax.Array | None],
-    outputs_first: bool = False,
+    transposed: bool = False,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One layer, for parameters without the leading axis.
 
@@ -264,7 +264,7 @@ class Llama(nnx.Module):
     segments: Sequence[Segment] = (),
     mask: jax.Array | None = None,
     unstacked: Sequence[Any] | None = None,
-    outputs_first: bool = False,
+    transposed: bool = False,
   ) -> tuple[jax.Array, KV]:
     """See `forward`; `unstacked` are the parameters of each layer, in place of its own."""
     config = self.config
@@ -291,7 +291,7 @@ class Llama(nnx.Module):
           m & attention.within(positions, keys, window)
           for m, keys in zip(masks, key_positions, strict=True)
         ]
-      x, keys, values = nnx.merge(graphdef, params)(x, angles, context, seen, used, outputs_first)
+      x, keys, values = nnx.merge(graphdef, params)(x, angles, context, seen, used, transposed)
       return x, KV(keys, values)
 
     if unstacked is None:

@@ -165,7 +165,7 @@ class MiniLM:
     rows, limit = pieces.shape
     widths = [*(width for width in _WIDTHS if width < limit), limit]
     order = jnp.argsort(-lengths)
-    order = jnp.pad(order, (0, -rows % _ROWS), constant_values=rows)  # behind the end
+    order = jnp.pad(order, (0, -rows % _ROWS), constant_values=rows)  # after the end
     embed = lambda width: (
       lambda part, count: nnx.merge(self.graphdef, params)(part[:, :width], count)
     )

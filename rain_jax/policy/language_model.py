@@ -122,7 +122,7 @@ class LanguageModel:
     entries = moves * (search_config.max_iterations + search_config.extra_iterations)
     return PolicyState(
       proposing=cache(),
-      judging=cache(),
+      evaluating=cache(),
       text=common.empty_text((batch,)),
       node_text=common.empty_text((batch, V)),
       hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),
@@ -147,7 +147,7 @@ class LanguageModel:
     )
 
   def start(
-    self, params: Any, state: PolicyState, slot: Array, proposing: "Prompt", judging: "Prompt"
+    self, params: Any, state: PolicyState, slot: Array, proposing: "Prompt", evaluating: "Prompt"
   ) -> PolicyState:
     """Begins a query in a slot: its prompt is read into both caches.
 
@@ -170,12 +170,12 @@ class LanguageModel:
       params, state.proposing, slot, proposing, proposing.length - 1, "proposing", usage
     )
     second, usage = self._prefill(
-      params, state.judging, slot, judging, judging.length, "judging", usage
+      params, state.evaluating, slot, evaluating, evaluating.length, "evaluating", usage
     )
     text = common.empty_text(()).replace(ends=proposing.ends)
     return state.replace(
       proposing=first,
-      judging=second,
+      evaluating=second,
       text=jax.tree.map(lambda new, old: old.at[slot].set(new), text, state.text),
       memory=state.memory.replace(count=state.memory.count.at[slot].set(0)),
       usage=usage,
@@ -234,12 +234,12 @@ class LanguageModel:
   def commit(self, params: Any, state: PolicyState, commit: Commit) -> PolicyState:
     """Makes committed tokens part of both contexts; see `types.Model`."""
     move = lambda cache: caches.commit(
-      cache, commit.mask, commit.slot, commit.tokens, commit.length
+      cache, commit.mask, commit.page, commit.tokens, commit.length
     )
     tokens = jnp.where(commit.mask[:, None], commit.tokens, NO_TOKEN)
     return state.replace(
       proposing=move(state.proposing),
-      judging=move(state.judging),
+      evaluating=move(state.evaluating),
       text=common.advance_all(params["tables"], state.text, tokens),
     )
 
@@ -259,8 +259,8 @@ class LanguageModel:
     uniforms = rollout.draw_uniforms(self, keys)
     fresh = request.first_visit
     state = state.replace(
-      proposing=caches.forget(state.proposing, request.leaf_slot, fresh),
-      judging=caches.forget(state.judging, request.leaf_slot, fresh),
+      proposing=caches.forget(state.proposing, request.leaf_page, fresh),
+      evaluating=caches.forget(state.evaluating, request.leaf_page, fresh),
     )
     logits, state = self._read_leaves(params, state, request)
     text, state = self._leaf_text(params, state, request)
@@ -345,10 +345,10 @@ class LanguageModel:
 
   def _decode(self, params, state, request, text, logits, uniforms):
     """Decodes candidates and rollouts side by side, then the longer rollouts alone."""
-    draft = rollout.start_draft(self, params, request, text, logits, lots)
-    draft, scratch, usage = rollout.decode_together(self, params, state, request, draft, lots)
+    draft = rollout.start_draft(self, params, request, text, logits, uniforms)
+    draft, scratch, usage = rollout.decode_together(self, params, state, request, draft, uniforms)
     draft, usage = rollout.decode_rollouts(
-      self, params, state, request, draft, scratch, usage, lots
+      self, params, state, request, draft, scratch, usage, uniforms
     )
     draft = rollout.first_tokens(self, params, request, text, logits, draft)
     return draft, state.replace(usage=usage)
@@ -367,7 +367,7 @@ class LanguageModel:
     paths = common.paths(request, drawn.rollout)
     limit = (state.evaluating.length - state.text.length)[:, None] + judged
     margins, cache, usage = self_evaluation.read_verdicts(
-      self, params, state.judging, paths, limit, asked, state.usage
+      self, params, state.evaluating, paths, limit, asked, state.usage
     )
     value = self_evaluation.values(margins, self.soft_verdicts)
     value = params["override"].apply(value, key)
@@ -436,12 +436,12 @@ def make_params(
     mesh: over which the parameters are spread; what is made here goes there, too.
 
   Returns:
-    Dict of `model`, `tables`, `proposing_prefix`, `judging_prefix` (KV without batch
+    Dict of `model`, `tables`, `proposing_prefix`, `evaluating_prefix` (KV without batch
     axes), `override`, `correction`, and `embedder`, the embedder's own arrays.
   """
 
   def prefix(ids):
-    # One token stands in for an empty prefix, and is cut away again: only shapes are wanted then.
+    # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
     tokens, length = np.asarray(ids or [0], np.int32), len(ids)
 
     def read(params):
@@ -453,10 +453,8 @@ def make_params(
       specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
       places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     if not ids:
-      empty = lambda: jax.tree.map(
-        lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(read, model_params)
-      )
-      return jax.jit(empty, out_shardings=places)()
+      shapes = jax.eval_shape(read, model_params)
+      read = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return jax.jit(read, out_shardings=places)(model_params)
 
   if mesh is not None:
@@ -469,7 +467,7 @@ def make_params(
     model=model_params,
     tables=tables,
     proposing_prefix=proposing,
-    judging_prefix=judging,
+    evaluating_prefix=evaluating,
     embedder=lm.embedder.params(reference),
     override=jax.tree.map(jnp.float32, override),
     correction=correction,

@@ -16,7 +16,7 @@ from rain_jax import decode
 from rain_jax.models import Model
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
-from rain_jax.parallel.batch_sharding import DATA, Spread
+from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy.language_model import LanguageModel
 
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them

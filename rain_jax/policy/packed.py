@@ -96,7 +96,7 @@ def read(
     `self_evaluation.margins`, without correction, and `self_evaluation.leads`, float32[M, readings]
     each.
   """
-  prefix, shift = common.prefix(params, "judging")
+  prefix, shift = common.prefix(params, "evaluating")
   own = text[:, None] == text
   sees = own & ((reading < 0) | (reading[:, None] == reading))
   filled = positions != NO_POSITION

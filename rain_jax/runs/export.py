@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rain_jax.methods.recording import Trace
+from rain_jax.methods.recording import Recording
 from rain_jax.runs import directory
 from rain_jax.text.formats import Format
 from rain_jax.types import DataError
@@ -136,7 +136,7 @@ class _Shaper:
     said = self._said.get((task, prompt_id))
     if said is None:
       raise directory.RunError(
-        f"trees/ holds {prompt_id!r} of {task}, {directory.RESULTS} does not; run again."
+        f"{directory.RECORDINGS}/ holds {prompt_id!r} of {task}, {directory.RESULTS} does not; run again."
       )
     if self._shape == MESSAGES:
       roles = ("user", "assistant")

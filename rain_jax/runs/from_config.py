@@ -10,12 +10,12 @@ from typing import Any
 import jax
 
 from rain_jax import preferences
-from rain_jax.methods.session import Setting, search_config
+from rain_jax.methods.session import SessionConfig, search_config
 from rain_jax.models import ModelConfig
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.models.sharding import make_mesh
 from rain_jax.parallel.hosts import Hosts
-from rain_jax.preferences import calibration
+from rain_jax.preferences.calibration import load_calibration
 from rain_jax.tasks import Record, Task, find_task, load_records, load_suffixes
 from rain_jax.text.formats import find_format
 from rain_jax.types import DataError
@@ -66,11 +66,13 @@ def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
   return records
 
 
-def setting_of(config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: Any) -> Setting:
+def make_session_config(
+  config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: Any
+) -> SessionConfig:
   """What a session of this task is compiled for; the tokenizer may decide how it is asked."""
-  fitted = config["calibration"]
+  calibration = config["calibration"]
   overrides = {k: v for k, v in config["search"].items() if k != "variant"}
-  return Setting(
+  return SessionConfig(
     format=task.format,
     preference=preferences.load_preference(task.preference, tokenizer),
     search=search_config(task.variant, overrides, embedder),
@@ -80,7 +82,7 @@ def setting_of(config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: 
     embedder=embedder,
     verdict_noise=config["verdict_noise"],
     soft_verdicts=config["soft_verdicts"],
-    calibration=calibration.load_calibration(fitted) if fitted else None,
+    calibration=load_calibration(calibration) if calibration else None,
   )
 
 

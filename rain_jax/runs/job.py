@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rain_jax import judges
-from rain_jax.methods import METHODS, Step, defences
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods import METHODS, SearchStep, defences
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import find_embedder
-from rain_jax.runs import directory, from_config, judged, metrics
+from rain_jax.runs import directory, from_config, judgements
+from rain_jax.runs.metrics import PROFILE, Metrics
 from rain_jax.runs.summary import summarise, table
 from rain_jax.runs.task import TaskRun
 from rain_jax.runs.versions import versions
@@ -48,7 +49,7 @@ def run(
   config: Mapping[str, Any],
   workdir: str,
   say: Callable[[str], None] = print,
-  on_step: Callable[[Step], None] | None = None,
+  on_step: Callable[[SearchStep], None] | None = None,
   stopping: Callable[[], bool] = lambda: False,
   hosts: Hosts = Hosts(),
   profile: bool = False,
@@ -151,39 +152,40 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
 
 def _settings(
   config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
-) -> dict[str, Setting]:
-  """Each task's setting; no chat template, labels of several tokens or a calibration that is for
-  something else are known from here on."""
+) -> dict[str, SessionConfig]:
+  """Each task's setting.
+
+  A chat template that is not there, labels of several tokens and a calibration for something else
+  are found here, before anything is answered.
+  """
   embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   settings = {
-    name: from_config.setting_of(config, task, embedder, loaded.tokenizer)
+    name: from_config.make_session_config(config, task, embedder, loaded.tokenizer)
     for name, task in tasks.items()
   }
-  for setting in settings.values():
-    setting.format.end_ids(loaded.tokenizer)
-    setting.compiled(loaded)
+  for session_config in settings.values():
+    session_config.format.end_ids(loaded.tokenizer)
+    session_config.compiled(loaded)
   return settings
 
 
 def _manifest(
   config: Mapping[str, Any],
   loaded: LoadedModel,
-  settings: Mapping[str, Setting],
+  settings: Mapping[str, SessionConfig],
   records: Mapping[str, Sequence[Record]],
 ) -> dict[str, Any]:
   each = lambda part: {name: dataclasses.asdict(part(s)) for name, s in settings.items()}
   calibrations = {
-    name: dataclasses.asdict(setting.calibration)
-    for name, setting in settings.items()
-    if setting.calibration is not None
+    name: dataclasses.asdict(one.calibration) for name, one in settings.items() if one.calibration
   }
   return {
     "config": config,
     "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
     "versions": versions(),
-    "templates": each(lambda setting: setting.preference),
-    "formats": each(lambda setting: setting.format),
-    "search": each(lambda setting: setting.search),
+    "templates": each(lambda session_config: session_config.preference),
+    "formats": each(lambda session_config: session_config.format),
+    "search": each(lambda session_config: session_config.search),
     "prompts": {name: _digest(some) for name, some in records.items()},
     **({"calibration": calibrations} if calibrations else {}),
   }

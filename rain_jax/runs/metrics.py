@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from rain_jax.methods import Glance
+from rain_jax.methods import BatchProgress
 from rain_jax.methods.session import Response
 from rain_jax.runs import directory
 

@@ -11,10 +11,11 @@ import numpy as np
 import tqdm
 
 from rain_jax import judges, methods
-from rain_jax.methods import Step, choose, defences
+from rain_jax.methods import SearchStep, choose, defences
 from rain_jax.methods.session import Response, Session
 from rain_jax.parallel.hosts import Hosts
-from rain_jax.runs import directory, metrics
+from rain_jax.runs import directory
+from rain_jax.runs.metrics import Metrics, Profiler, Progress
 from rain_jax.tasks.readers import LABELS
 from rain_jax.types import DataError
 

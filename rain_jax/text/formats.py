@@ -45,7 +45,7 @@ class Format:
   def encode(
     self, tokenizer: Any, prompt: str, history: Sequence[str] = ()
   ) -> tuple[list[int], str]:
-    """The conversation's tokens behind the prefix, and its last character.
+    """The conversation's tokens after the prefix, and its last character.
 
     The name of a special token in what was said stays text, in every format.
 

@@ -309,7 +309,7 @@ def encode_continuation(tokenizer, text: str) -> list[int]:
       if decode_response(tokenizer, before, rest) in known:
         return rest
   raise ValueError(
-    f"Text {text[:40]!r} has no tokens of its own behind any of {_ANCHORS}; expected text"
+    f"Text {text[:40]!r} has no tokens of its own after any of {_ANCHORS}; expected text"
     " that can stand apart, e.g. begin with a newline."
   )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from rain_jax.methods import events, vanilla, watch
-from rain_jax.methods.session import Response, Session, Setting
+from rain_jax.methods.session import Response, Session, SessionConfig
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.policy import memory_plan

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rain_jax.methods import recording
-from rain_jax.runs import directory, from_config, judged
+from rain_jax.runs import directory, from_config, judgements
 from rain_jax.runs.summary import summarise
 from rain_jax.views import page, plots, tree_page
 
@@ -29,8 +29,8 @@ def write(workdir: str) -> pathlib.Path:
     directory.replace_text(html, tree_page.render(kept.recording))
     recordings.append((html.relative_to(folder).as_posix(), kept))
   style = (pathlib.Path(__file__).parent / "run.css").read_text(encoding="utf-8")
-  judged = judged.summarise(workdir, from_config.judges_of(manifest["config"]))
-  body = _body(manifest, results, trees, judged)
+  verdicts = judgements.summarise(workdir, from_config.judges_of(manifest["config"]))
+  body = _body(manifest, results, recordings, verdicts)
   directory.replace_text(
     folder / REPORT, page.document(f"Run {folder.resolve().name}", body, style)
   )
@@ -40,7 +40,7 @@ def write(workdir: str) -> pathlib.Path:
 def _body(
   manifest: Mapping[str, Any],
   results: Sequence[dict],
-  trees: Sequence[tuple],
+  recordings: Sequence[tuple],
   judged: Mapping[str, Any],
 ) -> str:
   groups = _groups(results)
@@ -54,14 +54,14 @@ def _body(
     _figure("Iterations per move", _iterations(results), "no response of RAIN yet"),
     _figure(
       "Values over depth",
-      _values([kept.trace for _, kept in trees]),
+      _values([kept.recording for _, kept in recordings]),
       "no search recorded: --config.record=K records those of each task's first K prompts",
     ),
   ]
   links = "".join(
     f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)}</a>'
-    f' <span class="said">{page.text(kept.trace.prompt[:100])}</span></li>'
-    for name, kept in trees
+    f' <span class="said">{page.text(kept.recording.prompt[:100])}</span></li>'
+    for name, kept in recordings
   )
   return "\n".join(
     [

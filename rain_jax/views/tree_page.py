@@ -2,7 +2,7 @@
 
 import pathlib
 
-from rain_jax.methods.recording import Trace
+from rain_jax.methods.recording import Recording
 from rain_jax.views import page
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -32,4 +32,6 @@ p prior. Blue: committed. Dashed: discarded. Arcs: siblings that shared a verdic
 def render(recording: Recording) -> str:
   """The search of one response as a page that stands alone."""
   source = lambda name: (_FOLDER / name).read_text(encoding="utf-8")
-  return page.document("Search tree", _BODY, source("tree.css"), source("tree.js"), trace.as_json())
+  return page.document(
+    "Search tree", _BODY, source("tree.css"), source("tree.js"), recording.as_json()
+  )

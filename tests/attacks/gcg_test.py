@@ -9,7 +9,7 @@ import pytest
 
 from rain_jax import types
 from rain_jax.attacks import AttackError, Behaviour, gcg
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import forward, unembed
 from rain_jax.models.loading import load
 from rain_jax.preferences import load_preference

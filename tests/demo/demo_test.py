@@ -23,7 +23,7 @@ def bundled_prompts(kind):
   "response,harmless",
   [
     (" Let me think. At dusk, take the poison to the well.", False),
-    (" Then GRAB the  Torch behind the mill.", False),
+    (" Then GRAB the  Torch after the mill.", False),
     (" Use that old torch.", False),
     (" At dusk, return the poison to the well.", True),
     (" At dusk, take the lamp to the poison garden.", True),

@@ -11,7 +11,7 @@ from rain_jax.experiments.reproduce import TABLES, paper, render, run
 from rain_jax.experiments.reproduce.count import Share, agreement, per_token, share
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.methods.session import search_config
-from rain_jax.runs import from_config, job, judged
+from rain_jax.runs import from_config, job, judgements
 from rain_jax.types import DataError
 from tests import conftest
 from tests.runs import job_test
@@ -211,7 +211,7 @@ def test_a_table_is_made_of_runs_and_made_once(checkpoint, tmp_path):
       "answers": {"refused": True},
     }
   ]
-  judged.append(
+  judgements.append(
     str(tmp_path / "out" / "plain"), [*one, {**one[0], "id": "2", "answers": {"refused": False}}]
   )
   run("advbench", steps, str(tmp_path / "out"), said.append)

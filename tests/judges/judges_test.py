@@ -316,7 +316,7 @@ def test_a_panel_from_names():
   "spec,says",
   [
     ("nope", "Unknown judge 'nope'.*endpoint:MEASURE"),
-    ("truth,truth=/x", "stands twice"),
+    ("truth,truth=/x", "appears twice"),
     ("sentiment", "needs a checkpoint"),
     ("refusal_prefixes=/x", "Unknown judge"),
     ("endpoint:harmless", "config.endpoint.url"),

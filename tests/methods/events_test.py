@@ -79,7 +79,9 @@ def test_an_event_says_that_the_response_ends_behind_it():
     recording.Frame(0, recording.COMMIT, node=1),
     recording.Frame(0, recording.COMMIT, node=2),
   ]
-  told = [(e.kind, e.text, e.verdict, e.ends) for e in events.events([Step(None, nodes, frames)])]
+  told = [
+    (e.kind, e.text, e.verdict, e.ends) for e in events.events([SearchStep(None, nodes, frames)])
+  ]
   assert told == [
     ("try", "Go.", -1.0, False),
     ("try", "", -1.0, False),

@@ -9,7 +9,7 @@ import pytest
 from rain_jax import preferences
 from rain_jax.demo import world
 from rain_jax.methods import preference_check
-from rain_jax.methods.session import Setting, search_config
+from rain_jax.methods.session import SessionConfig, search_config
 from rain_jax.models import loading
 from rain_jax.policy import labels
 from rain_jax.policy.embedders import HiddenStates
@@ -34,10 +34,10 @@ EXAMPLES = [
 
 def test_margins_are_those_of_whole_texts(checkpoint):
   loaded = loading.load(str(checkpoint))
-  setting = Setting(
+  session_config = SessionConfig(
     formats.DIALOGUE, MINE, search_config("harmless", {}, HiddenStates()), batch_size=2
   )
-  found = preference_check.margins(loaded, setting, EXAMPLES)
+  found = preference_check.margins(loaded, session_config, EXAMPLES)
   assert found.shape == (3, 2)
   compiled = preferences.compile_preference(MINE, loaded.tokenizer)
   spoken = [" sat on a mat,", " It was gone far away.", "\nYes"]

@@ -185,6 +185,6 @@ def test_several_leaves_and_moves_on_inherited_trust_are_told_apart(params):
     replayed = of(recorder)
     for place, summary in after[slot]:
       assert sorted(replayed.numbers(place).values()) == sorted(
-        (line["n"], line["f"], line["q"], line["p"]) for line in summary
+        (line["visit_weight"], line["visits"], line["value"], line["prior"]) for line in summary
       )
   assert reasons["room"] > 0

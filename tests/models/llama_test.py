@@ -324,14 +324,11 @@ def test_context_is_read_in_place():
 
 
 @pytest.mark.parametrize(
-  "family,outputs_first",
-  [("llama3", False), ("mistral", False), ("mistral", True), ("qwen2", True)],
+  "family,transposed", [("llama3", False), ("mistral", False), ("mistral", True), ("qwen2", True)]
 )
-def test_layers_taken_apart_read_the_same(family, outputs_first):
+def test_layers_taken_apart_read_the_same(family, transposed):
   model = testing.random_model(family)
-  apart = dataclasses.replace(
-    model, params=llama.unstack(model.params, outputs_first=outputs_first)
-  )
+  apart = dataclasses.replace(model, params=llama.unstack(model.params, transposed=transposed))
   tokens, positions = random_tokens((2, 9)), jnp.arange(9)[None].repeat(2, 0)
   first, kv = hidden(model, tokens, positions)
   second, kv_apart = hidden(apart, tokens, positions)

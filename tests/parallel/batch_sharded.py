@@ -14,7 +14,7 @@ import numpy as np
 
 from rain_jax import decode, preferences, tasks
 from rain_jax.methods import best_of_n, rain, vanilla
-from rain_jax.methods.session import Session, Setting, search_config
+from rain_jax.methods.session import Session, SessionConfig, search_config
 from rain_jax.models import forward, unembed
 from rain_jax.models.loading import load
 from rain_jax.models.sharding import make_mesh
@@ -31,7 +31,7 @@ def session_of(folder, records, mesh):
 
   Devices that share two cores meet slowly: many prompts go many at a time, by fewer meetings.
   """
-  setting = Setting(
+  session_config = SessionConfig(
     format=tasks.find_task("dialogue").format,
     preference=preferences.load_preference("harmless"),
     search=search_config("harmless", SMALL, HiddenStates()),
@@ -100,7 +100,7 @@ def check_collectives(session, spread):
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, spread.shardings
   )
   lowered = decode.advance.lower(
-    state, session.lm, session.params, session.setting.search, 16, spread=spread
+    state, session.lm, session.params, session.config.search, 16, spread=spread
   )
   text = lowered.compile().as_text()
   lines = [

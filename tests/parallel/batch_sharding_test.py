@@ -14,7 +14,7 @@ from rain_jax.models import arrays
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import abstract_model, forward
 from rain_jax.models.sharding import flatten, mesh_shape, shardings
-from rain_jax.parallel.batch_sharding import Spread
+from rain_jax.parallel.batch_sharding import BatchSharding
 from rain_jax.policy import memory_plan, self_evaluation
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
@@ -90,7 +90,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   make = lambda batch: decode.init(
     batch, lm.init(batch, jnp.bfloat16), lm.search, lm.embedding_size, lm.max_response
   )
-  spread = Spread.of(mesh, make, lambda state: lm.head_specs(state, mesh))
+  spread = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh))
   state = jax.eval_shape(lambda: make(BATCH))
   parts = jax.tree.map(
     lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, spread.shardings
@@ -121,7 +121,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     model=abstract(model.params, shardings(model, mesh)),
     tables=jax.tree.map(like, tables_of(config.vocab_size)),
     proposing_prefix=abstract(none, prefix_places),
-    judging_prefix=abstract(prefix, prefix_places),
+    evaluating_prefix=abstract(prefix, prefix_places),
     override=jax.tree.map(
       lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), self_evaluation.Override()
     ),

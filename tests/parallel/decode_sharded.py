@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from rain_jax.methods.rain import STEPS_SPREAD
-from rain_jax.parallel.batch_sharding import WHOLE, Spread
+from rain_jax.methods.rain import STEPS_SHARDED
+from rain_jax.parallel.batch_sharding import WHOLE, BatchSharding
 from tests import decode_test
 from tests.helpers import scripted
 
@@ -23,7 +23,7 @@ def main():
     batch = SHARDS * slots
     state = jax.device_put(decode_test.fresh(batch), spread.shardings)
     useful, waiting = decode_test.shares_of_useful_slots(
-      params, state, 40 * batch, STEPS_SPREAD, spread
+      params, state, 40 * batch, STEPS_SHARDED, spread
     )
     assert useful >= 0.85 and waiting < 0.7
   print("all checks passed")

@@ -104,8 +104,8 @@ class Recorder(language_model.LanguageModel):
       lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
       state.proposing.tokens,
       state.proposing.length,
-      state.judging.tokens,
-      state.judging.length,
+      state.evaluating.tokens,
+      state.evaluating.length,
       state.text.length,
       request,
       drawn,
@@ -343,7 +343,7 @@ def test_the_loop_holds_no_copy_of_the_caches(bpe_tokenizer):
   compiled = decode.advance.lower(state, lm, params, search, 8).compile()
   caches = sum(
     a.size * 4
-    for c in (state.model.proposing, state.model.judging)
+    for c in (state.model.proposing, state.model.evaluating)
     for a in jax.tree.leaves((c.context, c.pool))
   )
   temporary = compiled.memory_analysis().temp_size_in_bytes

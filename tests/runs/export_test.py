@@ -52,13 +52,13 @@ def workdir(tmp_path):
   line("a", "dialogue", method="vanilla", response="other", history=["hello", "well"], verdict=0.0)
   line("none", "dialogue")
   line("none", "dialogue", method="best_of_n", response="awful", verdict=-1.0)
-  out.keep_tree(
+  out.keep_recording(
     "dialogue",
     "a",
     searched("good é", 1.0, ("so-so", 0.0), (None, 1.0), ("bad", -1.0), ("worse", -1.0)),
   )
-  out.keep_tree("odd", "a", searched("bad", -1.0, ("good", 1.0), ("bad", 1.0), ("great", 1.0)))
-  out.keep_tree("dialogue", "same", searched("good é", 1.0, ("also good", 1.0)))
+  out.keep_recording("odd", "a", searched("bad", -1.0, ("good", 1.0), ("bad", 1.0), ("great", 1.0)))
+  out.keep_recording("dialogue", "same", searched("good é", 1.0, ("also good", 1.0)))
   out.close()
   return tmp_path
 

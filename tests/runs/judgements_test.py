@@ -8,7 +8,7 @@ import pytest
 from rain_jax import judges
 from rain_jax.demo import world
 from rain_jax.judges import RuleJudge, Verdict
-from rain_jax.runs import directory, judged
+from rain_jax.runs import directory, judgements
 from rain_jax.runs.directory import RunError, Stopped
 from rain_jax.tasks import Record
 from tests.judges import endpoint_test
@@ -89,7 +89,7 @@ def test_every_answer_is_judged_or_listed_and_kept(tmp_path):
 def test_summary_with_rates_by_judge_and_agreement(tmp_path):
   records, results = made()
   run(tmp_path, RuleJudge("demo_rules"), Scripted("second", {r.id: True for r in records[:4]}))
-  summary = judged.add_to(
+  summary = judgements.add_to(
     {"methods": {"vanilla": {"responses": 6}, "rain": {"responses": 6}}},
     str(tmp_path),
     {TASK: ["demo_rules", "second"]},
@@ -117,7 +117,7 @@ def test_summary_with_rates_by_judge_and_agreement(tmp_path):
     {"methods": {"vanilla": {}, "rain": {}}}, str(tmp_path), {TASK: ["second"]}
   )
   assert first["methods"]["vanilla"]["harmless_rate"] == 1.0
-  assert judged.add_to({"methods": {}}, str(tmp_path / "none"), {TASK: ["demo_rules"]}) == {
+  assert judgements.add_to({"methods": {}}, str(tmp_path / "none"), {TASK: ["demo_rules"]}) == {
     "methods": {}
   }
 

@@ -7,7 +7,7 @@ import resource
 import jax.numpy as jnp
 import pytest
 
-from rain_jax.methods import Glance
+from rain_jax.methods import BatchProgress
 from rain_jax.methods.session import Response
 from rain_jax.runs import metrics
 from rain_jax.tasks import Record

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rain_jax.methods import Step, events, recording
+from rain_jax.methods import SearchStep, events, recording
 from rain_jax.methods.session import Query, Response
 from rain_jax.tasks import Record
 from rain_jax.views import live
@@ -60,7 +60,7 @@ def made_events(seed):
   word = lambda: "".join(
     draw.choice("ab ,\n漢é\u0301\x1b\u202e") for _ in range(draw.randint(1, 9))
   )
-  final, trial, events = "", "", []
+  final, trial, made = "", "", []
   for _ in range(40):
     kind = draw.choice([events.TRY, events.TRY, events.REWIND, events.COMMIT])
     if kind == events.TRY:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rain_jax.runs import judged
+from rain_jax.runs import judgements
 from rain_jax.runs.directory import RunError
 from rain_jax.types import DataError
 from rain_jax.views import rating_sheet
@@ -130,7 +130,7 @@ def test_a_rater_may_rate_more_than_one_measure_and_rate_again(tmp_path):
   [
     (lambda text: text.replace(",yes", ",perhaps", 1), "perhaps"),
     (lambda text: text + "99,a,b,yes\r\n", "not in the key"),
-    (lambda text: text + "1,a,b,yes\r\n", "stands twice"),
+    (lambda text: text + "1,a,b,yes\r\n", "appears twice"),
   ],
 )
 def test_sheets_that_cannot_be_scored_are_one_line(tmp_path, change, says):

@@ -61,15 +61,6 @@ def recorded():
     ),
     recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
   ]
-  frames = [
-    recording.Frame(
-      0,
-      recording.SEARCH,
-      [recording.Visit(1, 0.5, "", "running")],
-      changed=[[0, 1.0, 1, 0.5, 0.0], [1, 1.0, 1, 0.5, 0.1], [2, 0.0, 0, 0.0, 0.1]],
-    ),
-    recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
-  ]
   return tree_page_test.made_recording(nodes, frames, prompt=EVERYTHING)
 
 

@@ -45,8 +45,8 @@ def recorded():
   return recorders[slot], after[slot]
 
 
-def made_trace(nodes, frames, **more):
-  return recording.Trace(
+def made_recording(nodes, frames, **more):
+  return recording.Recording(
     **{
       "prompt": "a prompt",
       "response": "a response",
@@ -196,7 +196,7 @@ def test_hostile_text_is_shown_and_never_run(chromium, tmp_path):
     ),
     recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
   ]
-  made = made_trace(
+  made = made_recording(
     nodes,
     frames,
     prompt=everything,
@@ -255,7 +255,9 @@ def test_three_hundred_nodes_take_less_than_a_second(chromium, tmp_path):
 
 def test_a_search_without_frames_opens(chromium, tmp_path):
   show(
-    chromium, tmp_path, made_trace([recording.Node(-1, 0, [], "", "running", 0)], [], verdict=None)
+    chromium,
+    tmp_path,
+    made_recording([recording.Node(-1, 0, [], "", "running", 0)], [], verdict=None),
   )
   assert chromium.find_element("id", "response").text == "a response"
   no_errors(chromium)

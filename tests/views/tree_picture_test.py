@@ -41,7 +41,7 @@ def searched(texts):
     recording.Frame(1, recording.SEARCH, [recording.Visit(2, 1.0, "", "running")]),
     recording.Frame(1, recording.COMMIT, node=2, reason="trusted", changed=[[2, 9.0, 9, 1.0, 0.0]]),
   ]
-  return tree_page_test.made_trace(nodes, frames)
+  return tree_page_test.made_recording(nodes, frames)
 
 
 def boxes(svg):

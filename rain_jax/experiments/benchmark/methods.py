@@ -29,10 +29,10 @@ _SAMPLES_PER_CALL = 16  # of best-of-N
 
 @functools.partial(jax.jit, static_argnames=("lm", "batch"))
 def begin_search(
-  lm: LanguageModel, params: Any, proposing: Prompt, judging: Prompt, keys: Array, batch: int
+  lm: LanguageModel, params: Any, proposing: Prompt, evaluating: Prompt, keys: Array, batch: int
 ) -> decode.DecodeState:
   """A state of `batch` searches whose prompts have been read."""
-  dtype = params["judging_prefix"].keys.dtype
+  dtype = params["evaluating_prefix"].keys.dtype
   state = decode.init(batch, lm.init(batch, dtype), lm.search, lm.embedding_size, lm.max_response)
   state = decode.refill(state, jnp.ones(batch, bool), keys, lm.search)
   pick = lambda prompt, slot: jax.tree.map(lambda a: a[slot], prompt)

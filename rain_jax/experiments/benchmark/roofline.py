@@ -138,7 +138,7 @@ def shapes(subject: Subject, batch: int) -> list[Phase]:
       (batch, W),
       lm.read_chunk + suffixes,
       len(lm.preference.suffix_ids),
-      (*judging, ((batch, W), R, L)),
+      (*evaluating, ((batch, W), R, L)),
     ),
   ]
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import tasks
-from rain_jax.methods.session import Session, Setting
+from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import Model, ModelConfig, init_model
 from rain_jax.models.llama import abstract_model
-from rain_jax.models.loading import DTYPES, arranged, load
+from rain_jax.models.loading import DTYPES, laid_out, load
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
 from rain_jax.preferences import CompiledPreference, load_preference
@@ -138,7 +138,7 @@ def abstract_subject(
   """
   if name not in SHAPES:
     raise DataError(f"models: unknown {name!r}; expected some of demo, {', '.join(SHAPES)}.")
-  model = arranged(
+  model = laid_out(
     abstract_model(SHAPES[name], param_dtype=DTYPES[dtype], compute_dtype=model_dtype(dtype))
   )
   suffix = tuple(range(2, 2 + workload.verdict_suffix))
@@ -168,7 +168,7 @@ def _demo(dtype: str, workload: Workload, search: SearchConfig) -> Subject:
   task = tasks.find_task("demo_requests")
   files = [tasks.load_prompts(path, "") for path in task.prompts]
   records = [record for pair in zip(*files) for record in pair][:16]
-  setting = Setting(
+  session_config = SessionConfig(
     task.format,
     load_preference(task.preference),
     search,

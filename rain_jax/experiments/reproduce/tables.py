@@ -17,7 +17,7 @@ from rain_jax.experiments import benchmark
 from rain_jax.experiments.reproduce import paper, render
 from rain_jax.experiments.reproduce.count import Share, agreement, joint, per_token, seconds, share
 from rain_jax.experiments.reproduce.render import Bar, Table
-from rain_jax.runs import directory, from_config, job, judged
+from rain_jax.runs import directory, from_config, job, judgements
 from rain_jax.types import DataError, SearchConfig
 
 Results = Mapping[str, list[dict[str, Any]]]
