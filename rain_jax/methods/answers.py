@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,21 +29,19 @@ class Answers(NamedTuple):
   leads: np.ndarray
 
 
-def answers(session: Session, responses: Mapping[str, Sequence[int]]) -> Answers:
+def answers(session: Session, responses: Sequence[tuple[str, Sequence[int]]]) -> Answers:
   """Judges responses, whole or partial, on all cores.
 
   Args:
     session: with the prompts.
-    responses: by the prompt's id, tokens as they continue it.
+    responses: the id of its prompt, and each response's tokens as they continue it.
 
   Returns:
     Answers in the order of `responses`, NaN where the model's output is not finite.
   """
-  judging = {query.record.id: query.evaluating for query in session.queries}
-  ids = [
-    [*judging[name], *response[:length]]
-    for (name, response), length in zip(responses.items(), _judged(session, responses))
-  ]
+  asked = {query.record.id: query.evaluating for query in session.queries}
+  lengths = _judged(session, [response for _, response in responses])
+  ids = [[*asked[name], *said[:length]] for (name, said), length in zip(responses, lengths)]
   suffixes = session.preference.suffix_ids
   longest = max(map(len, ids)) + sum(map(len, suffixes))
   size = max(_ROW, 128 * math.ceil(longest / 128))
@@ -61,11 +59,11 @@ def _read(session: Session, rows: Iterator[packed.Row]) -> Iterator[tuple[packed
     yield row, np.stack(jax.device_get(packed.read(session.lm, session.params, *row[1:])))
 
 
-def _judged(session: Session, responses: Mapping[str, Sequence[int]]) -> np.ndarray:
+def _judged(session: Session, responses: Sequence[Sequence[int]]) -> np.ndarray:
   """How many tokens of each response are judged, int32[responses]."""
-  longest = 32 * math.ceil(max(map(len, responses.values())) / 32)
+  longest = 32 * math.ceil(max(map(len, responses)) / 32)
   rows = np.full((len(responses), longest), types.NO_TOKEN, np.int32)
-  for row, response in zip(rows, responses.values()):
+  for row, response in zip(rows, responses):
     row[: len(response)] = response
   return jax.device_get(
     session.lm.judged(text_of(session.params["tables"], rows), types.RUNNING)[0]

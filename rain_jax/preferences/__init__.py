@@ -9,7 +9,6 @@ and of a bad answer (RAIN, section 3.2, self-evaluation; design section 2). `com
 turns a form into tokens, once per tokenizer; `calibration` corrects what the model then says.
 """
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping

@@ -58,9 +58,13 @@ class Calibration:
           f" {shown(other)}; fit one for it with check_preference.py --fit."
         )
 
+  def log_odds(self, leads: np.ndarray) -> np.ndarray:
+    """Log-odds of being good, float[..., readings]."""
+    return np.array(self.scales) * (leads - np.array(self.offsets))
+
   def margins(self, leads: np.ndarray) -> np.ndarray:
-    """How sure the model is that a response is good, float[..., readings] in [-1, 1]."""
-    return np.tanh(np.array(self.scales) * (leads - np.array(self.offsets)) / 2)
+    """Probability of being good minus that of being bad, float[..., readings]."""
+    return np.tanh(self.log_odds(leads) / 2)
 
   def described(self) -> str:
     """One line for people."""
