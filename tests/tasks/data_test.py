@@ -7,7 +7,8 @@ import string
 
 import pytest
 
-from rain_jax.preferences import check, load_preference
+from rain_jax.methods.preference_check import load_examples
+from rain_jax.preferences import load_preference
 from rain_jax.tasks import load_prompts
 from tests import conftest
 
@@ -17,7 +18,7 @@ KINDS = pytest.mark.parametrize("kind", COUNTS)
 
 
 def examples(kind):
-  return check.load_examples(str(DATA / f"{kind}_examples.jsonl"))
+  return load_examples(str(DATA / f"{kind}_examples.jsonl"))
 
 
 def words(text):
