@@ -18,6 +18,7 @@ import numpy as np
 from rain_jax import search, types
 from rain_jax import tree as trees
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
+from rain_jax.parallel.loops import while_any
 from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
 
@@ -236,7 +237,7 @@ def move(
     return state
 
   def more(carry):
-    return carry[1].any()
+    return carry[1]
 
   def again(carry):
     state, mask = carry
@@ -248,9 +249,7 @@ def move(
     return state, mask & state.active & still_trusted(state.tree)
 
   still_trusted = jax.vmap(lambda tree: trusted(tree, config))
-  state, _ = jax.lax.while_loop(
-    more, again, (state, due & state.active & still_trusted(state.tree))
-  )
+  state, _ = while_any(more, again, (state, due & state.active & still_trusted(state.tree)))
   return state
 
 
@@ -298,7 +297,7 @@ def _advance(state, model, params, config, max_steps, wait_for_all) -> DecodeSta
     state, steps = carry
     return step(state, model, params, config), steps + 1
 
-  state, _ = jax.lax.while_loop(unfinished, body, (state, jnp.int32(0)))
+  state, _ = while_any(unfinished, body, (state, jnp.int32(0)))
   return state
 
 

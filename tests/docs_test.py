@@ -19,30 +19,8 @@ from rain_jax.methods import preference_check
 from rain_jax.policy import embedders
 from rain_jax.preferences import load_preference
 from rain_jax.types import SearchConfig
-from tests import conftest
-
-ROOT = conftest.ROOT
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page: pathlib.Path, language: str) -> list[str]:
-  """The fenced blocks of a page in a language; "" is commands."""
-  found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-  return [text for name, text in found if name == language]
-
-
-def commands(page: pathlib.Path) -> list[list[str]]:
-  """Arguments of every `python FILE ...` that a page shows."""
-  found = []
-  for block in blocks(page, ""):
-    for line in block.replace("\\\n", " ").splitlines():
-      for part in line.split("&&"):
-        words = shlex.split(part, comments=True)
-        if words[:1] == ["python"] and words[1].endswith(".py"):
-          end = words.index(">") if ">" in words else len(words)
-          found.append(words[1:end])
-  return found
-
+from tests.helpers.docs import ALL, PAGES, blocks
+from tests.helpers.repository import ROOT
 
 # What the docs show and `commands_test.py` does not run.
 ELSEWHERE = {
@@ -53,7 +31,6 @@ ELSEWHERE = {
   "python -m pytest": ".ci/run does it",
   "python -m pytest -m slow": "minutes each, by hand",
 }
-ALL = [(page, command) for page in PAGES for command in commands(page)]
 
 
 def test_the_pages_show_commands_of_every_script():

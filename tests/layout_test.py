@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
 import pathlib
 import re
 import subprocess
@@ -10,8 +9,8 @@ import sys
 import tomllib
 
 from rain_jax import types
+from tests.helpers.repository import ROOT, load_config
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What each module of the core, and each folder, may import of the project besides itself.
 CORE = {
   "types": set(),
@@ -111,28 +110,17 @@ def test_configs_import_only_ml_collections():
     assert first <= {"ml_collections", "common"}, path
 
 
-def _load_config(name: str):
-  sys.path.insert(0, str(ROOT / "configs"))
-  try:
-    spec = importlib.util.spec_from_file_location(f"config_{name}", ROOT / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-  finally:
-    sys.path.pop(0)
-
-
 def test_common_config_names_every_number_of_the_search():
   kinds = {
     f.name: re.match(r"\w+", str(getattr(f.type, "__name__", f.type)))[0]
     for f in dataclasses.fields(types.SearchConfig)
   }
-  assert {name: kind.__name__ for name, kind in _load_config("common").SEARCH.items()} == kinds
+  assert {name: kind.__name__ for name, kind in load_config("common").SEARCH.items()} == kinds
 
 
 def test_every_config_can_be_made():
   for path in (ROOT / "configs").glob("*.py"):
-    config = _load_config(path.stem).get_config()
+    config = load_config(path.stem).get_config()
     assert config.seed == 0
 
 
@@ -151,3 +139,9 @@ def test_every_data_file_of_the_package_is_installed():
     if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
   }
   assert there <= installed
+
+
+def test_no_test_module_imports_another():
+  for path in (ROOT / "tests").rglob("*.py"):
+    for name in imports(path):
+      assert not f"{name}.".startswith("tests.") or name.startswith("tests.helpers."), (path, name)

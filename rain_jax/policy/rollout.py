@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from rain_jax import search, types
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.models import cache as caches
+from rain_jax.parallel.loops import while_any
 from rain_jax.policy import common, sampling
 from rain_jax.policy.usage import CANDIDATES, ROLLOUT
 from rain_jax.text import vocab
@@ -184,7 +185,7 @@ def decode_together(lm, params, state, request, draft: Draft, uniforms: Uniforms
 
   def unfinished(carry):
     step, draft = carry[:2]
-    return (step < L) & wanted(draft).any()
+    return (step < L) & wanted(draft)
 
   def decode(carry):
     step, draft, scratch, usage = carry
@@ -214,7 +215,7 @@ def decode_together(lm, params, state, request, draft: Draft, uniforms: Uniforms
     return step + 1, draft, common.put(scratch, new, step - 1), usage
 
   scratch = common.scratch(lm, state.proposing.pool.keys.dtype, B, W, G + 1, L)
-  step, draft, scratch, usage = jax.lax.while_loop(
+  step, draft, scratch, usage = while_any(
     unfinished, decode, (jnp.int32(1), draft, scratch, state.usage)
   )
   own = jax.tree.map(lambda a: a[:, :, :, -1], scratch)
@@ -229,7 +230,7 @@ def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, unif
   places = jnp.arange(R)
 
   def unfinished(carry):
-    return carry[1].rolling.any()
+    return carry[1].rolling
 
   def decode(carry):
     step, draft, scratch, usage = carry
@@ -254,7 +255,7 @@ def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, unif
   scratch = jax.tree.map(
     lambda whole, first: whole.at[..., :kept, :].set(first[..., :kept, :]), scratch, own
   )
-  _, draft, _, usage = jax.lax.while_loop(unfinished, decode, (step, draft, scratch, usage))
+  _, draft, _, usage = while_any(unfinished, decode, (step, draft, scratch, usage))
   return draft, usage
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache, Paths
+from rain_jax.parallel.loops import while_any
 from rain_jax.policy import common, sampling
 from rain_jax.policy.usage import VERDICT
 from rain_jax.types import Array
@@ -129,7 +130,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
   tail_at = total[..., None] + jnp.arange(R)
 
   def unread(carry):
-    return carry[0].any()
+    return carry[0]
 
   def read(carry):
     asked, begin, lead, cache, tail, usage = carry
@@ -167,7 +168,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
   lead = jnp.zeros((B, W, len(lm.preference.suffix_ids)), jnp.float32)
   # What rollouts add after the stored path, for the calls after the one that reads it.
   tail = common.scratch(lm, cache.pool.keys.dtype, B, W, R)
-  carry = jax.lax.while_loop(unread, read, (asked, begin, lead, cache, tail, usage))
+  carry = while_any(unread, read, (asked, begin, lead, cache, tail, usage))
   return carry[2], carry[3], carry[5]
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from rain_jax import types
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, over_data
+from rain_jax.parallel.loops import while_any
 from rain_jax.policy import common, sampling, self_evaluation
 from rain_jax.policy.language_model import LanguageModel, Prompt
 from rain_jax.text import vocab
@@ -100,7 +101,7 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
     return tokens, length + (on & ~broken), finish, text
 
   def unfinished(carry):
-    return jnp.any(carry[1][2] == types.RUNNING)
+    return carry[1][2] == types.RUNNING
 
   def decode(carry):
     step, texts, scratch, forwarded, calls = carry
@@ -128,7 +129,7 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
   texts = extend(texts, jnp.broadcast_to(logits, (B, N, logits.shape[-1])), 0)
   scratch = common.scratch(lm, shared[-1].keys.dtype, B, N, R)
   start = (jnp.int32(1), texts, scratch, prompts.length, jnp.ones(B, jnp.int32))
-  _, texts, _, forwarded, calls = jax.lax.while_loop(unfinished, decode, start)
+  _, texts, _, forwarded, calls = while_any(unfinished, decode, start)
   tokens, length, finish, text = texts
   return Samples(tokens, length, finish, text, calls, forwarded)
 

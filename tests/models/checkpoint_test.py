@@ -1,7 +1,6 @@
 """Tests of converted checkpoints, of the script that makes them, and of sharded models."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -13,8 +12,7 @@ import pytest
 from rain_jax.models import checkpoint, hf, testing
 from rain_jax.models.hf import CheckpointError
 from rain_jax.models.sharding import flatten
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.helpers.repository import ROOT
 
 
 def assert_same_params(got, want):

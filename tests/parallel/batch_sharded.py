@@ -1,4 +1,4 @@
-"""A search on meshes of eight virtual devices; run by spread_test.py in a process of its own.
+"""A search on meshes of eight virtual devices; run by batch_sharding_test.py in a process of its own.
 
 Arguments: a checkpoint folder, or "demo"; how many prompts; methods; meshes, such as 8x1 4x2.
 """

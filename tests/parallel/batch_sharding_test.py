@@ -20,17 +20,17 @@ from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.preferences import CompiledPreference
 from rain_jax.text import vocab
-from tests import conftest
+from tests.helpers import scripts
 
 
 def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
-  conftest.on_eight_devices("parallel/batch_sharded.py", str(checkpoint), "12", "rain", "4x2")
+  scripts.on_eight_devices("parallel/batch_sharded.py", str(checkpoint), "12", "rain", "4x2")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4", "1x8"])
 def test_every_mesh_gives_the_responses_of_one_device_by_every_method(mesh):
-  conftest.on_eight_devices(
+  scripts.on_eight_devices(
     "parallel/batch_sharded.py", "demo", "100", "rain,vanilla,best", mesh, limit=3600
   )
 

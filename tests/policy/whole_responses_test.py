@@ -11,7 +11,7 @@ from rain_jax import types
 from rain_jax.policy import language_model, whole_responses
 from rain_jax.text import vocab
 from rain_jax.types import NO_TOKEN
-from tests.policy.language_model_test import JUDGED, PROMPTS, R, as_prompt, make, padded_reader
+from tests.helpers.tiny_lm import JUDGED, PROMPTS, R, as_prompt, make, padded_reader
 
 N = 4
 PREFIX = [0, 11, 12]  # tokens before every prompt

@@ -13,6 +13,7 @@ from rain_jax.preferences import PreferenceError
 from rain_jax.runs import directory, from_config, job
 from rain_jax.types import DataError
 from rain_jax.views import terminal
+from tests.helpers import small_runs
 
 PROMPTS = [
   {"id": "short", "prompt": "the cat {prompt} sat"},
@@ -20,48 +21,11 @@ PROMPTS = [
   {"id": "long", "prompt": "far away " * 60},
   {"id": "odd", "prompt": "Human: é\u0000\u2028\n\nAssistant: </s> 😀"},
 ]
-CONFIG = {
-  "model": {"path": "", "dtype": "float32"},
-  "tasks": ("dialogue",),
-  "methods": ("rain", "best_of_n", "vanilla"),
-  "preference": "",
-  "judge": "",
-  "judging": {"dtype": "float32", "batch_size": 4},
-  "endpoint": {
-    "url": "",
-    "model": "",
-    "key": "",
-    "timeout": 5.0,
-    "retries": 0,
-    "budget": 0,
-    "cache": "",
-  },
-  "prompts": {"path": "", "column": "", "limit": 0, "text": "", "suffixes": ""},
-  "format": {"name": "", "prefix": None, "template": None, "stop": None, "opening": None},
-  "limits": {"max_prompt": 64, "max_response": 12},
-  "batch_size": 2,
-  "seed": 0,
-  "verdict_noise": 0.0,
-  "soft_verdicts": False,
-  "record": 0,
-  "embedder": {"name": "hidden", "path": ""},
-  "best_of_n": {"samples": 0},
-  "mesh": {"data": -1, "tensor": 1, "across_hosts": True},
-  "search": {
-    "variant": "",
-    "max_iterations": 4,
-    "extra_iterations": 2,
-    "max_nodes": 128,
-    "max_visited": 16,
-    "max_path": 4,
-    "min_visits": 2,
-  },
-}
 
 
 @pytest.fixture
 def config(checkpoint, tmp_path):
-  made = copy.deepcopy(CONFIG)
+  made = copy.deepcopy(small_runs.CONFIG)
   made["model"]["path"] = str(checkpoint)
   path = tmp_path / "prompts.jsonl"
   path.write_text("".join(json.dumps(p) + "\n" for p in PROMPTS), "utf-8")

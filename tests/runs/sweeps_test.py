@@ -11,7 +11,7 @@ import time
 import pytest
 
 from rain_jax.runs import directory, sweeps
-from tests import conftest
+from tests.helpers.repository import ROOT
 
 # Stands in for scripts/generate.py: appends to a log of starts, takes a while, writes a summary,
 # whole or not at all.
@@ -67,7 +67,7 @@ def test_a_sweep_file_adds_runs_or_names_a_product(tmp_path):
   assert len(sweeps.load_sweep(write(tmp_path, TWELVE))) == 12
   found = sweeps.load_sweep(write(tmp_path, "PRODUCT = {'seed': (0, 1), 'search.leaves': (1, 4)}"))
   assert found == [{"seed": s, "search.leaves": n} for s in (0, 1) for n in (1, 4)]
-  shipped = list((conftest.ROOT / "configs" / "sweeps").glob("*.py"))
+  shipped = list((ROOT / "configs" / "sweeps").glob("*.py"))
   assert shipped and all(sweeps.load_sweep(str(file)) for file in shipped)
 
 
@@ -108,7 +108,7 @@ def test_another_sweep_is_refused_and_a_longer_one_is_not(tmp_path):
 def test_twelve_runs_killed_in_the_middle_end_with_one_table(tmp_path):
   out = tmp_path / "out"
   command = [sys.executable, "-c", SWEEP_OF_TWELVE, str(out), write(tmp_path, TWELVE), RUN]
-  env = os.environ | {"PYTHONPATH": str(conftest.ROOT)}
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
   process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
   while len(list(out.glob("*/summary.json"))) < 5:
     assert process.poll() is None
@@ -144,7 +144,7 @@ def test_runs_that_outlive_a_killed_sweep_are_waited_for(tmp_path):
   out, file = tmp_path / "out", write(tmp_path, "PRODUCT = {'takes': (1.0, 1.5)}")
   process = subprocess.Popen(
     [sys.executable, "-c", SWEEP_OF_TWELVE, str(out), file, RUN],
-    env=os.environ | {"PYTHONPATH": str(conftest.ROOT)},
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
     stdout=subprocess.DEVNULL,
   )
   while len(list(out.glob("*/starts"))) < 2:
@@ -188,9 +188,9 @@ def test_the_command_prints_a_slurm_array_of_what_is_missing(tmp_path):
   sweep = sweeps.Sweep(tmp_path / "out", sweeps.load_sweep(file))
   assert sweeps.run_locally(sweep, command_of(sweep), say=lambda line: None) == []
   (sweep.workdir(1) / directory.SUMMARY).unlink()
-  command = [sys.executable, str(conftest.ROOT / "scripts" / "sweep.py"), *flags, "--slurm=print"]
-  env = os.environ | {"PYTHONPATH": str(conftest.ROOT)}
-  done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=conftest.ROOT)
+  command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *flags, "--slurm=print"]
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith("sbatch --array=1%2 ") and f"--sweep={file}" in done.stdout
   batch = next(word for word in done.stdout.split() if word.endswith(".sbatch"))
@@ -202,7 +202,7 @@ def test_one_run_of_a_sweep_that_is_told_to_stop_says_resume(tmp_path):
   scripts = tmp_path / "scripts"
   scripts.mkdir()
   for name in ("cli.py", "sweep.py"):
-    shutil.copyfile(conftest.ROOT / "scripts" / name, scripts / name)
+    shutil.copyfile(ROOT / "scripts" / name, scripts / name)
   (scripts / "generate.py").write_text(RUN_THAT_WAITS)
   out, file = tmp_path / "out", write(tmp_path, "PRODUCT = {'seed': (0, 1)}")
   process = subprocess.Popen(
@@ -212,9 +212,9 @@ def test_one_run_of_a_sweep_that_is_told_to_stop_says_resume(tmp_path):
       "--only=1",
       f"--dir={out}",
       f"--sweep={file}",
-      f"--config={conftest.ROOT / 'configs' / 'common.py'}",
+      f"--config={ROOT / 'configs' / 'common.py'}",
     ],
-    env=os.environ | {"PYTHONPATH": str(conftest.ROOT)},
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
   )
   while not (out / "001" / "ready").exists():
     assert process.poll() is None

@@ -14,6 +14,7 @@ from rain_jax import decode, types
 from rain_jax.experiments.benchmark.subjects import Subject
 from rain_jax.models import NO_POSITION, forward, unembed
 from rain_jax.parallel import workers
+from rain_jax.parallel.loops import while_any
 from rain_jax.policy import common, sampling, whole_responses
 from rain_jax.policy.language_model import LanguageModel, Prompt
 from rain_jax.policy.self_evaluation import Override
@@ -60,7 +61,7 @@ def sample_without_cache(
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (lm.max_response,)))(keys)
 
   def unfinished(carry):
-    return (carry[2] == types.RUNNING).any()
+    return carry[2] == types.RUNNING
 
   def extend(carry):
     step, tokens, finish, text, forwarded = carry
@@ -76,7 +77,7 @@ def sample_without_cache(
 
   zeros = jnp.zeros(B, jnp.int32)
   carry = (jnp.int32(0), tokens, zeros, common.empty_text((B,)), zeros)
-  _, _, _, text, forwarded = jax.lax.while_loop(unfinished, extend, carry)
+  _, _, _, text, forwarded = while_any(unfinished, extend, carry)
   return text.length, forwarded
 
 
