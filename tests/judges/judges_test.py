@@ -11,14 +11,8 @@ from rain_jax import judges, preferences
 from rain_jax.judges import models as judge_models
 from rain_jax.judges import rules
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge, prompt_ids, tidied
-<<<<<<< HEAD
 from rain_jax.judges.rules import choice, refusal_prefixes, refused, vader
-from rain_jax.models import forward, hf, unembed
-from rain_jax.models import testing as models
-=======
-from rain_jax.judges.rules import choice, refusal_prefixes, refused
 from rain_jax.models import forward, unembed
->>>>>>> registry
 from rain_jax.models.loading import load
 from rain_jax.policy import labels
 from rain_jax.tasks import Record

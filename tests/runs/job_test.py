@@ -64,9 +64,9 @@ def test_every_prompt_is_accounted_for_once_and_resume_adds_what_is_missing(conf
         "length",
       )
       assert line["counters"]["model_calls"] > 0
-  ((_, kept),) = directory.read_trees(str(workdir))
-  assert kept["id"] == "short" and kept["tree"]["response"] == by_key["short", "rain"]["response"]
-  assert kept["tree"]["counters"] == by_key["short", "rain"]["counters"]
+  (kept,) = directory.recorded(str(workdir))
+  assert kept.id == "short" and kept.recording.response == by_key["short", "rain"]["response"]
+  assert kept.recording.counters == by_key["short", "rain"]["counters"]
   assert "rain" in said[0] and "rewinds per response" in said[0]
   manifest = json.loads((workdir / directory.MANIFEST).read_text("utf-8"))
   assert manifest["search"]["dialogue"]["max_iterations"] == 4
