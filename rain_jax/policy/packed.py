@@ -51,13 +51,13 @@ def pack(
     suffixes: tokens of each reading's suffix.
     size: tokens of a row (T), as many as the longest text with its suffixes at least.
   """
-  behind = sum(map(len, suffixes))
-  most = max(1, size // (behind + _SHORT))
+  asked = sum(map(len, suffixes))
+  most = max(1, size // (asked + _SHORT))
   begin = 0
   while begin < len(texts):
     end, used = begin, 0
-    while end < len(texts) and end - begin < most and used + len(texts[end]) + behind <= size:
-      used += len(texts[end]) + behind
+    while end < len(texts) and end - begin < most and used + len(texts[end]) + asked <= size:
+      used += len(texts[end]) + asked
       end += 1
     yield _row(range(begin, end), texts, suffixes, size, most)
     begin = end

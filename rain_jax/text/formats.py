@@ -79,9 +79,9 @@ class Format:
       return ()
     answer = "zqx"  # stands in no template
     whole = self._chat(tokenizer, ("a", answer), generate=False)
-    behind = whole[whole.rindex(answer) :]
+    after = whole[whole.rindex(answer) :]
     names = _special_names(tokenizer)
-    first = re.search("|".join(map(re.escape, names)), behind) if names else None
+    first = re.search("|".join(map(re.escape, names)), after) if names else None
     return (tokenizer.convert_tokens_to_ids(first[0]),) if first else ()
 
   def _chat(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
