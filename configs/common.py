@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
   config.model = ml_collections.ConfigDict()
-  config.model.path = "demo"  # "demo", a folder, or a hub name
+  config.model.path = "demo"  # "demo", a folder, a GGUF file, package:NAME, or a hub name
   config.model.dtype = "float32"  # float32, bfloat16, or int8 weights
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS

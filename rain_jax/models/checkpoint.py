@@ -1,7 +1,7 @@
 """Converted checkpoints: Orbax parameters beside a JSON config and the tokenizer's files.
 
-A converted folder restores straight into any sharding, needs no Hugging Face weights beside it, and
-is the only format that keeps int8 weights. `load_model` reads either format.
+A converted folder restores straight into any sharding, needs no other weights beside it, and is the
+only format that keeps int8 weights. `load_model` reads it, Hugging Face's format, and GGUF files.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from rain_jax.models import hf
+from rain_jax.models import gguf, gguf_tokenizer, hf
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.hf import CheckpointError
 from rain_jax.models.llama import Model, abstract_model
@@ -34,7 +34,8 @@ def save_model(
   Args:
     folder: where to write; made if need be, and must not hold a checkpoint yet.
     model: what to write, in the dtypes it has.
-    source: a Hugging Face folder whose tokenizer and config files to copy along, if any.
+    source: what it came from, if known: a Hugging Face folder, whose tokenizer and config files are
+      copied along, or a GGUF file, whose tokenizer is.
 
   Raises:
     CheckpointError: the folder holds a checkpoint already.
@@ -46,8 +47,11 @@ def save_model(
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder / _PARAMS, model.params)
   if source is not None:
-    for pattern in _COPIED:
-      for path in sorted(pathlib.Path(source).expanduser().glob(pattern)):
+    source = pathlib.Path(source).expanduser()
+    if source.is_file():
+      gguf_tokenizer.load_tokenizer(source).save_pretrained(folder)
+    else:
+      for path in (path for pattern in _COPIED for path in sorted(source.glob(pattern))):
         shutil.copyfile(path, folder / path.name)
   weight = model.params["embedding"]["weight"]
   marker = {"param_dtype": jnp.dtype(weight.dtype).name, "config": model.config.to_json()}
@@ -93,8 +97,10 @@ def restore(
 
 
 def read_config(source: str | pathlib.Path) -> ModelConfig:
-  """The model config of a checkpoint in either format; raises CheckpointError."""
+  """The model config of a checkpoint in any format; raises CheckpointError."""
   folder = hf.resolve(source)
+  if folder.is_file():
+    return gguf.read_config(folder)
   return _read_marker(folder)[1] if (folder / _MARKER).is_file() else hf.read_config(folder)
 
 
@@ -116,10 +122,11 @@ def load_model(
   rules: Rules = Rules(),
   revision: str | None = None,
 ) -> Model:
-  """Loads a model from a converted folder, a Hugging Face folder, or the hub.
+  """Loads a model from a converted folder, a Hugging Face folder, a GGUF file, or the hub.
 
   Args:
-    source: a folder of either format, or a hub name `owner/name` of something that is no folder.
+    source: what `hf.resolve` finds: a folder of either format, a GGUF file, `package:NAME` for that
+      in an installed package, or a hub name `owner/name` of something that is not here.
     param_dtype: float32, bfloat16 or int8, in which the parameters are kept; None for what a
       converted checkpoint holds, and for `compute_dtype` otherwise.
     compute_dtype: float32 or bfloat16, in which they are used.
@@ -137,21 +144,23 @@ def load_model(
     )
   if param_dtype is None:
     param_dtype = compute_dtype
-  return hf.load(
-    folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules
-  )
+  load = gguf.load if folder.is_file() else hf.load
+  return load(folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules)
 
 
 def fingerprint(folder: str | pathlib.Path) -> str:
   """The sha256, in hex, of the names and contents of a checkpoint's weight files, for manifests.
 
-  It identifies the files: a conversion of the same weights has another one.
+  It identifies the files: a conversion of the same weights has another one. Of a GGUF file the
+  contents count, not what it is called.
 
   Raises:
     CheckpointError: the folder is no checkpoint.
   """
   folder = hf.resolve(folder)
-  if (folder / _MARKER).is_file():
+  if folder.is_file():
+    files = [folder]
+  elif (folder / _MARKER).is_file():
     files = sorted(path for path in (folder / _PARAMS).rglob("*") if path.is_file())
   else:
     files = hf.weight_files(folder)

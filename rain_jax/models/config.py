@@ -29,6 +29,7 @@ class RopeScaling:
   `kind` 'linear' divides every frequency by `factor`. 'llama3' does so for wavelengths longer than
   `original_max_position / low_freq_factor`, keeps those shorter than
   `original_max_position / high_freq_factor`, and blends in between; 'linear' ignores these fields.
+  'factors' divides each frequency by `factor` and by its own one of `factors`, half a head of them.
   """
 
   kind: str
@@ -36,6 +37,7 @@ class RopeScaling:
   low_freq_factor: float = 1.0
   high_freq_factor: float = 1.0
   original_max_position: int = 0
+  factors: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,9 @@ class ModelConfig:
       raise ValueError(f"unknown model config fields {unknown}; was it written by a newer version?")
     fields = dict(fields)
     if fields.get("rope_scaling") is not None:
-      fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+      scaling = dict(fields["rope_scaling"])
+      scaling["factors"] = tuple(scaling.get("factors", ()))
+      fields["rope_scaling"] = RopeScaling(**scaling)
     for name in ("sliding_layers", "eos_ids"):
       fields[name] = tuple(fields.get(name, ()))
     return cls(**fields)

