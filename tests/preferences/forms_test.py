@@ -96,7 +96,12 @@ def test_forms_that_are_not_there(tmp_path, path):
 def test_a_chat_verdict_is_the_templates_own_text(path, chat):
   compiled = compile_preference(load_preference(f"{path}:chat"), chat)
   said = vocab.encode_continuation(chat, " It was.")
-  ids = [*compiled.prefix_ids, *compiled.conversation_ids("the cat?"), *said, *compiled.suffix_ids[0]]
+  ids = [
+    *compiled.prefix_ids,
+    *compiled.conversation_ids("the cat?"),
+    *said,
+    *compiled.suffix_ids[0],
+  ]
   question = "Judge.\n\nHuman: the cat?\n\nAssistant: It was.\n\nFine?"
   messages = [{"role": "user", "content": question}]
   whole = chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
