@@ -39,7 +39,7 @@ class Recorder(language_model.LanguageModel):
 
 
 CONTROL = tuple(range(100, 200))  # a third of the vocabulary: most responses hold some
-CORRECTION = self_evaluation.Correction(np.float32([-0.3, -0.2]), np.float32([2.0, 0.5]))
+CORRECTION = self_evaluation.Correction(np.float32([-2.9, 2.0]), np.float32([2.0, 0.5]))
 
 
 def read_whole(lm, params, ids):
