@@ -110,17 +110,19 @@ def own_answers(session: Session, seed: int, count: int) -> Answers:
 
   Args:
     session: with the prompts.
-    seed: of the samples.
-    count: responses in all, at least; as many of each prompt.
+    seed: of the choice of prompts and of the samples.
+    count: responses, about: one to each of so many prompts, or several to fewer.
   """
-  each = -(-count // max(len(session.queries), 1))
-  rng, found = np.random.default_rng(seed), []
-  for queries, drawn in methods.samples(session, seed, each):
+  rng = np.random.default_rng(seed)
+  ids = rng.permutation([query.record.id for query in session.queries])
+  each, skip = -(-count // len(ids)), frozenset(ids[count:].tolist())
+  found = []
+  for queries, drawn in methods.samples(session, seed, each, skip):
     for query, rows, lengths in zip(queries, drawn.tokens, drawn.length):
       for row, length in zip(rows, lengths):
-        ids = _cut(session, query.proposing, row[:length].tolist(), rng)
-        if ids:
-          found.append((query.record.id, ids))
+        said = _cut(session, query.proposing, row[:length].tolist(), rng)
+        if said:
+          found.append((query.record.id, said))
   return methods.answers(session, found)
 
 
