@@ -411,6 +411,7 @@ def make_params(
   lm: LanguageModel,
   proposing_ids: Sequence[int],
   override: self_evaluation.Override = self_evaluation.Override(),
+  correction: self_evaluation.Correction | None = None,
   mesh: Mesh | None = None,
 ) -> dict:
   """Everything that `LanguageModel` reads and never changes, prefixes computed once.
@@ -421,15 +422,16 @@ def make_params(
     lm: the static part.
     proposing_ids: token ids of the shared prefix before every prompt, perhaps none.
     override: what becomes of the model's verdicts.
+    correction: of its answers; None takes them as they are.
     mesh: over which the parameters are spread; what is made here goes there, too.
 
   Returns:
     Dict of `model`, `tables`, `proposing_prefix`, `evaluating_prefix` (KV without batch
-    axes), `override`, and `embedder`, the embedder's own arrays.
+    axes), `override`, `correction`, and `embedder`, the embedder's own arrays.
   """
 
   def prefix(ids):
-    # One token stands in for an empty prefix, and is cut away again.
+    # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
     tokens, length = np.asarray(ids or [0], np.int32), len(ids)
 
     def read(params):
@@ -440,6 +442,9 @@ def make_params(
     if mesh is not None:
       specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
       places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    if not ids:
+      shapes = jax.eval_shape(read, model_params)
+      read = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return jax.jit(read, out_shardings=places)(model_params)
 
   if mesh is not None:
@@ -455,4 +460,5 @@ def make_params(
     evaluating_prefix=evaluating,
     embedder=lm.embedder.params(reference),
     override=jax.tree.map(jnp.float32, override),
+    correction=correction,
   )

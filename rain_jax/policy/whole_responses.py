@@ -166,7 +166,7 @@ def _self_evaluate(lm, params, prompts, samples) -> tuple[Array, Array, Array]:
   in_text = at < judged[..., None]
   positions, tokens, valid = suffixes.behind_text(
     jnp.broadcast_to(behind[:, None, None] + at, samples.tokens.shape),
-    samples.tokens,
+    self_evaluation.spoken(lm.preference, samples.tokens),
     in_text,
     behind[:, None] + judged,
     jnp.ones(judged.shape, bool),
@@ -180,7 +180,7 @@ def _self_evaluate(lm, params, prompts, samples) -> tuple[Array, Array, Array]:
     suffixes.mask(judged.shape),
   )
   logits = common.logits(lm, params, hidden[:, :, suffixes.last])
-  margins = self_evaluation.margins(lm.preference, logits)
+  margins = self_evaluation.margins(lm.preference, logits, params["correction"])
   failed = (samples.finish == types.FAILED)[..., None]
   margins = jnp.where(failed, jnp.nan, margins)
   value = self_evaluation.values(margins, lm.soft_verdicts)
