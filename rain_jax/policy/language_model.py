@@ -1,7 +1,7 @@
 """A language model as the search's propose, roll out and evaluate functions.
 
 This package is the only place where search and language model meet. One `evaluate` costs, for
-all leaves of all trees together (design section 4):
+all leaves of all trees together (docs/architecture.md, section 4):
 
   1. one call that reads the new leaves' tokens,
   2. a call per token while candidates and rollouts decode side by side,
