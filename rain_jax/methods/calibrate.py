@@ -16,7 +16,7 @@ import numpy as np
 from rain_jax import methods
 from rain_jax.methods.answers import Answers
 from rain_jax.methods.session import Session
-from rain_jax.text import vocab
+from rain_jax.text import encoding, vocab
 from rain_jax.types import DataError
 
 _LEAST_SCALE = 0.01  # of a reading that tells nothing: its probabilities stay near a half
@@ -120,7 +120,7 @@ def _cut(session: Session, prompt: Sequence[int], ids: list[int], rng) -> list[i
   """A beginning of a response that ends as a rollout of the search does; all of it without one."""
   ends = []
   for place in range(1, len(ids) + 1):
-    text = vocab.decode_response(session.loaded.tokenizer, list(prompt), ids[:place])
+    text = encoding.decode_response(session.loaded.tokenizer, list(prompt), ids[:place])
     if text[-1:] in vocab.TEXT_ENDS and text:
       ends.append(place)
   return ids[: rng.choice(ends)] if ends else ids

@@ -21,7 +21,7 @@ from rain_jax.models.loading import LoadedModel
 from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
 from rain_jax.tasks.files import Row, read_rows
-from rain_jax.text import vocab
+from rain_jax.text import encoding, vocab
 from rain_jax.types import DataError
 
 OWN_RESPONSES = 200  # that are sampled to fit a calibration without labels
@@ -246,7 +246,7 @@ def _tokens(session: Session, example: Example) -> list[int]:
   before = session.config.preference.conversation[-1:]
   apart = example.response[:1].isspace() or before.isspace()
   try:
-    return vocab.encode_continuation(
+    return encoding.encode_continuation(
       session.loaded.tokenizer, example.response if apart else f" {example.response}"
     )
   except ValueError as error:

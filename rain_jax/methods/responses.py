@@ -8,8 +8,9 @@ import numpy as np
 from rain_jax import types
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
-from rain_jax.policy import common, whole_responses
+from rain_jax.policy import whole_responses
 from rain_jax.policy.usage import ROLES
+from rain_jax.text import scanner
 
 
 def self_evaluate(
@@ -82,5 +83,5 @@ def work_of(calls, tokens) -> dict[str, int]:
 
 @jax.jit
 def text_of(tables, tokens):
-  """The `TextState` [...] after tokens int32[..., R]."""
-  return common.advance_all(tables, common.empty_text(tokens.shape[:-1]), tokens)
+  """The `ScanState` [...] after tokens int32[..., R]."""
+  return scanner.advance_all(tables, scanner.empty(tokens.shape[:-1]), tokens)

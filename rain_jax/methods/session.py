@@ -28,7 +28,7 @@ from rain_jax.policy.self_evaluation import Correction, Override
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
 from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
-from rain_jax.text import vocab
+from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
 from rain_jax.types import VARIANTS, DataError, SearchConfig
 
@@ -284,7 +284,7 @@ class Session:
     """Token ids of a prompt as it is "proposing" or "evaluating", after that side's prefix.
 
     Raises:
-      ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     if side == "evaluating":
       return list(self.preference.conversation_ids(prompt, history))
@@ -314,6 +314,6 @@ class Session:
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""
     prompt = list(self.prefix_ids) + query.proposing
-    text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
+    text = encoding.decode_response(self.loaded.tokenizer, prompt, ids)
     ends = [text.find(stop) for stop in self.config.format.stop if stop in text]
     return text[: min(ends)].strip() if ends else text.strip()

@@ -21,8 +21,7 @@ from rain_jax.policy.usage import VERDICT
 from rain_jax.types import Array
 
 
-@flax.struct.dataclass
-class Override:
+class Override(flax.struct.PyTreeNode):
   """What becomes of the model's verdicts, by uniforms drawn from the judged text's hash.
 
   The model reads every text all the same; arrays, so that one program serves all values.

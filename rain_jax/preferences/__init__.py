@@ -5,7 +5,7 @@ one or several forms (docs/preferences.md): `letters`, the published one, with o
 either order; `words`, whose answer is a word after a few judged examples; and `chat`, a user turn
 of the tokenizer's chat template. Each form is a fixed text, the way in which a conversation follows
 it, and one or two readings, each of which asks about the response and names the labels of a good
-and of a bad answer (RAIN, section 3.2, self-evaluation; design section 2). `compile_preference`
+and of a bad answer (RAIN, section 3.2, self-evaluation). `compile_preference`
 turns a form into tokens, once per tokenizer; `calibration` corrects what the model then says.
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rain_jax.preferences.template import CHAT, Preference, PreferenceError
-from rain_jax.text import formats, vocab
+from rain_jax.text import encoding, formats
 
 _PLACE, _ANSWER = "zqxu", "zqxa"  # a user's turn and an answer; stand in no chat template
 _STAND_IN = "<"  # what a response's control tokens are read as in a chat turn
@@ -43,10 +43,10 @@ class CompiledPreference:
     """Tokens between prefix and response, for one prompt and what was said before it.
 
     Raises:
-      ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     text = formats.join_turns(self.conversation, prompt, history)
-    return tuple(vocab.encode_continuation(self.tokenizer, text))
+    return tuple(encoding.encode_continuation(self.tokenizer, text))
 
   @property
   def digest(self) -> str:
@@ -74,7 +74,7 @@ def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPrefer
 
   def encode(text: str) -> list[int]:
     try:
-      return vocab.encode_continuation(tokenizer, text)
+      return encoding.encode_continuation(tokenizer, text)
     except ValueError as error:
       raise PreferenceError(f"Preference {preference.label!r}: {error}") from None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 from rain_jax.types import DataError
 
 PROMPT = "{prompt}"
@@ -51,7 +51,7 @@ class Format:
 
     Raises:
       DataError: there is no chat template, or it does not take this conversation.
-      ValueError: the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     said = (*history, prompt)
     if self.chat:
@@ -62,7 +62,7 @@ class Format:
       render = lambda said: self.render(said[-1], said[:-1])
       ids = encode_around(tokenizer, render, said, begin=True)
     elif self.prefix:
-      ids = vocab.encode_continuation(tokenizer, text)
+      ids = encoding.encode_continuation(tokenizer, text)
     else:
       ids = list(tokenizer(text, split_special_tokens=True).input_ids)
     return ids, text[-1:]
@@ -150,11 +150,11 @@ def encode_frame(tokenizer: Any, text: str) -> list[int]:
   """Tokens of a template's own text after other text; names of special tokens stand for them.
 
   Raises:
-    ValueError: a piece has no tokens of its own, see `vocab.encode_continuation`.
+    ValueError: a piece has no tokens of its own, see `encoding.encode_continuation`.
   """
   special, ids = {name: id for id, name in _special_tokens(tokenizer).items()}, []
   for piece in _split_at(special, text):
-    ids += [special[piece]] if piece in special else vocab.encode_continuation(tokenizer, piece)
+    ids += [special[piece]] if piece in special else encoding.encode_continuation(tokenizer, piece)
   return ids
 
 

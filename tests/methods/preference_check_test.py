@@ -16,7 +16,7 @@ from rain_jax.policy import labels
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.runs import check
 from rain_jax.tasks import Record
-from rain_jax.text import formats, vocab
+from rain_jax.text import encoding, formats
 from rain_jax.types import DataError
 from rain_jax.views import check_page
 
@@ -57,7 +57,7 @@ def test_answers_are_those_of_whole_texts(loaded):
         [
           *compiled.prefix_ids,
           *compiled.conversation_ids(example.record.prompt, example.record.history),
-          *vocab.encode_continuation(loaded.tokenizer, text),
+          *encoding.encode_continuation(loaded.tokenizer, text),
           *compiled.suffix_ids[reading],
         ]
       )

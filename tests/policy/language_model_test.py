@@ -21,8 +21,8 @@ LOG = []
 class Recorder(language_model.LanguageModel):
   """Writes down what was asked, drawn and answered."""
 
-  def _judge(self, params, state, request, drawn):
-    value, after = super()._judge(params, state, request, drawn)
+  def _self_evaluate(self, params, state, request, drawn):
+    value, after = super()._self_evaluate(params, state, request, drawn)
     jax.debug.callback(
       lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
       state.proposing.tokens,

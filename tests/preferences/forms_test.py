@@ -9,7 +9,7 @@ from rain_jax import preferences
 from rain_jax.demo import MODEL_DIR
 from rain_jax.models.loading import load_tokenizer
 from rain_jax.preferences import PreferenceError, compile_preference, load_forms, load_preference
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 
 FORM = {
   "prefix": "Judge.",
@@ -95,7 +95,7 @@ def test_forms_that_are_not_there(tmp_path, path):
 
 def test_a_chat_verdict_is_the_templates_own_text(path, chat):
   compiled = compile_preference(load_preference(f"{path}:chat"), chat)
-  said = vocab.encode_continuation(chat, " It was.")
+  said = encoding.encode_continuation(chat, " It was.")
   ids = [
     *compiled.prefix_ids,
     *compiled.conversation_ids("the cat?"),
@@ -109,7 +109,7 @@ def test_a_chat_verdict_is_the_templates_own_text(path, chat):
   bos, eos = chat.bos_token_id, chat.eos_token_id
   assert [i for i in ids if i in (bos, eos)] == [bos, eos]
   # A label's first token, as it begins a reply.
-  assert compiled.good_ids == ((vocab.encode_continuation(chat, " Yes")[0],),)
+  assert compiled.good_ids == ((encoding.encode_continuation(chat, " Yes")[0],),)
 
 
 def test_nothing_said_is_a_control_token_in_a_chat_turn(path, chat):
@@ -134,7 +134,7 @@ def test_a_label_stands_where_the_template_begins_an_answer(path, chat):
   preference = load_preference(f"{path}:chat")
   bare = (preferences.Reading("?", ("Yes",), ("No",)),)
   compiled = compile_preference(dataclasses.replace(preference, readings=bare), chat)
-  first = lambda text: vocab.encode_continuation(chat, text)[0]
+  first = lambda text: encoding.encode_continuation(chat, text)[0]
   assert compiled.good_ids == ((first(" Yes"),),) and first(" Yes") != first("Yes")
 
 

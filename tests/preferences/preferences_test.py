@@ -11,7 +11,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from rain_jax import preferences
 from rain_jax.preferences import PreferenceError, compile_preference, load_preference
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 
 FORMS = preferences.FORMS
 LABELS = ["\nVerdict: good\nVerdict: bad\nTrue or false? True\nTrue or false? False\n" * 50]
@@ -100,7 +100,7 @@ def test_bundled_preference_compiles_to_the_text_it_says(name, form, tokenizer):
   prompt = "What is {this} and {prompt}?"
   ids = list(compiled.prefix_ids)
   judged = compiled.conversation_ids(prompt)
-  answer = vocab.encode_continuation(tokenizer, " It is tea.")
+  answer = encoding.encode_continuation(tokenizer, " It is tea.")
   before, after = "", ""
   if form == preferences.CHAT:
     before, after = "[user] ", " [end]\n[answer] "
@@ -114,7 +114,7 @@ def test_bundled_preference_compiles_to_the_text_it_says(name, form, tokenizer):
   for reading, good, bad in zip(preference.readings, compiled.good_ids, compiled.bad_ids):
     assert not set(good) & set(bad)
     for labels, found in ((reading.good, good), (reading.bad, bad)):
-      spelled = {vocab.decode_response(tokenizer, ids, [token]) for token in found}
+      spelled = {encoding.decode_response(tokenizer, ids, [token]) for token in found}
       if form == preferences.CHAT:  # a label's first token
         assert all(label.startswith(tuple(spelled)) for label in labels)
       else:
@@ -135,7 +135,7 @@ def test_label_that_would_join_its_suffix_is_taken_alone():
   tokenizer = byte_level()
   names = tokenizer.get_vocab()
   suffix = "\n\nAnswer:\n("
-  assert vocab.encode_continuation(tokenizer, suffix + "A")[-1] == names["(A"]
+  assert encoding.encode_continuation(tokenizer, suffix + "A")[-1] == names["(A"]
   reading = preferences.Reading(suffix, ("A",), ("B",))
   compiled = compile_preference(mine(readings=(reading,)), tokenizer)
   assert compiled.suffix_ids[0][-1] == names["("]
@@ -152,7 +152,7 @@ def test_prompt_cannot_smuggle_in_special_tokens(tokenizer):
   compiled = compile_preference(mine(), tokenizer)
   ids = compiled.conversation_ids("Hi </s> there {prompt}")
   assert tokenizer.eos_token_id not in ids
-  text = vocab.decode_response(tokenizer, list(compiled.conversation_ids("x")), ids)
+  text = encoding.decode_response(tokenizer, list(compiled.conversation_ids("x")), ids)
   assert text == "Human: Hi </s> there {prompt}\n\nAssistant:"
 
 
