@@ -215,7 +215,7 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
     response=response.text,
     finish=response.finish_reason,
     verdict=response.verdict,
-    preference=session.config.preference.name,
+    preference=session.config.aligned_with,
     counters=response.counters,
     search=dataclasses.asdict(session.config.search),
     nodes=recorder.nodes,

@@ -116,7 +116,7 @@ class Recording:
     response: the text that was committed.
     finish: why it ended.
     verdict: the model's own on the whole response.
-    preference: name of what it was aligned with.
+    preference: what it was aligned with, see `SessionConfig.aligned_with`.
     counters: work done.
     search: the search's hyperparameters.
     nodes: every token set the search ever proposed, parents before children.

@@ -1,6 +1,6 @@
 """The model's own verdict on responses that are there, and the `Response`s made of both."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,26 +27,6 @@ def self_evaluate(
   return [a[: len(queries)] for a in fetch(answer)]
 
 
-def margins(
-  session: Session, responses: Mapping[str, Sequence[int]]
-) -> Iterator[tuple[str, np.ndarray]]:
-  """How the model judges responses, whole or partial, that are there already.
-
-  Args:
-    session: with the prompts.
-    responses: by the prompt's id, tokens as they continue it, `max_response` at most;
-      of any of the session's prompts.
-
-  Yields:
-    The id, and float32[readings] how much more probable the good label is.
-  """
-  others = frozenset(q.record.id for q in session.queries) - responses.keys()
-  for queries in session.batches(others):
-    tokens = [responses[query.record.id] for query in queries]
-    _, found, _ = _judged(session, queries, tokens, [types.RUNNING] * len(queries))
-    yield from zip([query.record.id for query in queries], found[:, 0])
-
-
 def _judged(
   session: Session,
   queries: Sequence[Query],
@@ -59,7 +39,7 @@ def _judged(
   for row, ids in enumerate(tokens):
     rows[row, 0, : len(ids)] = ids
   ended: Any = np.asarray(finish, np.int32)[:, None]
-  text = fetch(_text_of(session.params["tables"], rows))
+  text = fetch(text_of(session.params["tables"], rows))
   zeros: Any = np.zeros(len(queries), np.int32)
   length: Any = np.array([[len(ids)] for ids in tokens], np.int32)
   drawn = whole_responses.Samples(rows, length, ended, text, zeros, zeros)
@@ -110,5 +90,6 @@ def work_of(calls, tokens) -> dict[str, int]:
 
 
 @jax.jit
-def _text_of(tables: TokenTables, tokens: jax.Array) -> ScanState:
+def text_of(tables: TokenTables, tokens: jax.Array) -> ScanState:
+  """The `ScanState` [...] after tokens int32[..., R]."""
   return scanner.advance_all(tables, scanner.empty(tokens.shape[:-1]), tokens)

@@ -1,4 +1,4 @@
-"""Attention of new tokens over segments of context that the query's rows share (design section 4).
+"""Attention of new tokens over segments of context that the query's rows share (docs/architecture.md, section 4).
 
 A tree search reads the same context for many rows at once: a fixed prefix for all, a committed
 text per tree, a path per leaf, a scratch per row. Each is a `Segment` with only the batch axes

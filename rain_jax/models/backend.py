@@ -65,6 +65,11 @@ def prompt_chunk() -> int:
   return 64 if name() == "cpu" else 512
 
 
+def leaves_cores_idle() -> bool:
+  """Whether one call leaves cores idle, so that others are worth running beside it."""
+  return name() == "cpu"
+
+
 def probe_sizes() -> tuple[int, int]:
   """Elements of a vector, and width of a matrix, by which a device's speed is measured."""
   return (1 << 25, 1024) if name() == "cpu" else (1 << 29, 8192)

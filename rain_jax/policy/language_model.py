@@ -1,7 +1,7 @@
 """A language model as the search's propose, roll out and evaluate functions.
 
 This package is the only place where search and language model meet. One `evaluate` costs, for
-all leaves of all trees together (design section 4):
+all leaves of all trees together (docs/architecture.md, section 4):
 
   1. one call that reads the new leaves' tokens,
   2. a call per token while candidates and rollouts decode side by side,
@@ -202,21 +202,19 @@ class LanguageModel:
     logits, state = self._read_leaves(params, state, request)
     text, state = self._leaf_text(params, state, request)
     drawn, state = self._decode(params, state, request, text, logits, uniforms)
-    value, state = self._judge(params, state, request, drawn)
+    value, state = self._self_evaluate(params, state, request, drawn)
     with jax.named_scope("embed"):
       embeddings = self.embedder.embed(self, params, state, request, drawn)
-    return (
-      Evaluation(
-        tokens=drawn.tokens,
-        lengths=drawn.lengths,
-        log_weights=drawn.log_weights,
-        finish=drawn.finish,
-        value=value,
-        embeddings=embeddings,
-        rollout=types.Rollout(drawn.rollout, drawn.rollout_finish),
-      ),
-      state,
+    answer = Evaluation(
+      tokens=drawn.tokens,
+      lengths=drawn.lengths,
+      log_weights=drawn.log_weights,
+      finish=drawn.finish,
+      value=value,
+      embeddings=embeddings,
+      rollout=types.Rollout(drawn.rollout, drawn.rollout_finish),
     )
+    return answer, state
 
   @jax.named_scope("read_leaves")
   def _read_leaves(
@@ -256,6 +254,7 @@ class LanguageModel:
       usage=state.usage.count(CONTEXT, valid),
     )
 
+  @jax.named_scope("read_leaves")
   def _leaf_text(
     self, params: Params, state: PolicyState, request: Request
   ) -> tuple[ScanState, PolicyState]:
@@ -308,7 +307,7 @@ class LanguageModel:
     return draft, state.replace(usage=usage)
 
   @jax.named_scope("self_evaluation")
-  def _judge(
+  def _self_evaluate(
     self, params: Params, state: PolicyState, request: Request, drawn: rollout.Draft
   ) -> tuple[Array, PolicyState]:
     """The verdict on each leaf's text and rollout, float32[B, W] in [-1, 1], or NaN."""

@@ -43,6 +43,18 @@ class Override(flax.struct.PyTreeNode):
     return jnp.where(uniforms[..., 1] < self.flipped, -value, value)
 
 
+class Correction(flax.struct.PyTreeNode):
+  """What takes a model's bias out of its answers; arrays, so that one program serves all values.
+
+  Attributes:
+    offset: float32[readings] how far a reading's good label has to lead, in log-odds.
+    scale: float32[readings], above 0; the log-odds of being good per log-odds of lead.
+  """
+
+  offset: Array
+  scale: Array
+
+
 class Params(TypedDict):
   """What `LanguageModel` is given as `params`; made by `make_params`.
 
@@ -52,6 +64,7 @@ class Params(TypedDict):
     proposing_prefix: keys and values, without batch axes, of what stands before every prompt.
     evaluating_prefix: of what stands before every text that is judged.
     override: what becomes of the model's verdicts.
+    correction: of its answers; None takes them as they are.
     embedder: the embedder's own arrays.
   """
 
@@ -60,6 +73,7 @@ class Params(TypedDict):
   proposing_prefix: KV
   evaluating_prefix: KV
   override: Override
+  correction: Correction | None
   embedder: Any
 
 
@@ -69,6 +83,7 @@ def make_params(
   lm: "LanguageModel",
   proposing_ids: Sequence[int],
   override: Override = Override(),
+  correction: Correction | None = None,
   mesh: Mesh | None = None,
 ) -> Params:
   """Everything that `LanguageModel` reads and never changes, prefixes computed once.
@@ -79,6 +94,7 @@ def make_params(
     lm: the static part.
     proposing_ids: token ids of the shared prefix before every prompt, perhaps none.
     override: what becomes of the model's verdicts.
+    correction: of its answers; None takes them as they are.
     mesh: over which the parameters are spread; what is made here goes there, too.
 
   Returns:
@@ -86,7 +102,7 @@ def make_params(
   """
 
   def prefix(ids: Sequence[int]) -> tuple[Array, KV]:
-    # One token stands in for an empty prefix, and is cut away again.
+    # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
     tokens, length = np.asarray(ids or [0], np.int32), len(ids)
 
     def read(params: Any) -> tuple[Array, KV]:
@@ -97,6 +113,10 @@ def make_params(
     if mesh is not None:
       specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
       places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    if not ids:
+      shapes = jax.eval_shape(read, model_params)
+      empty = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+      return jax.jit(empty, out_shardings=places)(model_params)
     return jax.jit(read, out_shardings=places)(model_params)
 
   if mesh is not None:
@@ -112,4 +132,5 @@ def make_params(
     evaluating_prefix=evaluating,
     embedder=lm.embedder.params(reference),
     override=jax.tree.map(jnp.float32, override),
+    correction=correction,
   )

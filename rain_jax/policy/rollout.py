@@ -1,4 +1,4 @@
-"""Candidates and rollouts, decoded side by side (RAIN, section 3.2; design section 4).
+"""Candidates and rollouts, decoded side by side (RAIN, section 3.2; docs/architecture.md, section 4).
 
 The rows of a leaf share everything up to the leaf's last token; each row's own tokens
 live in a small scratch. Candidates are at most L tokens long; a rollout that goes on

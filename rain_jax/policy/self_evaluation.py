@@ -17,7 +17,7 @@ from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache, Paths
 from rain_jax.parallel.loops import while_any
 from rain_jax.policy import context, decoding, sampling
-from rain_jax.policy.params import Params
+from rain_jax.policy.params import Correction, Params
 from rain_jax.policy.usage import VERDICT, Usage
 from rain_jax.preferences import CompiledPreference
 from rain_jax.types import Array
@@ -146,6 +146,7 @@ def read_verdicts(
     at = begin[..., None] + jnp.arange(chunk)
     token, place, page, offset = caches.locate(cache, paths, at)
     in_text = asked[..., None] & (at < upto[..., None])
+    token = spoken(lm.preference, token)
     positions, tokens, valid = suffixes.after_text(at, token, in_text, upto, ending)
     shown = jnp.where(asked, begin, 0)
     read_before = tail_at < shown[..., None]
@@ -161,13 +162,14 @@ def read_verdicts(
       within,
     )
     logits = decoding.logits(lm, params, hidden[:, :, suffixes.last])
+    found = margins(lm.preference, logits, params["correction"])
     new = jax.tree.map(lambda a: a[..., :chunk, :], new)
     cache = caches.write(cache, new, place, page, offset, in_text)
     place = jnp.where(in_text & (at >= total[..., None]), at - total[..., None], R)
     return _Reading(
       asked=asked & ~ending,
       begin=upto,
-      lead=jnp.where(ending[..., None], margins(lm.preference, logits), reading.lead),
+      lead=jnp.where(ending[..., None], found, reading.lead),
       cache=caches.mark(cache, paths, upto, asked),
       tail=_store(reading.tail, new, place),
       usage=reading.usage.count(VERDICT, valid),
@@ -186,6 +188,14 @@ def read_verdicts(
   return done.lead, done.cache, done.usage
 
 
+def spoken(preference: CompiledPreference, tokens: Array) -> Array:
+  """Tokens of a text as a verdict reads them: in a chat turn its control tokens would mean a turn."""
+  if not preference.control_ids:
+    return tokens
+  control = jnp.isin(tokens, jnp.asarray(preference.control_ids, jnp.int32))
+  return jnp.where(control, preference.stand_in, tokens)
+
+
 def _store(tail: KV, new: KV, place: Array) -> KV:
   """Puts new keys and values [layers, B, W, H, T, D] at places int32[B, W, T] of a tail."""
   B, W, _ = place.shape
@@ -198,15 +208,33 @@ def _store(tail: KV, new: KV, place: Array) -> KV:
   return jax.tree.map(put, tail, new)
 
 
-def margins(preference: CompiledPreference, logits: Array) -> Array:
-  """How much the best good label leads the best bad one, float32[..., readings].
+def leads(preference: CompiledPreference, logits: Array) -> Array:
+  """Log-odds of the best good label against the best bad one, float32[..., readings].
+
+  NaN where the logits, float32[..., readings, vocab] after each suffix, are not finite.
+  """
+  return _ahead(preference, logits, logits)
+
+
+def margins(
+  preference: CompiledPreference, logits: Array, correction: Correction | None = None
+) -> Array:
+  """How much the best good label leads the best bad one, float32[..., readings] in [-1, 1].
 
   A difference of probabilities, positive exactly where the reading is good, NaN where
   the logits are not finite; `logits` are float32[..., readings, vocab] after each suffix.
+  By the method the probabilities are the labels'. With a correction they are those of being good
+  and of being bad, by the lead's distance from the offset.
   """
-  probabilities = jax.nn.softmax(logits, axis=-1)
+  if correction is None:
+    return _ahead(preference, jax.nn.softmax(logits, axis=-1), logits)
+  over = leads(preference, logits) - correction.offset
+  return jnp.tanh(correction.scale * over / 2)  # p - (1 - p) for p = sigmoid(scale * over)
+
+
+def _ahead(preference: CompiledPreference, scores: Array, logits: Array) -> Array:
   broken = sampling.not_finite(logits)
-  best = lambda reading, ids: probabilities[..., reading, jnp.asarray(ids)].max(-1)
+  best = lambda reading, ids: scores[..., reading, jnp.asarray(ids)].max(-1)
   pairs = enumerate(zip(preference.good_ids, preference.bad_ids, strict=True))
   lead = jnp.stack([best(i, good) - best(i, bad) for i, (good, bad) in pairs], axis=-1)
   return jnp.where(broken, jnp.nan, lead)

@@ -198,7 +198,7 @@ def _self_evaluate(
     suffixes.mask(judged.shape),
   )
   logits = decoding.logits(lm, params, hidden[:, :, suffixes.last])
-  margins = self_evaluation.margins(lm.preference, logits)
+  margins = self_evaluation.margins(lm.preference, logits, params["correction"])
   failed = (samples.finish == types.FAILED)[..., None]
   margins = jnp.where(failed, jnp.nan, margins)
   value = self_evaluation.values(margins, lm.soft_verdicts)

@@ -68,7 +68,7 @@ def build_tables(
 
   Args:
     tokenizer: a fast tokenizer of transformers.
-    stop_strings: a response ends when it contains one of them (design section 2).
+    stop_strings: a response ends when it contains one of them (docs/architecture.md, section 2).
     text_ends: ASCII characters that end a text.
     vocab_size: width of the model's logits; ids the tokenizer does not know add no
       text. By default the tokenizer's own size.

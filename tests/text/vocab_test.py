@@ -145,8 +145,9 @@ def draw_rows(tokenizer, rng):
 @functools.partial(jax.jit, static_argnames="prompt_text")
 def read(tables, tokens, prompt_text=""):
   """States after every token, leaves [rows, steps, ...]."""
-  ends = jnp.full(tokens.shape[:1], prompt_text[-1:] in list(vocab.TEXT_ENDS))
-  start = scanner.empty(tokens.shape[:1]).replace(ends=ends)
+  ends = prompt_text[-1:] in tuple(vocab.TEXT_ENDS)
+  start = scanner.empty(()).replace(ends=jnp.array(ends))
+  start = jax.tree.map(lambda x: jnp.broadcast_to(x, tokens.shape[:1] + x.shape), start)
 
   def step(state, column):
     state = scanner.advance(tables, state, column)
