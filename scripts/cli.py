@@ -30,6 +30,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rain_jax.parallel import hosts
 from rain_jax.runs import directory
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -222,7 +223,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
       print("stopped; " + _GO_ON, file=sys.stderr)
       sys.exit(os.EX_TEMPFAIL)
     except (ValueError, OSError) as error:
-      _fail(error, 1)
+      _fail(error, os.EX_TEMPFAIL if isinstance(error, hosts.StartError) else 1)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" in str(error):
         _fail(
