@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-
 START_TIMEOUT = 600.0  # seconds in which all processes of a run have to start
 _LOG = logging.getLogger(__name__)
 

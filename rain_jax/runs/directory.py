@@ -176,8 +176,9 @@ class Run:
 def _begin(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
   """What the first process of a start does, while no other is in the directory."""
   old = path / MANIFEST
-  for left in path.glob(f".{MANIFEST}.*{PART}"):
-    left.unlink(missing_ok=True)
+  for pattern in (f".{MANIFEST}.*{PART}", f".results*{ORIGIN}.*{PART}"):  # of killed processes
+    for left in path.glob(pattern):
+      left.unlink(missing_ok=True)
   if not old.is_file() or not _begun(path):
     orphans = [p.name for p in (*results.files(path), path / JUDGED) if _holds_something(p)]
     if orphans:

@@ -8,7 +8,6 @@ again; directories of versions that kept no origin (no `layout` in the manifest)
 
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -62,7 +61,7 @@ def check_response(line: Mapping[str, Any]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value) and abs(value) < _LARGEST
+  return type(value) in (int, float) and abs(value) < _LARGEST
 
 
 def _shown(value: Any) -> str:
