@@ -25,10 +25,9 @@ from rain_jax.models import checkpoint as checkpoints
 from rain_jax.models import gguf as gguf_models
 from rain_jax.models import gguf_file, gguf_tokenizer, hf, llama, loading, testing
 from rain_jax.models.hf import CheckpointError
-from tests.helpers import gguf_writer
-from tests.models import checkpoint_test
+from tests.helpers import gguf_writer, scripts
+from tests.helpers.checkpoints import assert_same_params
 
-assert_same_params = checkpoint_test.assert_same_params
 WIDE = testing.FAMILIES["llama2"] | {  # room for blocks of 256
   "hidden_size": 256,
   "intermediate_size": 512,
@@ -200,8 +199,8 @@ def test_a_loaded_file_is_a_model_with_its_tokenizer(with_tokenizer, checkpoint,
 
 def test_script_converts(with_tokenizer, tmp_path):
   target = tmp_path / "target"
-  done = checkpoint_test.run(
-    checkpoint_test.ROOT / "scripts/convert_checkpoint.py",
+  done = scripts.run(
+    "convert_checkpoint.py",
     f"--source={with_tokenizer}",
     f"--target={target}",
     "--dtype=float32",
