@@ -59,7 +59,7 @@ def run(
     "versions": versions(),
   }
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
-  session_config = from_config.make_session_config(config, task, embedder)
+  session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
   out = directory.Run.open(workdir, manifest)
   try:
     if settings["method"] == "gcg":

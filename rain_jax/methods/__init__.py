@@ -6,19 +6,20 @@ steps, and options of its own; it yields a `Response` for each other prompt as s
 ended.
 """
 
+from rain_jax.methods.answers import Answers, answers
 from rain_jax.methods.rain import BatchProgress, SearchStep, rain, watch
 from rain_jax.methods.registry import METHODS, Method, find_method
-from rain_jax.methods.responses import margins
 from rain_jax.methods.sampling import best_of_n, samples, vanilla
 
 __all__ = (
   "METHODS",
+  "Answers",
   "BatchProgress",
   "Method",
   "SearchStep",
+  "answers",
   "best_of_n",
   "find_method",
-  "margins",
   "rain",
   "samples",
   "vanilla",

@@ -27,6 +27,7 @@ _LASTING = {
   "config": "another config",
   "model": "another model",
   "templates": "other preference templates",
+  "calibration": "another calibration",
   "formats": "other prompt formats",
   "prompts": "other prompts",
 }

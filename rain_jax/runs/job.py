@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rain_jax import judges, preferences
+from rain_jax import judges
 from rain_jax.methods import METHODS, SearchStep, find_method
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays
@@ -151,14 +151,19 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
 def _settings(
   config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
 ) -> dict[str, SessionConfig]:
-  """Each task's setting; no chat template, or labels of several tokens, are known from here on."""
+  """Each task's setting.
+
+  A chat template that is not there, labels of several tokens and a calibration for something else
+  are found here, before anything is answered.
+  """
   embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   settings = {
-    name: from_config.make_session_config(config, task, embedder) for name, task in tasks.items()
+    name: from_config.make_session_config(config, task, embedder, loaded.tokenizer)
+    for name, task in tasks.items()
   }
   for session_config in settings.values():
     session_config.format.end_ids(loaded.tokenizer)
-    preferences.compile_preference(session_config.preference, loaded.tokenizer)
+    session_config.compiled(loaded)
   return settings
 
 
@@ -169,6 +174,9 @@ def _manifest(
   records: Mapping[str, Sequence[Record]],
 ) -> dict[str, Any]:
   each = lambda part: {name: dataclasses.asdict(part(s)) for name, s in settings.items()}
+  calibrations = {
+    name: dataclasses.asdict(one.calibration) for name, one in settings.items() if one.calibration
+  }
   return {
     "config": config,
     "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
@@ -177,6 +185,7 @@ def _manifest(
     "formats": each(lambda session_config: session_config.format),
     "search": each(lambda session_config: session_config.search),
     "prompts": {name: _digest(some) for name, some in records.items()},
+    **({"calibration": calibrations} if calibrations else {}),
   }
 
 

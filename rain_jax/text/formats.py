@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 from rain_jax.types import DataError
 
 PROMPT = "{prompt}"
@@ -51,7 +51,7 @@ class Format:
 
     Raises:
       DataError: there is no chat template, or it does not take this conversation.
-      ValueError: the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     said = (*history, prompt)
     if self.chat:
@@ -62,7 +62,7 @@ class Format:
       render = lambda said: self.render(said[-1], said[:-1])
       ids = encode_around(tokenizer, render, said, begin=True)
     elif self.prefix:
-      ids = vocab.encode_continuation(tokenizer, text)
+      ids = encoding.encode_continuation(tokenizer, text)
     else:
       ids = list(tokenizer(text, split_special_tokens=True).input_ids)
     return ids, text[-1:]
@@ -79,9 +79,9 @@ class Format:
       return ()
     answer = "zqx"  # stands in no template
     whole = self._chat(tokenizer, ("a", answer), generate=False)
-    behind = whole[whole.rindex(answer) :]
+    after = whole[whole.rindex(answer) :]
     names = _special_names(tokenizer)
-    first = re.search("|".join(map(re.escape, names)), behind) if names else None
+    first = re.search("|".join(map(re.escape, names)), after) if names else None
     return (tokenizer.convert_tokens_to_ids(first[0]),) if first else ()
 
   def _chat(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
@@ -94,10 +94,21 @@ class Format:
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
     if self.opening:
       messages.insert(0, {"role": "system", "content": self.opening})
-    try:
-      return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-    except jinja2.TemplateError as error:
-      raise DataError(f"the chat template does not take this conversation: {error}") from None
+    return render_chat(tokenizer, messages, generate)
+
+
+def render_chat(
+  tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool = True
+) -> str:
+  """Messages as the tokenizer's chat template puts them; `generate` begins an answer after them.
+
+  Raises:
+    DataError: the template, which has to be there, does not take this conversation.
+  """
+  try:
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+  except jinja2.TemplateError as error:
+    raise DataError(f"the chat template does not take this conversation: {error}") from None
 
 
 def join_turns(
@@ -114,9 +125,37 @@ def join_turns(
   return text + template.replace(PROMPT, prompt)
 
 
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+  return {id: t.content for id, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
 def _special_names(tokenizer: Any) -> list[str]:
-  found = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-  return sorted(found, key=len, reverse=True)
+  return sorted(set(_special_tokens(tokenizer).values()), key=len, reverse=True)
+
+
+def _split_at(names: Iterable[str], text: str) -> list[str]:
+  """The text in pieces, each a name or without any; longer names come before those they contain."""
+  longest_first = sorted(names, key=len, reverse=True)
+  return (
+    re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if longest_first else [text]
+  )
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+  """The tokens by which a tokenizer marks turns and ends, and all others that are no text."""
+  return sorted({*tokenizer.all_special_ids, *_special_tokens(tokenizer)})
+
+
+def encode_frame(tokenizer: Any, text: str) -> list[int]:
+  """Tokens of a template's own text after other text; names of special tokens stand for them.
+
+  Raises:
+    ValueError: a piece has no tokens of its own, see `encoding.encode_continuation`.
+  """
+  special, ids = {name: id for id, name in _special_tokens(tokenizer).items()}, []
+  for piece in _split_at(special, text):
+    ids += [special[piece]] if piece in special else encoding.encode_continuation(tokenizer, piece)
+  return ids
 
 
 def encode_around(
@@ -144,7 +183,7 @@ def encode_around(
     return text
 
   text = render([swap(one, hidden.items()) for one in said])
-  pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+  pieces = _split_at(names, text)
   ids = list(tokenizer("").input_ids) if begin else []
   for piece in pieces:
     if piece in hidden:

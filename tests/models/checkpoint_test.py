@@ -6,8 +6,7 @@ import pytest
 
 from rain_jax.models import checkpoint, hf, testing
 from rain_jax.models.hf import CheckpointError
-from tests.helpers import gguf_writer, scripts
-from tests.helpers.checkpoints import assert_same_params
+from tests.helpers import checkpoints, gguf_writer, scripts
 
 
 def converted(tmp_path, family="llama2", dtype="float32"):
@@ -24,7 +23,7 @@ def test_round_trip(family, tmp_path):
   want, folder = converted(tmp_path, family)
   got = checkpoint.load_model(folder, compute_dtype="float32")
   assert (got.config, got.graphdef) == (want.config, want.graphdef)
-  assert_same_params(got.params, want.params)
+  checkpoints.assert_same_params(got.params, want.params)
 
 
 def test_a_converted_folder_is_all_that_is_needed(tmp_path):
@@ -42,14 +41,16 @@ def test_a_converted_folder_is_all_that_is_needed(tmp_path):
 def test_dtype_on_loading(tmp_path):
   want, folder = converted(tmp_path)
   got = checkpoint.load_model(folder, param_dtype="bfloat16")
-  assert_same_params(got.params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), want.params))
+  checkpoints.assert_same_params(
+    got.params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), want.params)
+  )
   source = checkpoint.load_model(tmp_path / "source")
-  assert_same_params(source.params, got.params)
+  checkpoints.assert_same_params(source.params, got.params)
 
 
 def test_int8_round_trip(tmp_path):
   want, folder = converted(tmp_path, dtype="int8")
-  assert_same_params(checkpoint.load_model(folder).params, want.params)
+  checkpoints.assert_same_params(checkpoint.load_model(folder).params, want.params)
   with pytest.raises(CheckpointError, match="holds int8 weights, asked for bfloat16"):
     checkpoint.load_model(folder, param_dtype="bfloat16")
 
@@ -111,7 +112,7 @@ def test_script_converts(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert checkpoint.fingerprint(tmp_path / "target") in done.stdout
-  assert_same_params(
+  checkpoints.assert_same_params(
     checkpoint.load_model(tmp_path / "target").params, hf.load(source, param_dtype="float32").params
   )
 
