@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rain_jax import judges
-from rain_jax.methods import METHODS, SearchStep, defences
+from rain_jax.methods import METHODS, SearchStep, find_method
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
@@ -21,9 +21,6 @@ from rain_jax.runs.summary import summarise, table
 from rain_jax.runs.task import TaskRun
 from rain_jax.tasks import Task
 from rain_jax.types import DataError
-
-# The rest needs more than a prompt: options to choose from, a judge.
-ALL_METHODS = (*METHODS, "choose", "smooth_llm", "guard")
 
 
 def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
@@ -92,7 +89,7 @@ def run(
         rule = judges.rule_of(panels[name])
         part = TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping)
         session = Session(loaded, settings[name], records[name])
-        if "rain" in names:
+        if any(METHODS[method].watch for method in names):  # it searches
           memory_plan.check(session.plan(), arrays.bytes_available())
         part.run(session, names)
       hosts.wait("answered")
@@ -138,9 +135,7 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
   """Methods and options that cannot be used are known before anything is made."""
   names = tuple(config["methods"])
   for name in names:
-    if name not in ALL_METHODS:
-      known = ", ".join(ALL_METHODS)
-      raise DataError(f"methods: unknown method {name!r}; expected some of {known}.")
+    find_method(name)
     if names.count(name) > 1:
       raise DataError(f"methods: {name} appears twice; flags that are repeated add up.")
   for name, value in (
@@ -150,11 +145,14 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
   ):
     if value < 0:
       raise DataError(f"{name}={value}: expected 0 or more.")
-  defences.methods_of(config, names)
+  options = {name: METHODS[name].options(config) for name in names}
   if hosts.count > 1 and (config["record"] or followed):
     raise DataError("Searches are recorded or followed by one process: record=0, and no --live.")
-  if hosts.count > 1 and "best_of_n" in names and not config["best_of_n"]["samples"]:
-    raise DataError("best_of_n.samples=0 takes RAIN's compute, which no one process knows: set N.")
+  for name in names:
+    if hosts.count > 1 and METHODS[name].incomplete(options[name]):
+      raise DataError(
+        f"config.{name} as it is takes RAIN's compute, which no one process knows: set a number."
+      )
 
 
 def _settings(
