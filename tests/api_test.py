@@ -56,7 +56,7 @@ def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
   monkeypatch.setattr(methods.sampling, "_ROUND", 1)
   session = model.session(PROMPTS[:1], "harmless", CONFIG)
   heard = []
-  (answer,) = methods.best_of_n(session, 3, 3, on_progress=heard.append)
+  (answer,) = methods.best_of_n(session, 3, on_progress=heard.append, samples=3)
   assert len(heard) == 3 and answer.counters["samples"] == 3
 
 

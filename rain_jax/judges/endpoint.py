@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import time
 import urllib.error
 import urllib.parse
@@ -170,7 +171,7 @@ class EndpointJudge:
     if file is None:
       return
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
+    part = file.with_suffix(f".{secrets.token_hex(8)}.part")
     part.write_text(json.dumps({"reply": reply}), "utf-8")
     part.replace(file)
 

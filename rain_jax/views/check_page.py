@@ -57,7 +57,10 @@ def _figures(check: Check) -> list[tuple[str, str]]:
   figures = [("Calibration", plots.lines(curves, "percent expected", "percent good", (0, 100)))]
   if check.found["auc"] is not None:
     points = roc(check.good, check.answers.leads.mean(-1))
-    lines = {"leads": [(100 * x, 100 * y) for x, y in points], "chance": [(0, 0), (100, 100)]}
+    lines: dict[str, Sequence[tuple[float, float]]] = {
+      "leads": [(100 * x, 100 * y) for x, y in points],
+      "chance": [(0, 0), (100, 100)],
+    }
     figures.append(("ROC", plots.lines(lines, "percent of bad", "percent of good above", (0, 100))))
   for label, good in (("good", True), ("bad", False)):
     leads = check.answers.leads[check.good == good].mean(-1)

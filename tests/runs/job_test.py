@@ -15,6 +15,7 @@ from rain_jax.runs import directory, from_config, job
 from rain_jax.types import DataError
 from rain_jax.views import terminal
 from tests.helpers import small_runs
+from tests.helpers.results import line
 
 PROMPTS = [
   {"id": "short", "prompt": "the cat {prompt} sat"},
@@ -183,7 +184,7 @@ def test_results_of_others_that_are_not_there_are_an_error_when_they_are_done(
     job.run(config, str(workdir), said.append, hosts=Hosts(0, 2, connected=True))
 
   def answer_and_lose(out):
-    out.append({"id": "short", "task": "dialogue", "method": "vanilla"})
+    out.append(line("short"))
     workdir.rename(tmp_path / "elsewhere")
 
   unanswered(answer_and_lose)
@@ -199,7 +200,7 @@ def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
   template.write_text(text, "utf-8")
   config["preference"] = str(template)
   again = lambda: job.run(config, str(tmp_path / "run"), hosts=Hosts(0, 2))
-  unanswered(lambda out: out.append({"id": "short", "task": "dialogue", "method": "vanilla"}))
+  unanswered(lambda out: out.append(line("short")))
   again()
   unanswered(lambda out: None)
   again()
