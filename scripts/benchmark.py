@@ -15,7 +15,7 @@ from absl import flags
 from rain_jax import types
 from rain_jax.experiments import benchmark
 from rain_jax.experiments.benchmark import roofline
-from rain_jax.models import arrays
+from rain_jax.models import arrays, backend
 from rain_jax.parallel import workers
 from rain_jax.policy import memory_plan
 from rain_jax.types import DataError
@@ -108,7 +108,7 @@ def _planned(name, batch, config, search) -> memory_plan.Plan:
   shape = "demo_shape" if name == "demo" else name
   workload = benchmark.Workload(**config["workload"])
   model, lm = benchmark.abstract_subject(shape, config["dtype"], workload, search)
-  count, slots = workers.layout(model.params, batch)
+  count, slots = workers.layout(backend.in_caches(model.params), batch)
   return memory_plan.plan(model, lm, count * slots)
 
 

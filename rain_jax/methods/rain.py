@@ -46,7 +46,7 @@ class BatchProgress:
   """What a batch of searches has done so far for the prompts that it is at.
 
   Attributes:
-    lane: which batch, of those that run side by side.
+    worker: which batch, of those that run side by side.
     slots: prompts it has room for.
     busy: prompts it is at.
     response_tokens: committed for them.
@@ -54,7 +54,7 @@ class BatchProgress:
     rewinds: of their searches.
   """
 
-  lane: int
+  worker: int
   slots: int
   busy: int
   response_tokens: int
@@ -80,9 +80,9 @@ def rain(
   if not queries:
     return
   items = workers.Shared((q, q.key(seed), q) for q in queries)
-  count, slots = session.lanes
+  count, slots = session.workers
   ending = threading.Lock()
-  streams = [_lane(session, lane, slots, items, ending) for lane in range(count)]
+  streams = [_worker(session, worker, slots, items, ending) for worker in range(count)]
   with contextlib.closing(workers.merged(streams)) as found:
     for responses, progress in found:
       yield from responses
@@ -90,8 +90,8 @@ def rain(
         on_progress(progress)
 
 
-def _lane(
-  session: Session, lane: int, slots: int, items: Iterator[Any], ending: threading.Lock
+def _worker(
+  session: Session, worker: int, slots: int, items: Iterator[Any], ending: threading.Lock
 ) -> Iterator[tuple[list[Response], BatchProgress]]:
   """One batch of searches: every few steps what ended in them, and a look at the others."""
   rounds = decode.rounds(
@@ -105,18 +105,18 @@ def _lane(
     max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
   )
   for ended, state in rounds:
-    with ending:  # or two lanes might compile the same program
+    with ending:  # or two workers might compile the same program
       responses = [_searched(session, result, state) for result in ended]
-    yield responses, _progress(lane, state)
+    yield responses, _progress(worker, state)
 
 
-def _progress(lane: int, state: decode.DecodeState) -> BatchProgress:
+def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
   active, length, rewinds, forwarded = fetch(
     (state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens)
   )
   of_active = lambda counts: int(counts[active].sum())
   return BatchProgress(
-    lane,
+    worker,
     active.size,
     of_active(active),
     of_active(length),

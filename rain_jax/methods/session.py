@@ -214,7 +214,7 @@ class Session:
     return self.shards * math.ceil(size / self.shards)
 
   @property
-  def lanes(self) -> tuple[int, int]:
+  def workers(self) -> tuple[int, int]:
     """How many batches of searches run side by side, and the slots of each."""
     if self.mesh is not None:
       return 1, self.slots
@@ -237,7 +237,7 @@ class Session:
   def plan(self) -> memory_plan.Plan:
     """The memory that a search for its prompts will need."""
     prefix = self.params["proposing_prefix"].keys.shape[-2]
-    count, slots = self.lanes
+    count, slots = self.workers
     return memory_plan.plan(self.loaded.model, self.lm, count * slots, prefix, self.mesh)
 
   def serving(self, records: Sequence[Record]) -> "Session":

@@ -12,7 +12,7 @@ import numpy as np
 
 from rain_jax import decode, types
 from rain_jax.experiments.benchmark.subjects import Subject
-from rain_jax.models import NO_POSITION, forward, unembed
+from rain_jax.models import NO_POSITION, backend, forward, unembed
 from rain_jax.parallel import workers
 from rain_jax.parallel.loops import while_any
 from rain_jax.policy import context, sampling, whole_responses
@@ -167,9 +167,9 @@ def rain(
   override = Override(jnp.float32(good), jnp.float32(0.0))
   params = {**subject.params, "override": override}
   sides = subject.prompts("proposing", batch), subject.prompts("evaluating", batch)
-  count, slots = workers.layout(subject.params["model"], batch)
+  count, slots = workers.layout(backend.in_caches(subject.params["model"]), batch)
 
-  def lane(keys, firsts):
+  def worker(keys, firsts):
     for first in firsts:
       mine = lambda a: a[first : first + slots]
       state = begin_search(lm, params, *jax.tree.map(mine, sides), mine(keys), slots)
@@ -180,7 +180,7 @@ def rain(
 
   def call(seed: int) -> Work:
     keys, firsts = keys_of(seed, batch), workers.Shared(range(0, batch, slots))
-    found = list(workers.merged([lane(keys, firsts) for _ in range(count)]))
+    found = list(workers.merged([worker(keys, firsts) for _ in range(count)]))
     usage, every, length = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
     counters = {k: int(v.sum()) for k, v in every.items()}
     tokens, forwarded = int(length.sum()), int(usage.tokens.sum())
