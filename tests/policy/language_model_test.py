@@ -280,13 +280,31 @@ def test_slots_and_neighbours_do_not_matter(bpe_tokenizer):
       assert (result.tokens, result.finish) == (again[number].tokens, again[number].finish)
 
 
-def test_the_loop_holds_no_copy_of_the_caches(bpe_tokenizer):
+PHASES = (
+  "select",
+  "read_leaves",
+  "candidates",
+  "rollout",
+  "self_evaluation",
+  "embed",
+  "expand",
+  "grow",
+  "back_up",
+  "commit",
+)
+
+
+def test_the_loop_names_its_phases_and_holds_no_copy_of_the_caches(bpe_tokenizer):
   search = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
   lm, params = make(bpe_tokenizer, search)
   state = jax.eval_shape(
     lambda: decode.init(4, lm.init(4, jnp.float32), search, lm.embedding_size, R)
   )
-  compiled = decode.advance.lower(state, lm, params, search, 8).compile()
+  lowered = decode.advance.lower(state, lm, params, search, 8)
+  named = lowered.as_text(debug_info=True)
+  for phase in PHASES:  # a profile names them
+    assert f"/{phase}/" in named, phase
+  compiled = lowered.compile()
   caches = sum(
     a.size * 4
     for c in (state.model.proposing, state.model.evaluating)
