@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import methods, tasks
+from rain_jax import methods, ranges, tasks
 from rain_jax.methods.events import Event, events
 from rain_jax.methods.session import Response, Session, SessionConfig, search_config
 from rain_jax.models import arrays
@@ -107,6 +107,9 @@ class Rain:
       raise DataError(f"method={method!r}: expected one of {', '.join(methods.METHODS)}.")
     if record and method != "rain":
       raise DataError(f"record=True: {method} has no search to record; use method='rain'.")
+    _check_seed(seed)
+    if not ranges.SAMPLES.holds(config.samples):
+      raise DataError(f"samples={config.samples!r:.60}: expected {ranges.SAMPLES}.")
     session = self.session(prompts, preference, config)
     if method == "rain":
       memory_plan.check(session.plan(), arrays.bytes_available())
@@ -137,6 +140,7 @@ class Rain:
     Raises:
       ValueError: as `generate`; also for a prompt that cannot be answered.
     """
+    _check_seed(seed)
     session = self.session([prompt], preference, config)
     for rejected in session.rejected:
       raise DataError(f"prompt={prompt[:40]!r}: {rejected.error}.")
@@ -157,6 +161,11 @@ class Rain:
     if session_config in self._sessions:
       return self._sessions[session_config].serving(records)
     return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))
+
+
+def _check_seed(seed: int) -> None:
+  if not ranges.SEED.holds(seed):
+    raise DataError(f"seed={seed!r:.60}: expected {ranges.SEED}.")
 
 
 def make_session_config(

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rain_jax import ranges
 from rain_jax.attacks import AttackError, Behaviour
 from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
@@ -54,11 +55,9 @@ class Config:
   stop_loss: float = math.inf
 
   def __post_init__(self):
-    for name in ("candidates", "top_k", "steps", "chunk"):
-      if getattr(self, name) < 1:
-        raise AttackError(f"gcg.{name}={getattr(self, name)}: expected 1 or more.")
-    if self.verdict_weight < 0:
-      raise AttackError(f"gcg.verdict_weight={self.verdict_weight}: expected 0 or more.")
+    wrong = ranges.fault(ranges.GCG, vars(self), "gcg.")
+    if wrong:
+      raise AttackError(wrong)
 
 
 @dataclasses.dataclass(frozen=True)

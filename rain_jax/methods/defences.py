@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import judges, methods
+from rain_jax import judges, methods, ranges
 from rain_jax.methods.session import Response, Session
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
@@ -100,10 +100,9 @@ class SmoothLLM:
   judge: str = "refusal_prefixes"
 
   def __post_init__(self):
-    if self.copies < 1:
-      raise DataError(f"smooth_llm.copies={self.copies}: expected at least 1.")
-    if not 0 <= self.percent <= 100:
-      raise DataError(f"smooth_llm.percent={self.percent}: expected 0 to 100.")
+    wrong = ranges.fault(ranges.SMOOTH_LLM, vars(self), "smooth_llm.")
+    if wrong:
+      raise DataError(wrong)
     if self.kind not in KINDS:
       raise DataError(f"smooth_llm.kind={self.kind!r}: expected one of {', '.join(KINDS)}.")
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rain_jax.methods.recording import Recording
+from rain_jax.types import Stopped as Stopped
 
 MANIFEST, RESULTS, SUMMARY = "manifest.json", "results.jsonl", "summary.json"
 RECORDINGS = "recordings"  # of searches, one file each
@@ -38,10 +39,6 @@ _SHOWN = 5  # differences that an error lists
 
 class RunError(ValueError):
   """A working directory that cannot be used; one line that says what to do."""
-
-
-class Stopped(Exception):
-  """The run was asked to stop and did, between two results; the same command goes on."""
 
 
 class Run:

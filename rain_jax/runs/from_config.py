@@ -26,6 +26,12 @@ def task_of(config: Mapping[str, Any], name: str) -> Task:
   task = find_task(name)
   given = {k: v for k, v in config["format"].items() if v is not None and k != "name"}
   form = find_format(config["format"]["name"]) if config["format"]["name"] else task.format
+  unheard = [name for name in ("template", "prefix") if form.chat and name in given]
+  if unheard:
+    raise DataError(
+      f"format.{unheard[0]} has no effect on the format chat, which is the tokenizer's own: leave it"
+      " away, or name another format."
+    )
   # A prompt from the command line is not among those whose answers the task's judge knows.
   own_judge = "none" if config["prompts"]["text"] else task.judge
   return dataclasses.replace(

@@ -17,7 +17,7 @@ from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import find_embedder
-from rain_jax.runs import directory, from_config, judgements
+from rain_jax.runs import config_check, directory, from_config, judgements
 from rain_jax.runs.metrics import PROFILE, Metrics
 from rain_jax.runs.summary import summarise, table
 from rain_jax.runs.task import TaskRun
@@ -74,8 +74,8 @@ def run(
     DataError, directory.RunError, models.hf.CheckpointError, preferences.PreferenceError,
     ValueError: one line each, saying what to do.
   """
-  names = tuple(config["methods"])
   _check(config, hosts, followed=on_step is not None)
+  names = tuple(config["methods"])
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
   records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
   panels = {name: judges.panel(task.judge, config) for name, task in tasks.items()}
@@ -129,20 +129,12 @@ def run(
 
 def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
   """Methods and options that cannot be used are known before anything is made."""
+  config_check.check(config)
   names = tuple(config["methods"])
   for name in names:
     if name not in ALL_METHODS:
       known = ", ".join(ALL_METHODS)
       raise DataError(f"methods: unknown method {name!r}; expected some of {known}.")
-    if names.count(name) > 1:
-      raise DataError(f"methods: {name} appears twice; flags that are repeated add up.")
-  for name, value in (
-    ("record", config["record"]),
-    ("prompts.limit", config["prompts"]["limit"]),
-    ("best_of_n.samples", config["best_of_n"]["samples"]),
-  ):
-    if value < 0:
-      raise DataError(f"{name}={value}: expected 0 or more.")
   defences.methods_of(config, names)
   if hosts.count > 1 and (config["record"] or followed):
     raise DataError("Searches are recorded or followed by one process: record=0, and no --live.")
@@ -236,6 +228,7 @@ def judge_again(
   Raises:
     As `run`.
   """
+  config_check.check(settings)
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
   records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
   panels = {

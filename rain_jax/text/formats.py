@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from rain_jax.text import encoding
-from rain_jax.types import DataError
+from rain_jax.types import DataError, is_unicode
 
 PROMPT = "{prompt}"
 
@@ -28,6 +28,9 @@ class Format:
     special: names of special tokens in `between` and `opening` stand for the tokens.
     chat: take everything from the tokenizer's chat template; template, between and prefix
       have no say then.
+
+  Raises:
+    DataError: no {prompt} in the template, a stop string that is empty, or something that is no text.
   """
 
   prefix: str = ""
@@ -37,6 +40,19 @@ class Format:
   opening: str = ""
   special: bool = False
   chat: bool = False
+
+  def __post_init__(self):
+    if not isinstance(self.stop, (tuple, list)):
+      raise DataError(f"format.stop={self.stop!r:.60}: expected a list of texts, such as ('a', 'b').")
+    object.__setattr__(self, "stop", tuple(self.stop))
+    texts = {name: getattr(self, name) for name in ("prefix", "template", "between", "opening")}
+    for name, text in (*texts.items(), *(("stop", text) for text in self.stop)):
+      if not (name == "between" and text is None or isinstance(text, str) and is_unicode(text)):
+        raise DataError(f"format.{name}={text!r:.60}: expected text.")
+    if "" in self.stop:
+      raise DataError("format.stop: '' stands everywhere; expected texts that end a response.")
+    if PROMPT not in self.template:
+      raise DataError(f"format.template={self.template!r:.60}: expected {PROMPT} in it.")
 
   def render(self, prompt: str, history: Sequence[str] = ()) -> str:
     """The conversation as text; braces in what was said mean nothing."""
