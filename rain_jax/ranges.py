@@ -47,7 +47,9 @@ class Range:
       return "True or False"
     name = "a whole number" if self.kind is int else "a number"
     if math.isfinite(self.low) and self.high not in (math.inf, _INT32):
-      return f"{name} {'above' if self.above else 'from'} {self.low} {'up ' * self.above}to {self.high}"
+      return (
+        f"{name} {'above' if self.above else 'from'} {self.low} {'up ' * self.above}to {self.high}"
+      )
     if math.isfinite(self.low):
       return f"{name} above {self.low}" if self.above else f"{name}, {self.low} or more"
     return f"a finite {name[2:]}"

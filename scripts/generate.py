@@ -45,7 +45,7 @@ def _default_workdir() -> str:
   file, _, argument = flags.FLAGS["config"].config_filename.partition(":")
   name = pathlib.Path(file).stem + (f"-{argument}" if argument else "")
   if _PROMPT.value is not None:
-    name += f"-{hashlib.sha256(_PROMPT.value.encode(errors="backslashreplace")).hexdigest()[:8]}"
+    name += f"-{hashlib.sha256(_PROMPT.value.encode(errors='backslashreplace')).hexdigest()[:8]}"
   if _LIVE.value:
     name += "-live"  # one prompt at a time is another configuration
   return str(pathlib.Path("runs") / name)

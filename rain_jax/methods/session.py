@@ -265,7 +265,10 @@ class Session:
   def _query(self, record: Record) -> Query | Response:
     """A prompt's tokens, or the response that says why it is rejected."""
     reject = lambda why: Response(record, "", [], "rejected", None, {}, why)
-    for name, text in (("id", record.id), *(("text", text) for text in (*record.history, record.prompt))):
+    for name, text in (
+      ("id", record.id),
+      *(("text", text) for text in (*record.history, record.prompt)),
+    ):
       if not is_unicode(text):
         return reject(f"half of a character in its {name} (a surrogate without its pair)")
     if not record.prompt.strip():

@@ -6,6 +6,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from rain_jax.runs.task import TaskRun
 from rain_jax.runs.versions import versions
 from rain_jax.tasks import Record, Task
 from rain_jax.types import DataError
+
+_LOG = logging.getLogger(__name__)
 
 # The rest needs more than a prompt: options to choose from, a judge.
 ALL_METHODS = (*METHODS, "choose", "smooth_llm", "guard")
@@ -77,14 +80,18 @@ def run(
   _check(config, hosts, followed=on_step is not None)
   names = tuple(config["methods"])
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
-  records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
+  left_out: dict[str, list[str]] = {name: [] for name in tasks}
+  records = {
+    name: from_config.records_of(config, task, left_out[name]) for name, task in tasks.items()
+  }
   panels = {name: judges.panel(task.judge, config) for name, task in tasks.items()}
   for name in tasks:
-    for record in records[name]:
-      judges.rule_of(panels[name])(record, "")  # whether it knows prompts of this kind
+    _check_rules(name, judges.rule_of(panels[name]), records[name], chosen=bool(config["judge"]))
   loaded = from_config.load_model(config, hosts)
   settings = _settings(config, tasks, loaded)
   manifest = _manifest(config, loaded, settings, records)
+  if any(left_out.values()):
+    manifest["left_out"] = left_out
   out = directory.Run.open(workdir, manifest, hosts.process, hosts.count)
   metrics = Metrics(workdir, hosts.process, hosts.count)
   traces = str(out.path / PROFILE) if profile else None
@@ -142,6 +149,23 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
     raise DataError("best_of_n.samples=0 takes RAIN's compute, which no one process knows: set N.")
 
 
+def _check_rules(task: str, rule: judges.Rule, records: Sequence[Record], chosen: bool) -> None:
+  """Tells which prompts the rules are not for; it is an error if the user `chose` the rules."""
+  reasons = []
+  for record in records:
+    try:
+      rule(record, "")
+    except judges.CannotJudge as why:
+      if chosen:
+        raise
+      reasons.append(why)
+  if reasons:
+    _LOG.warning(
+      "%s: %d of %d prompts are answered and not judged. %s",
+      *(task, len(reasons), len(records), reasons[0]),
+    )
+
+
 def _settings(
   config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
 ) -> dict[str, SessionConfig]:
@@ -191,7 +215,7 @@ def _digest(records: Sequence[Record]) -> dict[str, Any]:
 
 def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> dict[str, Any]:
   """Judges what rules could not, and writes and shows the summary."""
-  summary = {"methods": {m: summarise(results, m) for m in methods}}
+  summary = _summary(workdir, results, methods)
   if any(_needs_a_file(panel) for panel in panels.values()):
     judgements.judge_results(workdir, results, records, panels, stopping)
     own = {name: [judge.name for judge in panel] for name, panel in panels.items()}
@@ -199,6 +223,15 @@ def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> d
   out.finish(summary)
   say(table(summary))
   judgements.table(summary, say)
+  return summary
+
+
+def _summary(workdir: str, results: Sequence[Mapping], names: Sequence[str]) -> dict[str, Any]:
+  """What the results and the manifest say; `left_out` is the number of rows by task."""
+  summary: dict[str, Any] = {"methods": {name: summarise(results, name) for name in names}}
+  left_out = directory.read_manifest(workdir).get("left_out", {})
+  if left_out:
+    summary["left_out"] = {task: len(rows) for task, rows in left_out.items()}
   return summary
 
 
@@ -243,7 +276,7 @@ def summarise_again(
 ) -> dict[str, Any]:
   """Writes a run's summary anew, from its results and what its judges said of them."""
   results = directory.read_results(workdir)
-  summary = {"methods": {m: summarise(results, m) for m in config["methods"]}}
+  summary = _summary(workdir, results, config["methods"])
   summary = judgements.add_to(summary, workdir, from_config.judges_of(config))
   directory.write_summary(workdir, summary)
   judgements.table(summary, say)

@@ -43,7 +43,9 @@ class Format:
 
   def __post_init__(self):
     if not isinstance(self.stop, (tuple, list)):
-      raise DataError(f"format.stop={self.stop!r:.60}: expected a list of texts, such as ('a', 'b').")
+      raise DataError(
+        f"format.stop={self.stop!r:.60}: expected a list of texts, such as ('a', 'b')."
+      )
     object.__setattr__(self, "stop", tuple(self.stop))
     texts = {name: getattr(self, name) for name in ("prefix", "template", "between", "opening")}
     for name, text in (*texts.items(), *(("stop", text) for text in self.stop)):
