@@ -19,7 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.judge = ""  # names with commas, see rain_jax.judges.panel; "" takes the task's own
 
   config.prompts = ml_collections.ConfigDict()
-  config.prompts.path = ""  # .jsonl, .json, .csv, text or folder; hub:OWNER/NAME/FILE; commas
+  config.prompts.path = ""  # .jsonl, .json, .csv, .tsv, .txt or folder; hub:OWNER/NAME/FILE; commas
+  config.prompts.bad_rows = "refuse"  # rows that cannot be used: refuse the file, or skip them
   config.prompts.column = ""  # field that holds the prompt
   config.prompts.limit = 0  # prompts taken from each file; 0 takes all
   config.prompts.text = ""  # one prompt, instead of a file

@@ -17,7 +17,7 @@ from rain_jax.preferences import Preference, load_preference
 from rain_jax.preferences.calibration import load_calibration
 from rain_jax.tasks import Record, Task
 from rain_jax.text.formats import Format
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,9 @@ class Rain:
       raise DataError(f"method={method!r} needs a run's configuration; expected one of {known}.")
     if record and chosen.watch is None:
       raise DataError(f"record=True: {method} has no search to record; use method='rain'.")
+    _check_seed(seed)
+    if not ranges.SAMPLES.holds(config.samples):
+      raise DataError(f"samples={config.samples!r:.60}: expected {ranges.SAMPLES}.")
     session = self.session(prompts, preference, config)
     options = chosen.options({"best_of_n": {"samples": config.samples}})
     if chosen.watch:
@@ -141,6 +144,7 @@ class Rain:
     Raises:
       ValueError: as `generate`; also for a prompt that cannot be answered.
     """
+    _check_seed(seed)
     session = self.session([prompt], preference, config)
     for rejected in session.rejected:
       raise DataError(f"prompt={prompt[:40]!r}: {rejected.error}.")
@@ -161,6 +165,11 @@ class Rain:
     if session_config in self._sessions:
       return self._sessions[session_config].serving(records)
     return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))
+
+
+def _check_seed(seed: int) -> None:
+  if not ranges.SEED.holds(seed):
+    raise DataError(f"seed={seed!r:.60}: expected {ranges.SEED}.")
 
 
 def make_session_config(

@@ -28,7 +28,7 @@ from rain_jax.models import NO_POSITION, Segment, forward, unembed
 from rain_jax.policy.context import prefix as fixed_prefix
 from rain_jax.policy.params import Side
 from rain_jax.text import encoding
-from rain_jax.types import Array
+from rain_jax.types import Array, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,9 @@ class Config:
   stop_loss: float = math.inf
 
   def __post_init__(self):
-    for name in ("candidates", "top_k", "steps", "chunk"):
-      if getattr(self, name) < 1:
-        raise AttackError(f"gcg.{name}={getattr(self, name)}: expected 1 or more.")
-    if self.verdict_weight < 0:
-      raise AttackError(f"gcg.verdict_weight={self.verdict_weight}: expected 0 or more.")
+    wrong = ranges.fault(ranges.GCG, vars(self), "gcg.")
+    if wrong:
+      raise AttackError(wrong)
 
 
 @dataclasses.dataclass(frozen=True)

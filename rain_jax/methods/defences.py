@@ -12,7 +12,7 @@ from rain_jax import judges
 from rain_jax.methods.sampling import vanilla
 from rain_jax.methods.session import Response, Session
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 KINDS = ("swap", "insert", "patch")
 SELF = "self"  # the model's own verdict, in place of a judge
@@ -75,10 +75,9 @@ class SmoothLLM:
   judge: str = "refusal_prefixes"
 
   def __post_init__(self):
-    if self.copies < 1:
-      raise DataError(f"smooth_llm.copies={self.copies}: expected at least 1.")
-    if not 0 <= self.percent <= 100:
-      raise DataError(f"smooth_llm.percent={self.percent}: expected 0 to 100.")
+    wrong = ranges.fault(ranges.SMOOTH_LLM, vars(self), "smooth_llm.")
+    if wrong:
+      raise DataError(wrong)
     if self.kind not in KINDS:
       raise DataError(f"smooth_llm.kind={self.kind!r}: expected one of {', '.join(KINDS)}.")
 

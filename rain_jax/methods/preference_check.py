@@ -20,7 +20,8 @@ from rain_jax.methods.verdict_statistics import BAD, GOOD, measure
 from rain_jax.models.loading import LoadedModel
 from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
-from rain_jax.tasks.files import Row, read_rows
+from rain_jax.tasks.files import read_rows
+from rain_jax.tasks.rows import Row
 from rain_jax.text import encoding, vocab
 from rain_jax.types import DataError
 

@@ -32,7 +32,7 @@ from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
 from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
-from rain_jax.types import VARIANTS, DataError, SearchConfig
+from rain_jax.types import VARIANTS, DataError, SearchConfig, is_unicode, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SessionConfig:
     calibration: takes the model's bias out of its verdicts; None takes them as they are.
 
   Raises:
-    DataError: a length or a batch of less than 1.
+    DataError: a number outside its range.
   """
 
   format: Format
@@ -69,9 +69,9 @@ class SessionConfig:
   calibration: Calibration | None = None
 
   def __post_init__(self):
-    for name in ("max_prompt", "max_response", "batch_size"):
-      if getattr(self, name) < 1:
-        raise DataError(f"{name}={getattr(self, name)}: expected 1 or more.")
+    wrong = ranges.fault(ranges.SESSION, vars(self))
+    if wrong:
+      raise DataError(wrong)
 
   @property
   def aligned_with(self) -> str:
@@ -267,6 +267,12 @@ class Session:
   def _query(self, record: Record) -> Query | Response:
     """A prompt's tokens, or the response that says why it is rejected."""
     reject = lambda why: Response(record, "", [], "rejected", None, {}, why)
+    for name, text in (
+      ("id", record.id),
+      *(("text", text) for text in (*record.history, record.prompt)),
+    ):
+      if not is_unicode(text):
+        return reject(f"half of a character in its {name} (a surrogate without its pair)")
     if not record.prompt.strip():
       return reject("empty prompt")
     said = (record.prompt, record.history)

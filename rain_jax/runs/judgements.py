@@ -60,7 +60,8 @@ def _read_all(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[tuple[Key,
   for result in read_results(workdir):
     judges = own.get(result["task"], ())
     if len(judges) == 1 and judges[0] in JUDGES and "error" not in result:
-      found[key_of(result), judges[0], ""] = {"answers": result.get("judged", {})}
+      said = {} if "unjudged" in result else {"answers": result.get("judged", {})}
+      found[key_of(result), judges[0], ""] = said
   return found | lines
 
 

@@ -167,9 +167,13 @@ class TaskRun:
     if response.error is not None:
       line["error"] = response.error
     else:
-      judged = self.judge(response.record, response.text)
-      if judged:
-        line["judged"] = judged
+      try:
+        judged = self.judge(response.record, response.text)
+      except judges.CannotJudge as why:
+        line["unjudged"] = str(why)
+      else:
+        if judged:
+          line["judged"] = judged
       line["counters"] = response.counters
       line["seconds"] = round(seconds, 4)
     try:

@@ -20,6 +20,8 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from rain_jax.types import ranges
+
 NO_NODE = -1  # no such node, in any array of node ids
 NO_PAGE = -1  # the node was never visited
 NO_TOKEN = -1  # padding after the end of a token set
@@ -38,6 +40,19 @@ Array = jax.Array
 
 class DataError(ValueError):
   """Input that cannot be used; the message is one line and says what to do."""
+
+
+def is_unicode(text: str) -> bool:
+  """Whether a text can be written: JSON and command lines may hold half of a character."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+class Stopped(Exception):
+  """Work was asked to stop, and did between two results; the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,20 +112,19 @@ class SearchConfig:
   max_path: int = 16
 
   def __post_init__(self) -> None:
-    object.__setattr__(self, "set_lengths", tuple(self.set_lengths))
+    wrong = ranges.fault(ranges.SEARCH, vars(self))
+    if wrong:
+      raise ValueError(wrong)
     lengths = self.set_lengths
+    if not isinstance(lengths, (tuple, list)) or not all(map(ranges.SET_LENGTH.holds, lengths)):
+      raise ValueError(f"set_lengths={lengths!r:.60}: expected {ranges.SET_LENGTH} in each place.")
     if not lengths or lengths[0] != 1 or any(n < 2 for n in lengths[1:]):
-      raise ValueError(f"set_lengths={lengths}: the first must be 1, later ones 2 or more.")
-    if not 2 <= self.num_candidates <= self.max_children:
+      raise ValueError(f"set_lengths={lengths!r:.60}: the first must be 1, later ones 2 or more.")
+    object.__setattr__(self, "set_lengths", tuple(lengths))
+    if self.num_candidates > self.max_children:
       raise ValueError(
         f"num_candidates={self.num_candidates}: expected 2 to max_children ({self.max_children})."
       )
-    if self.leaves < 1:
-      raise ValueError(f"leaves={self.leaves}: expected 1 (exact) or more.")
-    if self.max_iterations < 1 or self.extra_iterations < 1:
-      raise ValueError("max_iterations and extra_iterations must be 1 or more.")
-    if self.temperature <= 0:
-      raise ValueError(f"temperature={self.temperature}: expected a number above 0.")
     room = 1 + (self.leaves + 1) * (self.num_candidates + 1)
     if self.max_nodes < room:
       raise ValueError(f"max_nodes={self.max_nodes}: at least {room} are needed.")
@@ -118,8 +132,6 @@ class SearchConfig:
       raise ValueError(
         f"max_visited={self.max_visited}: at least {2 * self.leaves + 1} are needed."
       )
-    if self.max_path < 2:
-      raise ValueError(f"max_path={self.max_path}: at least 2 are needed.")
 
   @property
   def max_set_length(self) -> int:
