@@ -9,6 +9,7 @@ import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import huggingface_hub
 import huggingface_hub.errors
