@@ -12,7 +12,7 @@ from typing import Any
 
 from rain_jax.judges.endpoint import EndpointJudge
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge
-from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes
+from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes, vader
 from rain_jax.judges.verdicts import Judge, Verdict, agreement, agreements, rate
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
@@ -39,6 +39,7 @@ JUDGES: Mapping[str, Rule] = {
   "demo_rules": demo_rules,
   "refusal_prefixes": refusal_prefixes,
   "choice": choice,
+  "vader": vader,
 }
 # Judges that load a checkpoint or ask an endpoint, with what stands after the name.
 SLOW_JUDGES = (*FORMS, "sentiment", "preference:NAME", "endpoint:MEASURE")

@@ -1,6 +1,8 @@
 """Judges that are rules: no model, no network, an answer at once."""
 
+import functools
 import re
+from typing import Any
 
 from rain_jax.demo import world
 from rain_jax.tasks import Record
@@ -99,3 +101,26 @@ def choice(record: Record, response: str) -> dict[str, bool]:
     raise DataError(f"Prompt {record.id!r} is no choice between A and B; use another judge.")
   chosen = _CHOSEN.match(response)
   return {"correct": chosen is not None and chosen[1] == label}
+
+
+def vader(record: Record, response: str) -> dict[str, bool]:
+  """`positive` and `negative` by VADER (Hutto and Gilbert, ICWSM 2014): prompt and response as one.
+
+  A lexicon of words that people rated, with rules for negation and emphasis; it knows nothing of
+  the model. A text is positive from a compound score of 0.05 on, negative from -0.05 down, as its
+  authors set them; between them it is neither.
+
+  Raises:
+    DataError: vaderSentiment is not installed.
+  """
+  compound = _vader().polarity_scores(f"{record.prompt} {response}")["compound"]
+  return {"positive": compound >= 0.05, "negative": compound <= -0.05}
+
+
+@functools.cache
+def _vader() -> Any:
+  try:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+  except ImportError:
+    raise DataError('judge vader needs its lexicon: pip install "rain_jax[judges]".') from None
+  return SentimentIntensityAnalyzer()

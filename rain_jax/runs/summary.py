@@ -6,6 +6,14 @@ from typing import Any
 import numpy as np
 
 from rain_jax import judges
+from rain_jax.text.repetition import distinct_2, repeats
+
+# What a table calls a number whose full name is long.
+_SHORT = {
+  "tokens_per_response": "tokens",
+  "model_calls_per_token": "calls per token",
+  "tokens_forwarded_per_token": "forwarded per token",
+}
 
 
 def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, Any]:
@@ -14,6 +22,8 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
   answered = [r for r in mine if "counters" in r]
   verdicts = [r["verdict"] for r in answered if r["verdict"] is not None]
   failed = [r for r in mine if r["finish_reason"] == "failed"]
+  texts = [r["response"] for r in answered]
+  distinct = [share for share in map(distinct_2, texts) if share is not None]
   total = lambda name: sum(r["counters"].get(name, 0) for r in answered)
   tokens = max(total("response_tokens"), 1)
   summary: dict[str, Any] = dict(judges.rate(r.get("judged", {}) for r in answered))
@@ -23,6 +33,8 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
     "failed": len(failed),
     "self_verdict": float(np.mean(verdicts)) if verdicts else None,
     "tokens_per_response": tokens / max(len(answered), 1),
+    "repeats": float(np.mean([repeats(text) for text in texts])) if texts else None,
+    "distinct_2": float(np.mean(distinct)) if distinct else None,
     "model_calls_per_token": total("model_calls") / tokens,
     "tokens_forwarded_per_token": total("tokens_forwarded") / tokens,
     "iterations_per_move": total("iterations") / max(total("moves"), 1),
@@ -42,9 +54,10 @@ def table(summary: Mapping[str, Any]) -> str:
   columns = columns or ["self_verdict"]  # nobody else said anything
   columns += ["responses", "rejected"]
   columns += ["failed"] * any(m.get("failed") for m in methods.values())
+  columns += ["repeats", "distinct_2", "tokens_per_response"]
   columns += ["model_calls_per_token", "tokens_forwarded_per_token"]
   columns += ["iterations_per_move", "rewinds_per_response", "seconds"]
-  rows = [["method", *(c.replace("_", " ") for c in columns)]]
+  rows = [["method", *(_SHORT.get(c, c.replace("_", " ")) for c in columns)]]
   for name, values in methods.items():
     rows.append([name, *(_cell(column, values.get(column)) for column in columns)])
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -55,8 +68,10 @@ def table(summary: Mapping[str, Any]) -> str:
 def _cell(column: str, value: Any) -> str:
   if value is None:
     return "-"
-  if column.endswith("_rate"):
+  if column.endswith("_rate") or column == "repeats":
     return f"{100 * value:.1f}%"
+  if column == "distinct_2":
+    return f"{value:.2f}"
   if column == "self_verdict":
     return f"{value:+.2f}"
   return str(value) if isinstance(value, int) else f"{value:.1f}"

@@ -102,7 +102,7 @@ def _table(groups: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
 def _cell(column: str, value: Any) -> str:
   if value is None:
     return "–"
-  if column.endswith("_rate"):
+  if column.endswith("_rate") or column == "repeats":
     return f"{100 * value:.1f}%"
   return f"{value:.2f}" if isinstance(value, float) else str(value)
 

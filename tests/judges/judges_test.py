@@ -1,5 +1,7 @@
 """Judge models on stand-in weights: exact prompts, labels, clipping; rules; agreement."""
 
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import transformers
 
 from rain_jax import judges, preferences
 from rain_jax.judges import models as judge_models
+from rain_jax.judges import rules
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge, prompt_ids, tidied
-from rain_jax.judges.rules import choice, refusal_prefixes, refused
+from rain_jax.judges.rules import choice, refusal_prefixes, refused, vader
 from rain_jax.models import forward, hf, unembed
 from rain_jax.models import testing as models
 from rain_jax.models.loading import load
@@ -350,3 +353,24 @@ def test_only_what_both_judges_answer_is_compared():
   assert [(one["measure"], one["judges"], one["n"], one["percent"]) for one in found] == [
     ("x", ["a", "b"], 2, 50.0)
   ]
+
+
+@pytest.mark.parametrize(
+  "response, positive, negative",
+  [
+    ("is a joy from start to end.", True, False),
+    ("is a dull, ugly mess.", False, True),
+    ("lasts two hours.", False, False),
+  ],
+)
+def test_vader_reads_prompt_and_response(response, positive, negative):
+  assert vader(Record("1", "This film"), response) == {"positive": positive, "negative": negative}
+  # An unkind beginning counts, too.
+  assert vader(Record("1", "The worst, most horrible film"), "lasts two hours.")["negative"]
+
+
+def test_vader_says_what_to_install(monkeypatch):
+  rules._vader.cache_clear()
+  monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
+  with pytest.raises(DataError, match=r"pip install \"rain_jax\[judges\]\""):
+    vader(Record("1", "x"), "y")

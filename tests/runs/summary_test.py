@@ -10,6 +10,7 @@ def result(**more):
     "method": "vanilla",
     "finish_reason": "eos",
     "verdict": -1.0,
+    "response": "I think so.",
     "counters": COUNTERS,
     "seconds": 1.0,
     **more,
@@ -28,3 +29,11 @@ def test_the_models_own_verdict_is_shown_where_nobody_else_judged():
   assert "self verdict" in head and row[:4] == ["vanilla", "+0.00", "3", "0"]
   head, row = shown([result(judged={"harmless": True}), result(judged={"harmless": False})])
   assert "self verdict" not in head and "harmless rate" in head and row[:2] == ["vanilla", "50.0%"]
+
+
+def test_repetition_is_counted_per_method():
+  texts = ["Go away. Go away.", "One two three.", ""]
+  found = summary.summarise([result(response=text) for text in texts], "vanilla")
+  assert found["repeats"] == 1 / 3 and found["distinct_2"] == (2 / 3 + 1) / 2
+  empty = summary.summarise([], "vanilla")
+  assert empty["repeats"] is None and empty["distinct_2"] is None
