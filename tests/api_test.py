@@ -10,19 +10,12 @@ import rain_jax
 from rain_jax import api, methods, tasks, types
 from rain_jax.methods import events, recording
 from rain_jax.preferences import load_preference
-from tests import conftest
-from tests.methods import events_test
-from tests.runs import job_test
+from tests.helpers import small_runs
+from tests.helpers.events import follow
+from tests.helpers.repository import ROOT
 
-# Numbers and longest prompt of job_test, so that its compiled programs serve here too.
 PROMPTS = ["the cat sat", " ", "far away we see the mat; and then it was gone far away to see us"]
-CONFIG = api.Config(
-  search={k: v for k, v in job_test.CONFIG["search"].items() if k != "variant"},
-  max_prompt=64,
-  max_response=12,
-  batch_size=2,
-  samples=3,
-)
+CONFIG = small_runs.API_CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +56,7 @@ def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
   monkeypatch.setattr(methods.sampling, "_ROUND", 1)
   session = model.session(PROMPTS[:1], "harmless", CONFIG)
   heard = []
-  (answer,) = methods.best_of_n(session, 3, 3, on_progress=heard.append)
+  (answer,) = methods.best_of_n(session, 3, on_progress=heard.append, samples=3)
   assert len(heard) == 3 and answer.counters["samples"] == 3
 
 
@@ -84,7 +77,7 @@ def test_a_recorded_search_gives_the_same_responses_and_its_events_spell_them(mo
     for step in methods.watch(session.serving(records(PROMPTS)), 3)
     if step.query.record.id == "0"
   ]
-  for event, final, trial in events_test.follow(events.events(progress)):
+  for event, final, trial in follow(events.events(progress)):
     pass
   assert event.kind == events.END and event.response.text == event.text == plain[0].text
   assert trial == ""
@@ -150,6 +143,6 @@ def test_the_package_offers_its_modules_and_the_search_loads_alone():
     rain_jax.magic
   code = "import rain_jax, sys; rain_jax.search.step, rain_jax.decode.serve; print('transformers' in sys.modules)"
   done = subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, cwd=conftest.ROOT, check=True
+    [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
   )
   assert done.stdout.strip() == "False"

@@ -1,6 +1,5 @@
 """The examples do what they say."""
 
-import pathlib
 import sys
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.helpers.repository import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ import shutil
 import subprocess
 import sys
 
-from tests import conftest
+from tests.helpers.repository import ROOT
 
-ROOT = conftest.ROOT
 PROGRAM = """
 import pathlib, sys
 import rain_jax

@@ -16,7 +16,7 @@ from rain_jax.models import hf
 from rain_jax.models import testing as models
 from rain_jax.runs import directory, job
 from rain_jax.tasks import find_task, load_prompts
-from tests.runs import job_test
+from tests.helpers import small_runs
 
 METHODS = ("vanilla", "rain")
 SEARCH = {
@@ -48,7 +48,7 @@ def demo_model():
 
 
 def config_of(model, task, path, count, **limits):
-  config = copy.deepcopy(job_test.CONFIG)
+  config = copy.deepcopy(small_runs.CONFIG)
   config["model"]["path"] = str(model)
   config["tasks"], config["methods"] = (task,), METHODS
   config["prompts"] |= {"path": str(path), "limit": count}

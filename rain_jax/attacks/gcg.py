@@ -25,8 +25,9 @@ import numpy as np
 from rain_jax.attacks import AttackError, Behaviour
 from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
-from rain_jax.policy import common
-from rain_jax.text import vocab
+from rain_jax.policy.context import prefix as fixed_prefix
+from rain_jax.policy.params import Side
+from rain_jax.text import encoding
 from rain_jax.types import Array
 
 
@@ -76,7 +77,7 @@ class Text:
   """
 
   session: Session
-  side: str
+  side: Side
   goal: str
   before: tuple[int, ...]
   rest: tuple[int, ...]
@@ -113,7 +114,7 @@ def texts_of(
   # A response follows its prompt by a space, unless the format puts white space there itself.
   _, last = session.config.format.encode(tokenizer, behaviour.goal)
   space = "" if last.isspace() else " "
-  target = vocab.encode_continuation(tokenizer, space + behaviour.target)
+  target = encoding.encode_continuation(tokenizer, space + behaviour.target)
 
   def text(side, after, weights):
     whole = list(session.prompt_ids(side, f"{behaviour.goal} {control}"))
@@ -141,14 +142,13 @@ def tokens_of(session: Session, control: str) -> list[int]:
   """Token ids of a control's text as it stands after a space. Raises AttackError if it has none."""
   if not control or control != control.strip():
     raise AttackError(f"gcg.control={control!r}: expected text without space around it.")
-  return vocab.encode_continuation(session.loaded.tokenizer, f" {control}")
+  return encoding.encode_continuation(session.loaded.tokenizer, f" {control}")
 
 
 # -- the loss ----------------------------------------------------------------------------
 
 
-@flax.struct.dataclass
-class Context:
+class Context(flax.struct.PyTreeNode):
   """A `Text` on the device; padded, so that few programs serve all.
 
   Attributes:
@@ -169,7 +169,7 @@ class Context:
 def context_of(text: Text) -> Context:
   """Reads what stands before the control."""
   session = text.session
-  prefix, shift = common.prefix(session.params, text.side)
+  prefix, shift = fixed_prefix(session.params, text.side)
   before = _padded(text.before, 32)
   at = np.arange(before.size)
   positions = jnp.asarray(np.where(at < len(text.before), at + shift, NO_POSITION), jnp.int32)
@@ -414,8 +414,8 @@ class Attack:
     return found
 
   def _keeps(self, text: Text, control: Sequence[int]) -> bool:
-    written = vocab.decode_response(self._tokenizer, text.before, control)
+    written = encoding.decode_response(self._tokenizer, text.before, control)
     return written.startswith(" ") and written == written.rstrip() and text.keeps(control, written)
 
   def _text(self, behaviour: int, control: Sequence[int]) -> str:
-    return vocab.decode_response(self._tokenizer, self._texts[behaviour][0].before, control)
+    return encoding.decode_response(self._tokenizer, self._texts[behaviour][0].before, control)

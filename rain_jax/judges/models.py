@@ -18,7 +18,7 @@ from rain_jax.judges.verdicts import Verdict
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.policy import labels
 from rain_jax.tasks import Record
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 from rain_jax.text.formats import encode_around
 from rain_jax.types import NOT_FINITE
 
@@ -202,10 +202,12 @@ class ModelJudge:
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """See `Judge`."""
     loaded = load(self.path, self._dtype)
-    sides = [labels.label_ids(loaded.tokenizer, side) for side in (self.form.good, self.form.bad)]
+    good, bad = (
+      labels.label_ids(loaded.tokenizer, side) for side in (self.form.good, self.form.bad)
+    )
     texts = [[prompt_ids(self.form, loaded.tokenizer, *item)] for item in items]
     decide = lambda read: _likelier(self.form.measure, *read[0])
-    yield from _judge(loaded, texts, [sides], decide, self._batch_size)
+    yield from _judge(loaded, texts, [(good, bad)], decide, self._batch_size)
 
 
 class PreferenceJudge:
@@ -242,7 +244,7 @@ class PreferenceJudge:
   def _texts(self, compiled, tokenizer, record: Record, response: str) -> list[list[int]]:
     if compiled.cut:  # whole sentences only, as the search's own verdict
       response = response[: response.rfind(".") + 1]
-    ids = vocab.encode_continuation(tokenizer, f" {response}") if response else []
+    ids = encoding.encode_continuation(tokenizer, f" {response}") if response else []
     stem = [*compiled.prefix_ids, *compiled.conversation_ids(record.goal, record.history), *ids]
     return [[*stem, *suffix] for suffix in compiled.suffix_ids]
 

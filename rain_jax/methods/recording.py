@@ -9,13 +9,14 @@ those of a `Recording` never are.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.types import SearchConfig
+from rain_jax.types import Array, SearchConfig
 
 SEARCH, COMMIT, END = "search", "commit", "end"  # kinds of frames
 _READ = (
@@ -115,7 +116,7 @@ class Recording:
     response: the text that was committed.
     finish: why it ended.
     verdict: the model's own on the whole response.
-    preference: name of what it was aligned with.
+    preference: what it was aligned with, see `SessionConfig.aligned_with`.
     counters: work done.
     search: the search's hyperparameters.
     nodes: every token set the search ever proposed, parents before children.
@@ -156,7 +157,11 @@ class Recording:
       known |= {node: tuple(numbers) for node, *numbers in one.changed}
       root = one.node if one.node is not None else root
     above = self.path(root)[:-1]
-    gone = lambda node: self.nodes[node].died is not None and self.nodes[node].died <= last
+
+    def gone(node: int) -> bool:
+      died = self.nodes[node].died
+      return died is not None and died <= last
+
     return {node: n for node, n in known.items() if node not in above and not gone(node)}
 
   def path(self, node: int) -> list[int]:
@@ -229,7 +234,7 @@ class Recorder:
       self.frames.append(Frame(step, END))
       return self.frames[-1:]
     moves = [node for node in self._path(root) if node not in self._path(self._root)]
-    frames = []
+    frames: list[Frame] = []
     for node in moves:
       _, f, q, _ = self._numbers[node]
       trusted = f > self.config.min_visits and q > self.config.value_threshold
@@ -306,35 +311,30 @@ class Recorder:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Watching:
-  """A model, with what it was asked and what it answered kept aside."""
+class _Seen(NamedTuple):
+  """What the model was asked in a step, and what it answered, for the leaves of each tree.
 
-  model: types.Model
-  seen: dict
+  mode, leaf_page, value, finish: [B, W]; finish of the text after the rollout.
+  rollout: int32[B, W, R] tokens, then NO_TOKEN; R is 0 for a model without rollouts.
+  """
 
-  def evaluate(self, params, state, request, keys):
-    if hasattr(self.model, "evaluate_with_draft"):
-      answer, draft, state = self.model.evaluate_with_draft(params, state, request, keys)
-      rollout, finish = draft.rollout, draft.rollout_finish
-    else:  # no language model: no rollouts to show
-      answer, state = self.model.evaluate(params, state, request, keys)
-      rollout, finish = answer.tokens[:, :, 0, :0], request.finish
-    self.seen.update(
-      mode=request.mode,
-      leaf_page=request.leaf_page,
-      value=answer.value,
-      rollout=rollout,
-      finish=finish,
-    )
-    return answer, state
+  mode: Array
+  leaf_page: Array
+  value: Array
+  rollout: Array
+  finish: Array
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
-def _iterate(state, model, params, config):
-  """`decode.iterate`, with what the model was asked and answered: (state, due, full, seen)."""
-  seen = {}
-  state, due, info = decode.iterate(state, _Watching(model, seen), params, config)
+def _iterate(
+  state: decode.DecodeState, model: types.Model, params: Any, config: SearchConfig
+) -> tuple[decode.DecodeState, Array, Array, _Seen]:
+  """`decode.iterate`: (state, due, full, seen)."""
+  state, due, info = decode.iterate(state, model, params, config)
+  asked, answer = info.request, info.answer
+  none = types.Rollout(jnp.zeros(asked.mode.shape + (0,), jnp.int32), asked.finish)
+  rollout = none if answer.rollout is None else answer.rollout
+  seen = _Seen(asked.mode, asked.leaf_page, answer.value, rollout.tokens, rollout.finish)
   return state, due, info.full, seen
 
 
@@ -361,7 +361,7 @@ def advance(
   state, due, full, seen = _iterate(state, model, params, config)
   # Copies: the buffers are donated to what comes next.
   due, full = np.array(due), np.array(full)
-  seen = {name: np.array(array) for name, array in seen.items()}
+  seen = {name: np.array(array) for name, array in seen._asdict().items()}
   trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
   of = lambda arrays, slot: {name: array[slot] for name, array in arrays.items()}
   frames = {

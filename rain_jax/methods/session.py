@@ -13,21 +13,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode
 from rain_jax.methods.recording import Recording
-from rain_jax.models import arrays
+from rain_jax.models import backend
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
-from rain_jax.policy.self_evaluation import Override
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Correction, Override, make_params
+from rain_jax.policy.prompts import Prompt
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
-from rain_jax.text import vocab
+from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
 from rain_jax.types import VARIANTS, DataError, SearchConfig
 
@@ -47,6 +50,7 @@ class SessionConfig:
     embedder: makes path embeddings; see `rain_jax.policy.embedders`.
     verdict_noise: share of the search's verdicts that flip their sign (ablation).
     soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
+    calibration: takes the model's bias out of its verdicts; None takes them as they are.
 
   Raises:
     DataError: a length or a batch of less than 1.
@@ -62,11 +66,30 @@ class SessionConfig:
   embedder: Any = HiddenStates()
   verdict_noise: float = 0.0
   soft_verdicts: bool = False
+  calibration: Calibration | None = None
 
   def __post_init__(self):
     for name in ("max_prompt", "max_response", "batch_size"):
       if getattr(self, name) < 1:
         raise DataError(f"{name}={getattr(self, name)}: expected 1 or more.")
+
+  @property
+  def aligned_with(self) -> str:
+    """The preference, its form and calibration, for people."""
+    if self.calibration is None:
+      return self.preference.label
+    return f"{self.preference.label} ({self.calibration.described()})"
+
+  def compiled(self, loaded: LoadedModel) -> CompiledPreference:
+    """The preference for a model's tokenizer.
+
+    Raises:
+      PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
+    """
+    compiled = compile_preference(self.preference, loaded.tokenizer)
+    if self.calibration is not None:
+      self.calibration.check(loaded.fingerprint, self.preference.label, compiled.digest)
+    return compiled
 
 
 def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> SearchConfig:
@@ -147,7 +170,7 @@ class Session:
   def __init__(self, loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record]):
     self.loaded, self.config = loaded, session_config
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    self.preference: CompiledPreference = compile_preference(session_config.preference, tokenizer)
+    self.preference: CompiledPreference = session_config.compiled(loaded)
     self.prefix_ids = session_config.format.prefix_ids(tokenizer)
     ends = session_config.format.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
@@ -164,8 +187,14 @@ class Session:
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=session_config.verdict_noise)
+    correction = None
+    if session_config.calibration is not None:
+      correction = Correction(
+        jnp.asarray(session_config.calibration.offsets, jnp.float32),
+        jnp.asarray(session_config.calibration.scales, jnp.float32),
+      )
     self.params = make_params(
-      loaded.model.params, tables, self.lm, self.prefix_ids, override, self.mesh
+      loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh
     )
 
   @property
@@ -189,7 +218,7 @@ class Session:
     """How many batches of searches run side by side, and the slots of each."""
     if self.mesh is not None:
       return 1, self.slots
-    return workers.layout(arrays.in_caches(self.loaded.model.params), self.slots)
+    return workers.layout(backend.in_caches(self.loaded.model.params), self.slots)
 
   @functools.cached_property
   def spread(self) -> BatchSharding | None:
@@ -257,7 +286,7 @@ class Session:
     """Token ids of a prompt as it is "proposing" or "evaluating", after that side's prefix.
 
     Raises:
-      ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     if side == "evaluating":
       return list(self.preference.conversation_ids(prompt, history))
@@ -278,15 +307,17 @@ class Session:
   def prompts(self, queries: Sequence[Query | None], side: str) -> Prompt:
     """The "proposing" or "evaluating" side of queries, fields [B, ...]; None is an empty prompt."""
     ids = [getattr(query, side) if query else [] for query in queries]
-    tokens = np.zeros((len(ids), self.max_prompt), np.int32)
+    # On the host: a program takes them to wherever it runs.
+    tokens: Any = np.zeros((len(ids), self.max_prompt), np.int32)
     for row, one in enumerate(ids):
       tokens[row, : len(one)] = one
-    length = np.array([len(one) for one in ids], np.int32)
-    return Prompt(tokens, length, np.array([bool(q and q.ends) for q in queries]))
+    length: Any = np.array([len(one) for one in ids], np.int32)
+    ends: Any = np.array([bool(q and q.ends) for q in queries])
+    return Prompt(tokens, length, ends)
 
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""
     prompt = list(self.prefix_ids) + query.proposing
-    text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
+    text = encoding.decode_response(self.loaded.tokenizer, prompt, ids)
     ends = [text.find(stop) for stop in self.config.format.stop if stop in text]
     return text[: min(ends)].strip() if ends else text.strip()

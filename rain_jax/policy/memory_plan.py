@@ -2,7 +2,7 @@
 
 What stays (weights, prefixes, caches, trees) is exact: its shapes come from the functions
 that will make it, evaluated abstractly. What comes and goes inside a step is a formula:
-the largest of its phases, each the buffers that are alive together in it (design section 4).
+the largest of its phases, each the buffers that are alive together in it (docs/architecture.md, section 4).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode
-from rain_jax.models import Model
+from rain_jax.models import Model, backend
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
@@ -94,8 +94,7 @@ def plan(
   pools = size(lambda s: (s.model.proposing.pool, s.model.evaluating.pool))
   trees = size(lambda s: s.tree)
   prefixes = token * (proposing_prefix + len(lm.preference.prefix_ids))
-  # Only there XLA copies what layers that are taken apart read out of stacks.
-  apart = isinstance(model.params["layers"], tuple) and jax.default_backend() == "cpu"
+  apart = isinstance(model.params["layers"], tuple) and backend.copies_stacks()
   passing = temporaries(lm, batch, token, proposing_prefix, parts, apart)
   if apart:
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
@@ -149,7 +148,7 @@ def temporaries(
   """
   search, R, L = lm.search, lm.max_response, lm.search.max_set_length
   leaves, path = batch // parts.trees * search.leaves, search.max_path * L
-  gathered = (1 if jax.default_backend() == "gpu" else 2) * token * leaves * path
+  gathered = backend.gathered_copies() * token * leaves * path
   context = lm.max_prompt + R + L + path
   rows = 2 + search.sampled_draws
   asked = lm.read_chunk + sum(map(len, lm.preference.suffix_ids))

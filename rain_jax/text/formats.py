@@ -1,13 +1,14 @@
 """How a conversation is put to a model: text around the turns, or a tokenizer's chat template."""
 
 import dataclasses
+import datetime
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-from rain_jax.text import vocab
+from rain_jax.text import dates, encoding
 from rain_jax.types import DataError
 
 PROMPT = "{prompt}"
@@ -28,6 +29,7 @@ class Format:
     special: names of special tokens in `between` and `opening` stand for the tokens.
     chat: take everything from the tokenizer's chat template; template, between and prefix
       have no say then.
+    now: what a chat template takes for the time, as 2026-01-31T12:00:00; "" asks the clock.
   """
 
   prefix: str = ""
@@ -37,6 +39,7 @@ class Format:
   opening: str = ""
   special: bool = False
   chat: bool = False
+  now: str = ""
 
   def render(self, prompt: str, history: Sequence[str] = ()) -> str:
     """The conversation as text; braces in what was said mean nothing."""
@@ -51,18 +54,18 @@ class Format:
 
     Raises:
       DataError: there is no chat template, or it does not take this conversation.
-      ValueError: the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     said = (*history, prompt)
     if self.chat:
-      render = lambda said: self._chat(tokenizer, said)
+      render = lambda said: self.rendered(tokenizer, said)
       return encode_around(tokenizer, render, said, begin=False), render(said)[-1:]
     text = self.render(prompt, history)
     if self.special:
       render = lambda said: self.render(said[-1], said[:-1])
       ids = encode_around(tokenizer, render, said, begin=True)
     elif self.prefix:
-      ids = vocab.encode_continuation(tokenizer, text)
+      ids = encoding.encode_continuation(tokenizer, text)
     else:
       ids = list(tokenizer(text, split_special_tokens=True).input_ids)
     return ids, text[-1:]
@@ -78,13 +81,23 @@ class Format:
     if not self.chat:
       return ()
     answer = "zqx"  # stands in no template
-    whole = self._chat(tokenizer, ("a", answer), generate=False)
-    behind = whole[whole.rindex(answer) :]
+    whole = self.rendered(tokenizer, ("a", answer), generate=False)
+    after = whole[whole.rindex(answer) :]
     names = _special_names(tokenizer)
-    first = re.search("|".join(map(re.escape, names)), behind) if names else None
+    first = re.search("|".join(map(re.escape, names)), after) if names else None
     return (tokenizer.convert_tokens_to_ids(first[0]),) if first else ()
 
-  def _chat(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
+  def rendered(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
+    """What the chat template makes of turns of user and assistant.
+
+    Args:
+      tokenizer: has the template.
+      said: the turns, the user's first.
+      generate: end where the assistant's next turn begins.
+
+    Raises:
+      DataError: there is no chat template, or it does not take this conversation.
+    """
     if not getattr(tokenizer, "chat_template", None):
       raise DataError(
         "format.name='chat': the tokenizer has no chat template; name the family's format"
@@ -94,10 +107,28 @@ class Format:
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
     if self.opening:
       messages.insert(0, {"role": "system", "content": self.opening})
-    try:
-      return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-    except jinja2.TemplateError as error:
-      raise DataError(f"the chat template does not take this conversation: {error}") from None
+    return render_chat(tokenizer, messages, generate, self.now)
+
+
+def render_chat(
+  tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool = True, now: str = ""
+) -> str:
+  """Messages as the tokenizer's chat template puts them; `generate` begins an answer after them.
+
+  A template that asks for today's date is told `now`, in ISO format, unless that is empty.
+
+  Raises:
+    DataError: the template, which has to be there, does not take this conversation.
+  """
+  template = tokenizer.get_chat_template()
+  if now:
+    template = dates.at(template, datetime.datetime.fromisoformat(now))
+  try:
+    return tokenizer.apply_chat_template(
+      messages, chat_template=template, tokenize=False, add_generation_prompt=generate
+    )
+  except jinja2.TemplateError as error:
+    raise DataError(f"the chat template does not take this conversation: {error}") from None
 
 
 def join_turns(
@@ -105,7 +136,8 @@ def join_turns(
 ) -> str:
   """A conversation in one template: each user's turn, the answer after it, and so on."""
   if between is None:
-    between = re.match(r"\s*", template.partition(PROMPT)[2])[0]
+    after = template.partition(PROMPT)[2]
+    between = after[: len(after) - len(after.lstrip())]
   # Where a template ends in white space, the answer needs none of its own.
   space = "" if template[-1:].isspace() else " "
   text = ""
@@ -114,9 +146,37 @@ def join_turns(
   return text + template.replace(PROMPT, prompt)
 
 
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+  return {id: t.content for id, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
 def _special_names(tokenizer: Any) -> list[str]:
-  found = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-  return sorted(found, key=len, reverse=True)
+  return sorted(set(_special_tokens(tokenizer).values()), key=len, reverse=True)
+
+
+def _split_at(names: Iterable[str], text: str) -> list[str]:
+  """The text in pieces, each a name or without any; longer names come before those they contain."""
+  longest_first = sorted(names, key=len, reverse=True)
+  return (
+    re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if longest_first else [text]
+  )
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+  """The tokens by which a tokenizer marks turns and ends, and all others that are no text."""
+  return sorted({*tokenizer.all_special_ids, *_special_tokens(tokenizer)})
+
+
+def encode_frame(tokenizer: Any, text: str) -> list[int]:
+  """Tokens of a template's own text after other text; names of special tokens stand for them.
+
+  Raises:
+    ValueError: a piece has no tokens of its own, see `encoding.encode_continuation`.
+  """
+  special, ids = {name: id for id, name in _special_tokens(tokenizer).items()}, []
+  for piece in _split_at(special, text):
+    ids += [special[piece]] if piece in special else encoding.encode_continuation(tokenizer, piece)
+  return ids
 
 
 def encode_around(
@@ -138,13 +198,13 @@ def encode_around(
   free = (chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in t for t in said))
   hidden = dict(zip(names, free))
 
-  def swap(text: str, pairs) -> str:
+  def swap(text: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
       text = text.replace(old, new)
     return text
 
   text = render([swap(one, hidden.items()) for one in said])
-  pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+  pieces = _split_at(names, text)
   ids = list(tokenizer("").input_ids) if begin else []
   for piece in pieces:
     if piece in hidden:

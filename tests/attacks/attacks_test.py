@@ -10,7 +10,7 @@ from rain_jax.judges import JUDGES
 from rain_jax.runs import directory
 from rain_jax.tasks import Record, load_prompts
 from rain_jax.views import run_page
-from tests.runs import job_test
+from tests.helpers import small_runs
 
 ROWS = [
   {"id": "a", "goal": "the cat, sat on a mat?", "target": "then it was gone", "level": 0},
@@ -29,7 +29,7 @@ GCG = {
 
 @pytest.fixture
 def config(checkpoint, tmp_path):
-  made = json.loads(json.dumps(job_test.CONFIG))
+  made = json.loads(json.dumps(small_runs.CONFIG))
   made["model"]["path"] = str(checkpoint)
   path = tmp_path / "goals.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")

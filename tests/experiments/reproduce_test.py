@@ -8,13 +8,14 @@ import xml.etree.ElementTree as xml
 import pytest
 
 from rain_jax.experiments.reproduce import TABLES, paper, render, run
-from rain_jax.experiments.reproduce.count import Share, agreement, per_token, share
+from rain_jax.experiments.reproduce.count import agreement, per_token, share
 from rain_jax.experiments.reproduce.tables import Step
+from rain_jax.judges.share import Share
 from rain_jax.methods.session import search_config
 from rain_jax.runs import from_config, job, judgements
 from rain_jax.types import DataError
-from tests import conftest
-from tests.runs import job_test
+from tests.helpers import small_runs
+from tests.helpers.repository import ROOT
 
 
 def line(method, verdict=1.0, tokens=10, **judged):
@@ -174,7 +175,7 @@ def test_truthful_answers_may_be_informative_too():
 
 def plain_step(checkpoint, folder, judge):
   """Two prompts, answered by vanilla sampling."""
-  config = json.loads(json.dumps(job_test.CONFIG))
+  config = json.loads(json.dumps(small_runs.CONFIG))
   config["model"]["path"] = str(checkpoint)
   config |= {"methods": ("vanilla",), "judge": judge}
   config["prompts"]["path"] = str(folder / "prompts.txt")
@@ -253,7 +254,7 @@ def test_a_run_that_was_made_without_a_judge_is_judged_later(checkpoint, tmp_pat
   ],
 )
 def test_a_judge_that_is_missing_is_known_before_the_first_step(tmp_path, kind, changes, says):
-  config = {**job_test.CONFIG, "tasks": ("hh_harmless",)}
+  config = {**small_runs.CONFIG, "tasks": ("hh_harmless",)}
   steps = [
     Step("first", "answer", {**config, "judge": "none"}),
     Step("second", kind, {**config, **changes}),
@@ -299,11 +300,11 @@ def test_every_step_of_every_table_can_be_configured(tmp_path):
   ]
   made = subprocess.run(
     [sys.executable, "-c", _LIST, str(tmp_path), *flags],
-    cwd=conftest.ROOT,
+    cwd=ROOT,
     text=True,
     capture_output=True,
     check=True,
-    env={"PYTHONPATH": str(conftest.ROOT), "HOME": "/nowhere"},
+    env={"PYTHONPATH": str(ROOT), "HOME": "/nowhere"},
   )
   tables, refused = json.loads(made.stdout)
   assert tables.keys() == TABLES.keys()

@@ -1,8 +1,23 @@
-"""A headless Chromium for tests of pages; skips where there is none."""
+"""Pages in a headless Chromium, which skips where there is none, and text that attacks them."""
 
 import shutil
 
 import pytest
+
+HOSTILE = [
+  "</script><script>window.hacked = 1</script>",
+  "<img src=x onerror='window.hacked = 2'>",
+  "<!--<script>",
+  "]]>",
+  "&lt;b&gt;&amp;",
+  "\u2028\u2029 line",
+  "\u202egnidaer",
+  "\x00\x1b[31m\x7f",
+  "`${window.hacked = 3}`",
+  '"\'\\"',
+  "{{7*7}}",
+  "🙂 é \ud800",
+]
 
 
 def open_browser():
@@ -30,3 +45,17 @@ def open_browser():
   return webdriver.Chrome(
     options=options, service=selenium.webdriver.chrome.service.Service(driver)
   )
+
+
+def nodes_shown(chromium):
+  """Data of every node that is drawn, by its number."""
+  rows = chromium.execute_script(
+    "return [...document.querySelectorAll('g.node')].map(g => ({...g.dataset,"
+    " classes: g.getAttribute('class'), text: g.querySelector('title').textContent}))"
+  )
+  assert len({row["node"] for row in rows}) == len(rows)
+  return {int(row["node"]): row for row in rows}
+
+
+def no_errors(chromium):
+  assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []

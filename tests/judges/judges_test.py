@@ -5,7 +5,6 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 import transformers
 
 from rain_jax import judges, preferences
@@ -13,22 +12,12 @@ from rain_jax.judges import models as judge_models
 from rain_jax.judges import rules
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge, prompt_ids, tidied
 from rain_jax.judges.rules import choice, refusal_prefixes, refused, vader
-from rain_jax.models import forward, hf, unembed
-from rain_jax.models import testing as models
+from rain_jax.models import forward, unembed
 from rain_jax.models.loading import load
-from rain_jax.models.sharding import flatten, unflatten
 from rain_jax.policy import labels
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
 
-SPECIAL = [
-  "<s>",
-  "</s>",
-  "<|begin_of_text|>",
-  "<|eot_id|>",
-  "<|start_header_id|>",
-  "<|end_header_id|>",
-]
 SETTINGS = {
   "judging": {"dtype": "float32", "batch_size": 2},
   "endpoint": {
@@ -44,47 +33,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def stand_in(tmp_path_factory):
-  """Folder of a tiny random LLaMA that answers with the judges' labels and little else."""
-  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-  bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  bpe.decoder = tokenizers.decoders.ByteLevel()
-  trainer = tokenizers.trainers.BpeTrainer(
-    vocab_size=330,
-    special_tokens=SPECIAL,
-    show_progress=False,
-    initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-  )
-  bpe.train_from_iterator(
-    [" yes no safe unsafe A B", "safe", "unsafe", "yes", "no", "A", "B"] * 9, trainer
-  )
-  bpe.post_processor = tokenizers.processors.TemplateProcessing(
-    single="<s> $A", special_tokens=[("<s>", 0)]
-  )
-  tokenizer = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=bpe, bos_token="<s>", eos_token="</s>"
-  )
-  config = dict(models.FAMILIES["llama2"]) | {
-    "vocab_size": len(tokenizer),
-    "max_position_embeddings": 3072,
-    "eos_token_id": 1,
-  }
-  model = models.random_model("llama2", config=config)
-  weights = flatten(model.params)
-  direction = 8 * np.random.default_rng(0).normal(size=weights["head/weight"].shape[1])
-  head = np.zeros(weights["head/weight"].shape, np.float32)
-  for sign, spellings in ((1, (" yes", "safe", "A")), (-1, (" no", "unsafe", "B"))):
-    for spelling in spellings:
-      head[labels.label_ids(tokenizer, (spelling,))[0]] = sign * direction
-  folder = tmp_path_factory.mktemp("judge")
-  hf.save(folder, config, unflatten(weights | {"head/weight": jnp.asarray(head)}))
-  tokenizer.save_pretrained(folder)
-  return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(stand_in):
-  return transformers.AutoTokenizer.from_pretrained(str(stand_in))
+def tokenizer(judge_checkpoint):
+  return transformers.AutoTokenizer.from_pretrained(str(judge_checkpoint))
 
 
 def shown(tokenizer, form, record, response):
@@ -149,8 +99,8 @@ def test_llama_guard_reads_the_whole_conversation_and_no_token_of_it(tokenizer):
   assert plain == tokenizer(tokenizer.decode(plain), add_special_tokens=False).input_ids
 
 
-def test_preferences_are_asked_about_the_goal(stand_in, tokenizer):
-  judge = PreferenceJudge("sentiment", "positive", str(stand_in), "float32")
+def test_preferences_are_asked_about_the_goal(judge_checkpoint, tokenizer):
+  judge = PreferenceJudge("sentiment", "positive", str(judge_checkpoint), "float32")
   compiled = preferences.compile_preference(judge.preference, tokenizer)
   attacked, plain = Record("1", "Do it ! !", {"goal": "Do it"}), Record("1", "Do it")
   texts = lambda record: judge._texts(compiled, tokenizer, record, "fine")
@@ -184,8 +134,8 @@ def test_labels_and_clipping_in_llamas_own_tokens(data_dir):
   assert length("cat" + " cat" * 99) - fixed in range(99, 102)  # short ones stay whole
 
 
-def test_probabilities_are_those_of_the_whole_vocabulary(stand_in):
-  loaded = load(str(stand_in))
+def test_probabilities_are_those_of_the_whole_vocabulary(judge_checkpoint):
+  loaded = load(str(judge_checkpoint))
   texts = [[0, 9, 8], list(range(2, 90)), [0]]
   read = labels.probabilities(loaded.model, texts, [(5, 7), (9,)], batch_size=2)
   for text, row in zip(texts, read):
@@ -201,18 +151,18 @@ def test_probabilities_are_those_of_the_whole_vocabulary(stand_in):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_verdict_is_the_likelier_label(stand_in, tokenizer, monkeypatch, name):
+def test_a_verdict_is_the_likelier_label(judge_checkpoint, tokenizer, monkeypatch, name):
   form = FORMS[name]
   monkeypatch.setattr(
     judge_models, "MIN_LIKELY", 0.3
   )  # three labels share what one judge's would have
   items = [(Record(str(i), f"prompt {i}"), f"answer {i} " * i) for i in range(6)]
-  judge = ModelJudge(name, str(stand_in), "float32", batch_size=4)
+  judge = ModelJudge(name, str(judge_checkpoint), "float32", batch_size=4)
   found = dict(judge.judge(items))
   assert sorted(found) == list(range(6))
   sides = [labels.label_ids(tokenizer, side) for side in (form.good, form.bad)]
   texts = [prompt_ids(form, tokenizer, *item) for item in items]
-  read = labels.probabilities(load(str(stand_in)).model, texts, sides, 4)
+  read = labels.probabilities(load(str(judge_checkpoint)).model, texts, sides, 4)
   for place, verdict in found.items():
     good, bad = read[place]
     if good + bad < judge_models.MIN_LIKELY:
@@ -222,8 +172,8 @@ def test_a_verdict_is_the_likelier_label(stand_in, tokenizer, monkeypatch, name)
   assert any(v.answers for v in found.values())
 
 
-def test_what_a_judge_cannot_read_is_unjudged(stand_in, monkeypatch):
-  judge = ModelJudge("truth", str(stand_in), "float32", batch_size=2)
+def test_what_a_judge_cannot_read_is_unjudged(judge_checkpoint, monkeypatch):
+  judge = ModelJudge("truth", str(judge_checkpoint), "float32", batch_size=2)
   (long,) = dict(judge.judge([(Record("1", "x"), "z" * 4000)])).values()
   assert "more than the judge's 3072" in long.unjudged
   monkeypatch.setattr(judge_models, "MIN_LIKELY", 1.1)
@@ -232,13 +182,16 @@ def test_what_a_judge_cannot_read_is_unjudged(stand_in, monkeypatch):
   monkeypatch.setattr(
     labels, "probabilities", lambda model, texts, *rest: np.full((len(texts), 2), np.nan)
   )
-  for broken in (judge, PreferenceJudge("sentiment", "positive", str(stand_in), "float32", 2)):
+  for broken in (
+    judge,
+    PreferenceJudge("sentiment", "positive", str(judge_checkpoint), "float32", 2),
+  ):
     (verdict,) = dict(broken.judge([(Record("1", "x"), "z")])).values()
     assert "not a finite number" in verdict.unjudged and not verdict.answers
 
 
-def test_preferences_judge_in_both_orders(stand_in):
-  judge = PreferenceJudge("sentiment", "positive", str(stand_in), "float32", batch_size=2)
+def test_preferences_judge_in_both_orders(judge_checkpoint):
+  judge = PreferenceJudge("sentiment", "positive", str(judge_checkpoint), "float32", batch_size=2)
   items = [(Record(str(i), f"We went {i}"), "fine " * i) for i in range(6)]
   found = dict(judge.judge(items))
   assert sorted(found) == list(range(6))

@@ -5,6 +5,7 @@ import types as pytypes
 import pytest
 
 from rain_jax.methods import SearchStep, events, recording
+from tests.helpers.events import follow
 
 
 def node(parent, text, finish="running"):
@@ -15,21 +16,6 @@ def visit(leaf, rollout, verdict=-1.0, finish="running"):
   return recording.Frame(
     0, recording.SEARCH, visits=[recording.Visit(leaf, verdict, rollout, finish)]
   )
-
-
-def follow(heard):
-  """What is final and what is on trial after each event."""
-  final = trial = ""
-  for event in heard:
-    if event.kind == events.TRY:
-      trial += event.text
-    elif event.kind == events.REWIND:
-      assert event.text and trial.endswith(event.text)
-      trial = trial[: len(trial) - len(event.text)]
-    elif event.kind == events.COMMIT:
-      assert trial.startswith(event.text)
-      final, trial = final + event.text, trial[len(event.text) :]
-    yield event, final, trial
 
 
 @pytest.fixture

@@ -3,54 +3,17 @@
 import collections
 import dataclasses
 import json
-import types as pytypes
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rain_jax import decode, types
-from rain_jax import tree as trees
+from rain_jax import types
 from rain_jax.methods import recording
-from tests import decode_test
-from tests.helpers import scripted
-
-CONFIG = decode_test.CONFIG
-BATCH = decode_test.BATCH
-
-
-@dataclasses.dataclass(frozen=True)
-class Drafting(scripted.TableModel):
-  """Answers with a rollout, two tokens that tell the leaf's slot and depth."""
-
-  def evaluate_with_draft(self, params, state, request, keys):
-    answer, state = self.evaluate(params, state, request, keys)
-    rollout = jnp.stack([request.leaf_page, request.depth, jnp.full_like(request.depth, -1)], -1)
-    draft = pytypes.SimpleNamespace(rollout=rollout, rollout_finish=request.finish)
-    return answer, draft, state
-
-
-def spell(before, ids):
-  return "".join(f"<{i}>" for i in ids)
-
-
-def record(params, prompts, config=CONFIG):
-  """Records prompts side by side: recorders, and per slot the tree after every step."""
-  model = Drafting(config)
-  state = decode.init(BATCH, model.init(BATCH), config, model.embedding_size, decode_test.LONGEST)
-  state = decode.begin(state, {slot: decode_test.key_of(slot) for slot in prompts}, config)
-  state = state.replace(model=model.start(state.model, prompts))
-  following = {s: recording.Recorder(config, spell, lambda ids: spell((), ids)) for s in prompts}
-  recorders, after = dict(following), collections.defaultdict(list)
-  while following:
-    state, frames = recording.advance(state, model, params, config, following)
-    for slot in frames:
-      summary = trees.summary(jax.tree.map(lambda a: a[slot], state.tree))
-      after[slot].append((len(recorders[slot].frames) - 1, summary))
-      if not state.active[slot]:
-        del following[slot]
-  return recorders, after, state
+from tests.helpers import scripted, serving
+from tests.helpers.recordings import record, spell
+from tests.helpers.serving import BATCH, CONFIG
 
 
 def of(recorder):
@@ -67,14 +30,14 @@ def recorded(params):
   """Four styles at a time, eight prompts in all, with the final states."""
   found = []
   for first in (0, 4):
-    prompts = {slot: decode_test.PROMPTS[first + slot] for slot in range(BATCH)}
+    prompts = {slot: serving.PROMPTS[first + slot] for slot in range(BATCH)}
     found.append((prompts, *record(params, prompts)))
   return found
 
 
 def test_a_recorded_search_is_the_search(params, recorded):
   for prompts, recorders, _, state in recorded:
-    plain, _ = decode_test.serve(params, range(BATCH), prompts=prompts)
+    plain, _ = serving.serve(params, range(BATCH), prompts=prompts)
     for result, held in plain:
       slot = result.index
       length = int(state.response_length[slot])
@@ -170,7 +133,7 @@ def test_a_recording_survives_json(recorded):
 
 def test_several_leaves_and_moves_on_inherited_trust_are_told_apart(params):
   config = dataclasses.replace(CONFIG, leaves=2, early_commit=True, max_nodes=24, max_visited=8)
-  recorders, after, state = record(params, dict(enumerate(decode_test.PROMPTS[:BATCH])), config)
+  recorders, after, state = record(params, dict(enumerate(serving.PROMPTS[:BATCH])), config)
   reasons = collections.Counter()
   for slot, recorder in recorders.items():
     counters = {k: int(v[slot]) for k, v in vars(state.counters).items()}

@@ -15,22 +15,23 @@ from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import abstract_model, forward
 from rain_jax.models.sharding import flatten, mesh_shape, shardings
 from rain_jax.parallel.batch_sharding import BatchSharding
-from rain_jax.policy import memory_plan, self_evaluation
+from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Override
 from rain_jax.preferences import CompiledPreference
 from rain_jax.text import vocab
-from tests import conftest
+from tests.helpers import scripts
 
 
 def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
-  conftest.on_eight_devices("parallel/batch_sharded.py", str(checkpoint), "12", "rain", "4x2")
+  scripts.on_eight_devices("parallel/batch_sharded.py", str(checkpoint), "12", "rain", "4x2")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4", "1x8"])
 def test_every_mesh_gives_the_responses_of_one_device_by_every_method(mesh):
-  conftest.on_eight_devices(
+  scripts.on_eight_devices(
     "parallel/batch_sharded.py", "demo", "100", "rain,vanilla,best", mesh, limit=3600
   )
 
@@ -122,9 +123,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     tables=jax.tree.map(like, tables_of(config.vocab_size)),
     proposing_prefix=abstract(none, prefix_places),
     evaluating_prefix=abstract(prefix, prefix_places),
-    override=jax.tree.map(
-      lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), self_evaluation.Override()
-    ),
+    override=jax.tree.map(lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), Override()),
     embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
   )
   lowered = decode.advance.trace(
@@ -150,7 +149,7 @@ def tables_of(vocab_size):
   """Shapes of a tokenizer's tables, with a stop string of six characters."""
   shape = lambda dtype, *axes: jax.ShapeDtypeStruct(axes, dtype)
   n = vocab_size
-  return vocab.TextTables(
+  return vocab.TokenTables(
     transitions=shape(jnp.int16, 7, n),
     before=shape(jnp.uint8, 7, n),
     kind=shape(jnp.int8, n),
@@ -160,7 +159,6 @@ def tables_of(vocab_size):
     full_stop=shape(bool, n),
     hash=shape(jnp.uint32, n, 2),
     shift=shape(jnp.uint32, n, 2),
-    text_ends=",.?:;\n",
   )
 
 

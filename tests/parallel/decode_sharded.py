@@ -7,8 +7,7 @@ from jax.sharding import AxisType
 
 from rain_jax.methods.rain import STEPS_SHARDED
 from rain_jax.parallel.batch_sharding import WHOLE, BatchSharding
-from tests import decode_test
-from tests.helpers import scripted
+from tests.helpers import scripted, serving
 
 SHARDS = 8
 
@@ -17,12 +16,12 @@ def main():
   assert jax.device_count() == SHARDS, jax.devices()
   mesh = jax.make_mesh((SHARDS,), ("data",), axis_types=(AxisType.Auto,))
   whole = lambda state: jax.tree.map(lambda _: WHOLE, state)
-  spread = BatchSharding.of(mesh, decode_test.fresh, whole)
+  spread = BatchSharding.of(mesh, serving.fresh, whole)
   params = jax.tree.map(jnp.asarray, scripted.make_tables())
   for slots in (1, 4):
     batch = SHARDS * slots
-    state = jax.device_put(decode_test.fresh(batch), spread.shardings)
-    useful, waiting = decode_test.shares_of_useful_slots(
+    state = jax.device_put(serving.fresh(batch), spread.shardings)
+    useful, waiting = serving.shares_of_useful_slots(
       params, state, 40 * batch, STEPS_SHARDED, spread
     )
     assert useful >= 0.85 and waiting < 0.7

@@ -11,7 +11,7 @@ import pytest
 
 from rain_jax.parallel import hosts
 from rain_jax.runs import directory
-from tests.scripts import generate_test
+from tests.helpers import scripts, small_runs
 
 METHODS = ("vanilla", "rain")
 PROMPTS = [f"the cat number {i} sat on a mat; and then" for i in range(12)]
@@ -34,11 +34,11 @@ def alone(checkpoint, prompts, tmp_path_factory):
   def results(methods, batch):
     if (methods, batch) not in known:
       workdir = tmp_path_factory.mktemp("alone")
-      code, _, err = generate_test.end(
-        generate_test.start("generate.py", *flags_of(checkpoint, prompts, workdir, methods, batch))
+      code, _, err = scripts.end(
+        scripts.start("generate.py", *flags_of(checkpoint, prompts, workdir, methods, batch))
       )
       assert code == 0, err
-      known[methods, batch] = generate_test.by_key(workdir)
+      known[methods, batch] = small_runs.by_key(workdir)
     return known[methods, batch]
 
   return results
@@ -46,7 +46,7 @@ def alone(checkpoint, prompts, tmp_path_factory):
 
 def flags_of(checkpoint, prompts, workdir, methods=METHODS, batch=4, **changes):
   changes = {"prompts.path": prompts, "methods": methods, "batch_size": batch} | changes
-  return generate_test.flags_of(checkpoint, workdir, **changes)
+  return small_runs.flags_of(checkpoint, workdir, **changes)
 
 
 def free_port():
@@ -60,7 +60,7 @@ def start(count, flags, together):
   port = free_port()
   joined = ["--distributed", f"--coordinator=127.0.0.1:{port}"] if together else []
   return [
-    generate_test.start(
+    scripts.start(
       "generate.py",
       *flags,
       *joined,
@@ -74,7 +74,7 @@ def start(count, flags, together):
 
 def end(processes):
   """Exit codes and errors of all."""
-  ended = [generate_test.end(process) for process in processes]
+  ended = [scripts.end(process) for process in processes]
   return [code for code, _, _ in ended], "\n".join(err for _, _, err in ended)
 
 
@@ -112,13 +112,80 @@ def test_a_run_that_cannot_begin_says_so(tmp_path):
     (["--processes=2", "--process=2"], "--process=2 of --processes=2"),
     (["--coordinator=127.0.0.1:1"], "--distributed, which is not set"),
     (["--distributed"], "jax.distributed"),
+    (["--distributed", "--start_timeout=0"], "--start_timeout=0: expected seconds"),
   ):
-    process = generate_test.start(
+    process = scripts.start(
       "generate.py", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", *flags
     )
-    code, out, err = generate_test.end(process)
+    code, out, err = scripts.end(process)
     assert code == 1 and says in err and "Traceback" not in err, err
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_start_without_the_others_end_with_a_code_that_is_retried(tmp_path):
+  """The first waits for the second, the second for the first: neither comes."""
+  begun = []
+  for process in range(2):
+    flags = ["--processes=2", f"--process={process}", "--start_timeout=5"]
+    port = free_port()
+    begun.append(
+      scripts.start(
+        "generate.py",
+        "--config=configs/demo.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--distributed",
+        f"--coordinator=127.0.0.1:{port}",
+        *flags,
+      )
+    )
+  for process in begun:
+    code, out, err = scripts.end(process)
+    assert code == os.EX_TEMPFAIL and out == ""
+    assert "not all processes started within 5 s; start all of them again" in err
+    assert len(err.strip().splitlines()) == 1, err
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  "environment,backend,used,says",
+  [
+    ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1"}, "gpu", 1, "1 of this node's 8"),
+    ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, "4 of this node"),
+    ({"SLURM_GPUS_ON_NODE": "4"}, "gpu", 1, "1 of this node's 4 GPUs are used, 1 by this process"),
+    ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, "gpu", 1, ""),
+    ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1"}, "gpu", 8, ""),
+    ({"SLURM_GPUS_ON_NODE": "8"}, "cpu", 1, ""),
+    ({}, "gpu", 1, ""),
+  ],
+)
+def test_gpus_that_nobody_uses_are_told(environment, backend, used, says):
+  told = hosts.idle_devices(environment, backend, used)
+  assert (says in told) if says else told == ""
+  assert not says or "--ntasks-per-node" in told
+
+
+@pytest.mark.parametrize(
+  "visible,processes,mesh,taken",
+  [
+    ("0,1,2,3", 4, {}, "2"),
+    ("GPU-a,GPU-b,GPU-c,GPU-d", 4, {"data": 1}, "2"),
+    ("0,1,2,3,4,5,6,7", 4, {}, None),  # other machines, or more than one each
+    ("3", 4, {}, None),  # a launcher gave each its own
+    ("", 4, {}, None),
+    ("0,1,2,3", 4, {"tensor": 2}, None),
+    ("0,1,2,3", 4, {"data": 2}, None),
+    ("0", 1, {}, None),
+  ],
+)
+def test_a_process_takes_its_own_gpu_where_there_are_as_many(
+  monkeypatch, visible, processes, mesh, taken
+):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+  said = []
+  monkeypatch.setattr(hosts.jax.config, "update", lambda *change: said.append(change))
+  process = 2 if processes > 1 else 0
+  hosts.take_device(process, processes, {"data": -1, "tensor": 1} | mesh)
+  assert said == ([("jax_cuda_visible_devices", taken)] if taken else [])
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -133,11 +200,11 @@ def test_two_processes_give_the_results_of_one(checkpoint, prompts, alone, tmp_p
   for process in processes:
     process.kill()
   end(processes)
-  some = generate_test.by_key(tmp_path)
+  some = small_runs.by_key(tmp_path)
   assert 2 <= len(some) <= len(PROMPTS)
   codes, err = end(start(2 if together else 3, flags, together))
   assert set(codes) == {0}, err
-  assert agreement(generate_test.by_key(tmp_path), alone(methods, 4)) == 1
+  assert agreement(small_runs.by_key(tmp_path), alone(methods, 4)) == 1
   assert (tmp_path / directory.SUMMARY).exists() and not (tmp_path / directory.RESULTS).exists()
   assert (tmp_path / "report.html").exists()  # whichever was the last
 
@@ -149,13 +216,13 @@ def test_one_model_over_processes_gives_the_results_of_one(
 ):
   flags = flags_of(checkpoint, prompts, tmp_path, **{"mesh.tensor": tensor})
   processes = start(count, flags, together=True)
-  generate_test.wait_for(tmp_path, processes[0], "vanilla", 1, "results-0.jsonl")
+  scripts.wait_for(tmp_path, processes[0], "vanilla", 1, "results-0.jsonl")
   processes[-1].send_signal(signal.SIGTERM)  # one is told, all leave
   codes, err = end(processes)
   assert set(codes) == {os.EX_TEMPFAIL}, err
   codes, err = end(start(count, flags, together=True))
   assert set(codes) == {0}, err
-  assert agreement(generate_test.by_key(tmp_path), alone(METHODS, 4)) >= (0.99 if tensor > 1 else 1)
+  assert agreement(small_runs.by_key(tmp_path), alone(METHODS, 4)) >= (0.99 if tensor > 1 else 1)
 
 
 @pytest.fixture(scope="module")
@@ -165,16 +232,16 @@ def long(checkpoint, tmp_path_factory):
   path, workdir = folder / "prompts.txt", folder / "run"
   many = [f"the cat number {i} sat on a mat; and then\n" for i in range(300)]
   path.write_text("".join(many), "utf-8")
-  code, _, err = generate_test.end(
-    generate_test.start("generate.py", *flags_of(checkpoint, path, workdir)), LONGEST
+  code, _, err = scripts.end(
+    scripts.start("generate.py", *flags_of(checkpoint, path, workdir)), LONGEST
   )
   assert code == 0, err
-  return path, generate_test.by_key(workdir)
+  return path, small_runs.by_key(workdir)
 
 
 def seconds_until_a_result(count, flags, together, workdir):
   """Starts the processes, and tells them to stop after their first result."""
-  before, begun = len(generate_test.by_key(workdir)), time.monotonic()
+  before, begun = len(small_runs.by_key(workdir)), time.monotonic()
   processes = start(count, flags, together)
   while len(directory.read_results(str(workdir))) == before:
     assert processes[0].poll() is None, end(processes)
@@ -209,10 +276,10 @@ def test_ten_kills_in_a_row_lose_and_double_nothing(checkpoint, long, tmp_path, 
       else:  # what is left knows nothing of it, and would do all its work
         process.terminate()
     end(processes)
-    done = generate_test.by_key(tmp_path)  # none twice
+    done = small_runs.by_key(tmp_path)  # none twice
     print(f"kill {kills}: {len(done)} of {len(expected)} results")
   assert kills == KILLS and len(done) < len(expected)
   processes = start(count, flags, together)
-  ended = [generate_test.end(process, LONGEST) for process in processes]
+  ended = [scripts.end(process, LONGEST) for process in processes]
   assert {code for code, _, _ in ended} == {0}, ended
-  assert agreement(generate_test.by_key(tmp_path), expected) == 1
+  assert agreement(small_runs.by_key(tmp_path), expected) == 1

@@ -12,7 +12,7 @@ import pytest
 from rain_jax import types
 from rain_jax.models.minilm import load_minilm
 from rain_jax.policy.embedders import HiddenStates, SentenceEncoder, find_embedder
-from tests.policy.language_model_test import make, padded_reader, search_all
+from tests.helpers.tiny_lm import make, padded_reader, search_all
 
 SEARCH = types.SearchConfig(
   max_iterations=8, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6, min_visits=3

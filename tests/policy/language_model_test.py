@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,88 +10,11 @@ import numpy as np
 import pytest
 
 from rain_jax import decode, types
-from rain_jax.models import forward, init_model, unembed
-from rain_jax.models import testing as models
-from rain_jax.policy import language_model, rollout, self_evaluation
-from rain_jax.policy.embedders import HiddenStates
-from rain_jax.preferences import CompiledPreference
+from rain_jax.models import forward, unembed
+from rain_jax.policy import decoding, language_model, prompts, self_evaluation
+from rain_jax.policy.params import Correction, Override
 from rain_jax.text import vocab
-
-R = 24
-
-
-def make(
-  tokenizer, search, readings=2, cut=False, prefix=(), cls=language_model.LanguageModel, **more
-):
-  """A tiny random model as `LanguageModel`, with its params."""
-  model = models.random_model("llama2")
-  config = dataclasses.replace(model.config, vocab_size=len(tokenizer), eos_ids=(1,))
-  model = init_model(config, jax.random.key(3))
-  labels = [(tokenizer.convert_tokens_to_ids("A"),), (tokenizer.convert_tokens_to_ids("B"),)]
-  suffixes = [(40, 41, 42), (43, 44)][:readings]
-  preference = CompiledPreference(
-    **{f.name: None for f in dataclasses.fields(CompiledPreference)}
-    | dict(
-      prefix_ids=(0, 20, 21, 22),
-      suffix_ids=tuple(suffixes),
-      good_ids=tuple(labels[:readings]),
-      bad_ids=tuple(labels[::-1][:readings]),
-      cut=cut,
-    )
-  )
-  lm = cls(
-    model.graphdef,
-    config,
-    search,
-    preference,
-    HiddenStates(),
-    max_prompt=12,
-    max_response=R,
-    read_chunk=8,
-    **more,
-  )
-  tables = vocab.build_tables(tokenizer, ["Human:"], vocab_size=config.vocab_size)
-  return lm, language_model.make_params(model.params, tables, lm, list(prefix))
-
-
-PROMPTS = [[0, 50, 51, 52], [0, 60, 61, 62, 63, 64, 65], [0, 70], [0, 80, 81], [0, 9, 8, 7, 6]]
-JUDGED = [[30, 31], [33, 34, 35, 36, 37], [38], [39, 40], [41, 42, 43]]
-
-
-def as_prompt(ids):
-  tokens = np.zeros(12, np.int32)
-  tokens[: len(ids)] = ids
-  return language_model.Prompt(tokens, np.int32(len(ids)), np.bool_(False))
-
-
-def search_all(lm, params, batch=2, prompts=range(len(PROMPTS)), seed=0, broken=()):
-  """All prompts through `decode.serve`; {prompt: Result} and the last state.
-
-  The model's caches hold no numbers after the prompts that are `broken`.
-  """
-  state = decode.init(batch, lm.init(batch, jnp.float32), lm.search, lm.embedding_size, R)
-  begin = jax.jit(lm.start)
-
-  def start(state, fresh):
-    for slot, number in fresh.items():
-      one, two = as_prompt(PROMPTS[number]), as_prompt(JUDGED[number])
-      model = begin(params, state.model, slot, one, two)
-      if number in broken:
-        context = jax.tree.map(lambda a: a.at[:, slot].set(jnp.nan), model.proposing.context)
-        model = model.replace(proposing=model.proposing.replace(context=context))
-      state = state.replace(model=model)
-    return state
-
-  items = [(n, jax.random.fold_in(jax.random.key(seed), n), n) for n in prompts]
-  results, usage = {}, {}
-  for result, state in decode.serve(state, lm, params, lm.search, items, start):
-    results[result.index] = result
-    usage[result.index] = jax.tree.map(
-      lambda a: np.asarray(a)[result.slot] if a.ndim and a.shape[0] == batch else np.asarray(a),
-      state.model.usage,
-    )
-  return results, usage, state
-
+from tests.helpers.tiny_lm import PROMPTS, R, make, padded_reader, search_all
 
 LOG = []
 
@@ -98,8 +22,8 @@ LOG = []
 class Recorder(language_model.LanguageModel):
   """Writes down what was asked, drawn and answered."""
 
-  def _judge(self, params, state, request, drawn):
-    value, after = super()._judge(params, state, request, drawn)
+  def _self_evaluate(self, params, state, request, drawn):
+    value, after = super()._self_evaluate(params, state, request, drawn)
     jax.debug.callback(
       lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
       state.proposing.tokens,
@@ -115,23 +39,15 @@ class Recorder(language_model.LanguageModel):
     return value, after
 
 
+CONTROL = tuple(range(100, 200))  # a third of the vocabulary: most responses hold some
+CORRECTION = Correction(np.float32([-2.9, 2.0]), np.float32([2.0, 0.5]))
+
+
 def read_whole(lm, params, ids):
   """Hidden states and logits of a text read without any cache."""
   ids = jnp.asarray(ids, jnp.int32)
   hidden, _ = forward(lm.graphdef, params["model"], ids, jnp.arange(ids.shape[0]))
   return hidden, np.asarray(unembed(lm.graphdef, params["model"], hidden), np.float64)
-
-
-def padded_reader(lm, params, size=96):
-  """`read_whole` for texts of any length with one compilation."""
-  whole = jax.jit(lambda ids: forward(lm.graphdef, params["model"], ids, jnp.arange(size))[0])
-  head = jax.jit(lambda hidden: unembed(lm.graphdef, params["model"], hidden))
-
-  def read(ids):
-    hidden = whole(jnp.asarray(list(ids) + [0] * (size - len(ids)), jnp.int32))[: len(ids)]
-    return np.asarray(hidden, np.float64), np.asarray(head(hidden), np.float64)
-
-  return read
 
 
 def top_k_log_probs(logits, temperature, k):
@@ -141,11 +57,12 @@ def top_k_log_probs(logits, temperature, k):
   return logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
 
 
-# The second case has soft verdicts.
+# The second case has soft verdicts; the third a correction, and tokens that it reads as another.
 @pytest.mark.parametrize(
-  "leaves,to_eos,readings,prefix", [(1, False, 2, ()), (3, True, 1, (0, 11, 12))]
+  "leaves,to_eos,readings,prefix,corrected",
+  [(1, False, 2, (), False), (3, True, 1, (0, 11, 12), False), (1, False, 2, (), True)],
 )
-def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix):
+def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix, corrected):
   LOG.clear()
   search = types.SearchConfig(
     leaves=leaves,
@@ -161,6 +78,10 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
   lm, params = make(
     bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder, soft_verdicts=to_eos
   )
+  if corrected:
+    preference = dataclasses.replace(lm.preference, control_ids=CONTROL, stand_in=45)
+    lm = dataclasses.replace(lm, preference=preference)
+    params["correction"] = CORRECTION
   _, _, state = search_all(lm, params)
   jax.block_until_ready(state)
   jax.effects_barrier()
@@ -177,7 +98,9 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
       check_candidates(lm, read, leaf, request, drawn, b, w, seen)
       check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
       conversation = evaluating[b, : evaluating_length[b] - committed[b]].tolist()
-      check_verdict(bpe_tokenizer, lm, read, conversation, response, value[b, w], to_eos, seen)
+      check_verdict(
+        bpe_tokenizer, lm, params, read, conversation, response, value[b, w], to_eos, seen
+      )
   for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
     assert seen[what], (what, seen)
 
@@ -229,7 +152,7 @@ def check_rollout(tokenizer, lm, response, request, drawn, b, w, to_eos, seen):
   seen["rolled"] += drawn.rollout_length[b, w] > 0
 
 
-def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen):
+def check_verdict(tokenizer, lm, params, read, conversation, response, value, cut, seen):
   judged = [t for t in response if t != 1]
   text = tokenizer.decode(judged)
   if "Human:" in text:
@@ -240,6 +163,8 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
   if cut:
     stops = [i + 1 for i, t in enumerate(judged) if "." in tokenizer.decode([t])]
     judged = judged[: stops[-1]] if stops else judged
+  control = lm.preference.control_ids or ()
+  judged = [lm.preference.stand_in if token in control else token for token in judged]
   start = list(lm.preference.prefix_ids) + conversation + judged
   leads = []
   for suffix, yes, no in zip(
@@ -249,6 +174,9 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
     chance = np.exp(logits[-1] - logits[-1].max())
     chance /= chance.sum()
     leads.append(chance[list(yes)].max() - chance[list(no)].max())
+    if params["correction"] is not None:
+      odds = np.log(chance[list(yes)].max() / chance[list(no)].max())
+      leads[-1] = odds - CORRECTION.offset[len(leads) - 1]
   if lm.soft_verdicts:
     assert value == pytest.approx(np.mean(leads), abs=1e-5), (response, judged)
   elif min(map(abs, leads)) > 1e-6:
@@ -268,6 +196,24 @@ def test_verdicts_are_signs_or_means_of_margins():
   )
 
 
+def test_a_correction_moves_margins_and_no_correction_leaves_the_published_rule():
+  logits = jax.random.normal(jax.random.key(0), (50, 2, 40)) * 4
+  preference = SimpleNamespace(good_ids=((3,), (5, 6)), bad_ids=((4, 7), (3,)))
+  plain = self_evaluation.margins(preference, logits)
+  chances = np.asarray(jax.nn.softmax(logits, -1))
+  leads = np.asarray(self_evaluation.leads(preference, logits))
+  for reading, (good, bad) in enumerate(zip(preference.good_ids, preference.bad_ids)):
+    good, bad = (chances[:, reading, list(ids)].max(-1) for ids in (good, bad))
+    np.testing.assert_array_equal(plain[:, reading], good - bad)
+    np.testing.assert_allclose(leads[:, reading], np.log(good / bad), atol=1e-4)
+  moved = self_evaluation.margins(preference, logits, CORRECTION)
+  chance = 1 / (1 + np.exp(-CORRECTION.scale * (leads - CORRECTION.offset)))
+  np.testing.assert_allclose(moved, 2 * chance - 1, atol=1e-5)
+  np.testing.assert_array_equal(np.asarray(moved) > 0, leads > CORRECTION.offset)
+  broken = logits.at[0, 1, 20].set(jnp.nan)
+  assert jnp.isnan(self_evaluation.margins(preference, broken, CORRECTION)[0, 1])
+
+
 def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypatch):
   calls = []
 
@@ -279,8 +225,8 @@ def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypa
     max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6
   )
   lm, params = make(bpe_tokenizer, search)
-  params["override"] = self_evaluation.Override(jnp.float32(0.5), jnp.float32(0.0))
-  for module in (language_model, rollout, self_evaluation):
+  params["override"] = Override(jnp.float32(0.5), jnp.float32(0.0))
+  for module in (decoding, language_model, prompts, self_evaluation):
     monkeypatch.setattr(module, "forward", counted)
   results, usage, state = search_all(lm, params)
   jax.block_until_ready(state)
@@ -301,7 +247,7 @@ def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypa
 def test_verdicts_are_forced_and_flipped_by_lots_of_the_text():
   hashes = jax.random.bits(jax.random.key(0), (4000, 2), jnp.uint32)
   own = jnp.where(jnp.arange(4000) % 2 == 0, 1.0, 0.0)
-  apply = lambda **shares: np.asarray(self_evaluation.Override(**shares).apply(own, hashes))
+  apply = lambda **shares: np.asarray(Override(**shares).apply(own, hashes))
   np.testing.assert_array_equal(apply(), own)
   forced = apply(forced_good=0.25)
   assert set(forced) == {-1.0, 1.0} and np.mean(forced > 0) == pytest.approx(0.25, abs=0.03)

@@ -8,7 +8,7 @@ import pytest
 from rain_jax.methods import recording
 from rain_jax.runs import directory, export
 from rain_jax.text import formats
-from tests.views import tree_page_test
+from tests.helpers import recordings
 
 MANIFEST = {
   "config": {},
@@ -28,7 +28,7 @@ def searched(response, verdict, *visits):
     )
     for i, (text, value) in enumerate(visits)
   ]
-  return tree_page_test.made_recording(nodes, frames, response=response, verdict=verdict).as_json()
+  return recordings.made_recording(nodes, frames, response=response, verdict=verdict).as_json()
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ import pathlib
 import pytest
 
 from rain_jax import preferences
-from rain_jax.models import CheckpointError
+from rain_jax.models import CheckpointError, loading
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences import PreferenceError
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.runs import directory, from_config, job
 from rain_jax.types import DataError
 from rain_jax.views import terminal
+from tests.helpers import small_runs
+from tests.helpers.results import line
 
 PROMPTS = [
   {"id": "short", "prompt": "the cat {prompt} sat"},
@@ -20,48 +23,11 @@ PROMPTS = [
   {"id": "long", "prompt": "far away " * 60},
   {"id": "odd", "prompt": "Human: é\u0000\u2028\n\nAssistant: </s> 😀"},
 ]
-CONFIG = {
-  "model": {"path": "", "dtype": "float32"},
-  "tasks": ("dialogue",),
-  "methods": ("rain", "best_of_n", "vanilla"),
-  "preference": "",
-  "judge": "",
-  "judging": {"dtype": "float32", "batch_size": 4},
-  "endpoint": {
-    "url": "",
-    "model": "",
-    "key": "",
-    "timeout": 5.0,
-    "retries": 0,
-    "budget": 0,
-    "cache": "",
-  },
-  "prompts": {"path": "", "column": "", "limit": 0, "text": "", "suffixes": ""},
-  "format": {"name": "", "prefix": None, "template": None, "stop": None, "opening": None},
-  "limits": {"max_prompt": 64, "max_response": 12},
-  "batch_size": 2,
-  "seed": 0,
-  "verdict_noise": 0.0,
-  "soft_verdicts": False,
-  "record": 0,
-  "embedder": {"name": "hidden", "path": ""},
-  "best_of_n": {"samples": 0},
-  "mesh": {"data": -1, "tensor": 1, "across_hosts": True},
-  "search": {
-    "variant": "",
-    "max_iterations": 4,
-    "extra_iterations": 2,
-    "max_nodes": 128,
-    "max_visited": 16,
-    "max_path": 4,
-    "min_visits": 2,
-  },
-}
 
 
 @pytest.fixture
 def config(checkpoint, tmp_path):
-  made = copy.deepcopy(CONFIG)
+  made = copy.deepcopy(small_runs.CONFIG)
   made["model"]["path"] = str(checkpoint)
   path = tmp_path / "prompts.jsonl"
   path.write_text("".join(json.dumps(p) + "\n" for p in PROMPTS), "utf-8")
@@ -100,9 +66,9 @@ def test_every_prompt_is_accounted_for_once_and_resume_adds_what_is_missing(conf
         "length",
       )
       assert line["counters"]["model_calls"] > 0
-  ((_, kept),) = directory.read_trees(str(workdir))
-  assert kept["id"] == "short" and kept["tree"]["response"] == by_key["short", "rain"]["response"]
-  assert kept["tree"]["counters"] == by_key["short", "rain"]["counters"]
+  (kept,) = directory.recorded(str(workdir))
+  assert kept.id == "short" and kept.recording.response == by_key["short", "rain"]["response"]
+  assert kept.recording.counters == by_key["short", "rain"]["counters"]
   assert "rain" in said[0] and "rewinds per response" in said[0]
   manifest = json.loads((workdir / directory.MANIFEST).read_text("utf-8"))
   assert manifest["search"]["dialogue"]["max_iterations"] == 4
@@ -218,7 +184,7 @@ def test_results_of_others_that_are_not_there_are_an_error_when_they_are_done(
     job.run(config, str(workdir), said.append, hosts=Hosts(0, 2, connected=True))
 
   def answer_and_lose(out):
-    out.append({"id": "short", "task": "dialogue", "method": "vanilla"})
+    out.append(line("short"))
     workdir.rename(tmp_path / "elsewhere")
 
   unanswered(answer_and_lose)
@@ -234,7 +200,7 @@ def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
   template.write_text(text, "utf-8")
   config["preference"] = str(template)
   again = lambda: job.run(config, str(tmp_path / "run"), hosts=Hosts(0, 2))
-  unanswered(lambda out: out.append({"id": "short", "task": "dialogue", "method": "vanilla"}))
+  unanswered(lambda out: out.append(line("short")))
   again()
   unanswered(lambda out: None)
   again()
@@ -250,3 +216,32 @@ def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
 
 def test_model_output_is_shown_without_control_characters():
   assert terminal.printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"
+
+
+def test_a_calibration_decides_verdicts_is_in_the_manifest_and_binds_the_run(config, tmp_path):
+  loaded = loading.load(config["model"]["path"])
+  preference = preferences.load_preference("harmless:letters")
+  digest = preferences.compile_preference(preference, loaded.tokenizer).digest
+  path = tmp_path / "offsets.yaml"
+  config |= {"methods": ("vanilla",), "calibration": str(path)}
+
+  def run(offset, workdir, fingerprint=loaded.fingerprint):
+    fitted = Calibration(
+      "tiny", fingerprint, "harmless:letters", digest, "by hand", (offset, offset), (1.0, 1.0)
+    )
+    path.write_text(fitted.as_yaml(), "utf-8")
+    job.run(config, str(tmp_path / workdir))
+    return fitted, [
+      r["verdict"] for r in directory.read_results(str(tmp_path / workdir)) if "error" not in r
+    ]
+
+  fitted, verdicts = run(-100.0, "easy")
+  assert verdicts == [1.0, 1.0]
+  manifest = json.loads((tmp_path / "easy" / directory.MANIFEST).read_text("utf-8"))
+  kept = manifest["calibration"]["dialogue"]
+  assert (kept["offsets"], kept["source"]) == ([-100.0, -100.0], "by hand")
+  assert run(100.0, "strict")[1] == [-1.0, -1.0]
+  with pytest.raises(directory.RunError, match="holds a run of another calibration"):
+    run(-100.0, "strict")
+  with pytest.raises(PreferenceError, match="fitted for another model"):
+    run(0.0, "other", "0" * 64)

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from rain_jax.runs import directory, job, judgements
 from rain_jax.types import DataError
-from tests.runs import job_test
+from tests.helpers import small_runs
 
 PROMPTS = [
   {
@@ -27,7 +27,7 @@ METHODS = ("vanilla", "smooth_llm", "guard")
 def made(checkpoint, tmp_path_factory):
   """The configuration, the directory and the summary of a run, and what it said."""
   folder = tmp_path_factory.mktemp("judged")
-  config = copy.deepcopy(job_test.CONFIG)
+  config = copy.deepcopy(small_runs.CONFIG)
   path = folder / "prompts.jsonl"
   path.write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in PROMPTS), "utf-8")
   config["model"]["path"], config["prompts"]["path"] = str(checkpoint), str(path)

@@ -11,7 +11,7 @@ from rain_jax.judges import RuleJudge, Verdict
 from rain_jax.runs import directory, judgements
 from rain_jax.runs.directory import RunError, Stopped
 from rain_jax.tasks import Record
-from tests.judges import endpoint_test
+from tests.helpers import chat_server
 
 TASK = "demo_requests"
 
@@ -165,7 +165,7 @@ def test_prompts_that_are_gone_are_named(tmp_path):
 
 def test_a_run_before_a_bad_endpoint_ends_with_everything_accounted_for(tmp_path):
   """Slow, wrong, 429, 500, hanging up: each answer is judged or listed with a reason."""
-  reply = endpoint_test.reply
+  reply = chat_server.reply
   acts = [
     (429, {"Retry-After": "1"}),
     reply("yes"),
@@ -181,8 +181,8 @@ def test_a_run_before_a_bad_endpoint_ends_with_everything_accounted_for(tmp_path
     reply("yes"),
     "drop",
   ]
-  with endpoint_test.Server(acts) as server:
-    judge = endpoint_test.judge_of(server, timeout=0.3, retries=1)
+  with chat_server.Server(acts) as server:
+    judge = chat_server.judge_of(server, timeout=0.3, retries=1)
     lines = run(tmp_path, judge)
   assert len(lines) == 12
   for line in lines.values():

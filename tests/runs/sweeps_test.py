@@ -11,7 +11,7 @@ import time
 import pytest
 
 from rain_jax.runs import directory, sweeps
-from tests import conftest
+from tests.helpers.repository import ROOT
 
 # Stands in for scripts/generate.py: appends to a log of starts, takes a while, writes a summary,
 # whole or not at all.
@@ -47,6 +47,7 @@ def sweep(add):
 """
 SWEEP_OF_TWELVE = """
 import sys
+from rain_jax.runs import sweeps
 path, file, code = sys.argv[1:]
 sweep = sweeps.Sweep.open(path, "configs/demo.py", {}, sweeps.load_sweep(file))
 assert not sweeps.run_locally(sweep, lambda n: [sys.executable, "-c", code, *sweep.flags(n)], jobs=2)
@@ -67,7 +68,8 @@ def test_a_sweep_file_adds_runs_or_names_a_product(tmp_path):
   assert len(sweeps.load_sweep(write(tmp_path, TWELVE))) == 12
   found = sweeps.load_sweep(write(tmp_path, "PRODUCT = {'seed': (0, 1), 'search.leaves': (1, 4)}"))
   assert found == [{"seed": s, "search.leaves": n} for s in (0, 1) for n in (1, 4)]
-  shipped = list((conftest.ROOT / "configs" / "sweeps").glob("*.py"))
+  assert sweeps.load_sweep(write(tmp_path, "PRODUCT = {'a': (1,)}", "mine.txt")) == [{"a": 1}]
+  shipped = list((ROOT / "configs" / "sweeps").glob("*.py"))
   assert shipped and all(sweeps.load_sweep(str(file)) for file in shipped)
 
 
@@ -79,11 +81,20 @@ def test_a_sweep_file_adds_runs_or_names_a_product(tmp_path):
     ("def sweep(add):\n  add(a=1)\n  add(a=1)", "run 1 is the same"),
     ("def sweep(add: pass", "SyntaxError"),
     ("def sweep(add):\n  add(nope)", "nope"),
+    ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+    ("1 / 0", "ZeroDivisionError"),
+    ("raise SystemExit(3)", "SystemExit: 3"),
+    ("open('/nowhere/file')", "FileNotFoundError"),
+    ("PRODUCT = {'seed': 3}", "TypeError"),
+    ("def sweep(add):\n  add(seed={1, 2})", "set is not JSON"),
+    ("def sweep(add):\n  add(rate=float('nan'))", "ValueError: Out of range"),
+    ("x = '\0'", "null bytes"),
   ],
 )
 def test_a_bad_sweep_file_is_one_line(tmp_path, text, says):
-  with pytest.raises(sweeps.SweepError, match=says):
+  with pytest.raises(sweeps.SweepError, match=says) as error:
     sweeps.load_sweep(write(tmp_path, text))
+  assert str(tmp_path / "sweep.py") in str(error.value) and "\n" not in str(error.value)
   with pytest.raises(sweeps.SweepError, match="no such sweep file"):
     sweeps.load_sweep(str(tmp_path / "none.py"))
 
@@ -108,7 +119,7 @@ def test_another_sweep_is_refused_and_a_longer_one_is_not(tmp_path):
 def test_twelve_runs_killed_in_the_middle_end_with_one_table(tmp_path):
   out = tmp_path / "out"
   command = [sys.executable, "-c", SWEEP_OF_TWELVE, str(out), write(tmp_path, TWELVE), RUN]
-  env = os.environ | {"PYTHONPATH": str(conftest.ROOT)}
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
   process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
   while len(list(out.glob("*/summary.json"))) < 5:
     assert process.poll() is None
@@ -144,7 +155,7 @@ def test_runs_that_outlive_a_killed_sweep_are_waited_for(tmp_path):
   out, file = tmp_path / "out", write(tmp_path, "PRODUCT = {'takes': (1.0, 1.5)}")
   process = subprocess.Popen(
     [sys.executable, "-c", SWEEP_OF_TWELVE, str(out), file, RUN],
-    env=os.environ | {"PYTHONPATH": str(conftest.ROOT)},
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
     stdout=subprocess.DEVNULL,
   )
   while len(list(out.glob("*/starts"))) < 2:
@@ -188,9 +199,9 @@ def test_the_command_prints_a_slurm_array_of_what_is_missing(tmp_path):
   sweep = sweeps.Sweep(tmp_path / "out", sweeps.load_sweep(file))
   assert sweeps.run_locally(sweep, command_of(sweep), say=lambda line: None) == []
   (sweep.workdir(1) / directory.SUMMARY).unlink()
-  command = [sys.executable, str(conftest.ROOT / "scripts" / "sweep.py"), *flags, "--slurm=print"]
-  env = os.environ | {"PYTHONPATH": str(conftest.ROOT)}
-  done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=conftest.ROOT)
+  command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *flags, "--slurm=print"]
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith("sbatch --array=1%2 ") and f"--sweep={file}" in done.stdout
   batch = next(word for word in done.stdout.split() if word.endswith(".sbatch"))
@@ -202,7 +213,7 @@ def test_one_run_of_a_sweep_that_is_told_to_stop_says_resume(tmp_path):
   scripts = tmp_path / "scripts"
   scripts.mkdir()
   for name in ("cli.py", "sweep.py"):
-    shutil.copyfile(conftest.ROOT / "scripts" / name, scripts / name)
+    shutil.copyfile(ROOT / "scripts" / name, scripts / name)
   (scripts / "generate.py").write_text(RUN_THAT_WAITS)
   out, file = tmp_path / "out", write(tmp_path, "PRODUCT = {'seed': (0, 1)}")
   process = subprocess.Popen(
@@ -212,9 +223,9 @@ def test_one_run_of_a_sweep_that_is_told_to_stop_says_resume(tmp_path):
       "--only=1",
       f"--dir={out}",
       f"--sweep={file}",
-      f"--config={conftest.ROOT / 'configs' / 'common.py'}",
+      f"--config={ROOT / 'configs' / 'common.py'}",
     ],
-    env=os.environ | {"PYTHONPATH": str(conftest.ROOT)},
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
   )
   while not (out / "001" / "ready").exists():
     assert process.poll() is None

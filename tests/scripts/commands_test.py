@@ -27,14 +27,13 @@ from absl import app, flags, logging
 
 from rain_jax import api, demo, judges, tasks
 from rain_jax.experiments.benchmark import roofline
+from rain_jax.methods import METHODS
 from rain_jax.models import arrays
 from rain_jax.policy import embedders
 from rain_jax.runs import sweeps
-from tests import conftest, docs_test
-from tests.helpers import gguf_writer
-from tests.judges import judges_test
+from tests.helpers import docs, gguf_writer
+from tests.helpers.repository import ROOT
 
-ROOT = conftest.ROOT
 README = ROOT / "README.md"
 
 SEARCH = {
@@ -104,7 +103,7 @@ def made_small(words, whole):
   if script == "generate.py":
     searches = whole or common and any(f"--config={name}" in words for name in SEARCHING)
     judges = JUDGES if "judge=truth,info" in given else {}
-    methods = {} if searches or "'guard'" in given else VANILLA
+    methods = {} if searches or re.search("'(guard|shortest)'", given) else VANILLA
     return overrides(ANSWERS | judges | methods)
   return {
     # Room for one turn: the programs of the other commands' prompts.
@@ -163,16 +162,13 @@ APART = {
 }
 
 
-stand_in = judges_test.stand_in  # a judge model
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, stand_in):
+def folders(tmp_path_factory, judge_checkpoint):
   """By `whole`: the runs of one form of a command are not those of the other."""
   made = {}
   for whole in (False, True):
     made[whole] = working_copy(tmp_path_factory.mktemp("reader"))
-    (made[whole] / "models" / "judge").symlink_to(stand_in)
+    (made[whole] / "models" / "judge").symlink_to(judge_checkpoint)
   return made
 
 
@@ -209,14 +205,12 @@ def working_copy(path):
   write("riddles.csv", "riddle,solution\nWhat has keys?,A piano\n")
   page = ROOT / "docs" / "preferences.md"
   (attack,) = (
-    one
-    for one in docs_test.blocks(ROOT / "docs" / "extending.md", "python")
-    if "begging.json" in one
+    one for one in docs.blocks(ROOT / "docs" / "extending.md", "python") if "begging.json" in one
   )
   with contextlib.chdir(path):
     exec(compile(attack, "docs/extending.md", "exec"), {})
-  write("polite.yaml", docs_test.blocks(page, "yaml")[0])
-  write("examples.jsonl", docs_test.blocks(page, "json")[0])
+  write("polite.yaml", docs.blocks(page, "yaml")[0])
+  write("examples.jsonl", docs.blocks(page, "json")[0])
   return path
 
 
@@ -224,7 +218,8 @@ def extend(monkeypatch):
   """Adds what a reader of docs/extending.md adds to the package's tables."""
   for module, table in ((embedders, "EMBEDDERS"), (tasks, "TASKS"), (judges, "JUDGES")):
     monkeypatch.setattr(module, table, dict(getattr(module, table)))
-  for snippet in docs_test.blocks(ROOT / "docs" / "extending.md", "python"):
+  monkeypatch.setitem(METHODS, "shortest", None)  # is taken out again
+  for snippet in docs.blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), {})
 
 
@@ -303,7 +298,7 @@ CASES = [
     marks=[pytest.mark.slow] * whole,
   )
   for whole in (False, True)
-  for page, words in docs_test.ALL
+  for page, words in docs.ALL
 ]
 
 
@@ -317,7 +312,7 @@ def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
     monkeypatch.setattr(roofline, "phases", lambda *_: [])
   for name, value in environment().items():
     monkeypatch.setenv(name, value)
-  if {"counts", "riddles"} & set(re.findall(r"\w+", " ".join(words))):
+  if {"counts", "riddles", "shortest"} & set(re.findall(r"\w+", " ".join(words))):
     extend(monkeypatch)
   small = prepared(words, whole)
   for mark, (more, env) in APART.items():
@@ -342,7 +337,7 @@ def test_the_snippet_of_the_readme_runs(start, folder, monkeypatch):
   monkeypatch.setattr(
     api.Rain, "session", lambda self, prompts, preference, _: full(self, prompts, preference, small)
   )
-  (snippet,) = docs_test.blocks(README, "python")
+  (snippet,) = docs.blocks(README, "python")
   printed = io.StringIO()
   with contextlib.redirect_stdout(printed):
     exec(compile(snippet, "README.md", "exec"), {})
@@ -364,7 +359,7 @@ def test_the_snippets_on_python_run(start, folder, monkeypatch):
   )
   printed, names = io.StringIO(), {}
   with contextlib.redirect_stdout(printed):
-    for snippet in docs_test.blocks(ROOT / "docs" / "python.md", "python"):
+    for snippet in docs.blocks(ROOT / "docs" / "python.md", "python"):
       exec(compile(snippet, "docs/python.md", "exec"), names)
   tree = names["answers"][0].recording
   said = tree.nodes[next(f.node for f in tree.frames if f.kind == "commit")].text
@@ -374,7 +369,7 @@ def test_the_snippets_on_python_run(start, folder, monkeypatch):
 
 def test_the_sweeps_of_the_docs_are_read(folder):
   page = ROOT / "docs" / "scale_out.md"
-  (function,) = docs_test.blocks(page, "python")
+  (function,) = docs.blocks(page, "python")
   (product,) = re.findall(r"`(PRODUCT = .*?)`", page.read_text("utf-8"))
   for text, count in ((function, 3), (product, 12)):
     (folder / "sweep.py").write_text(text, "utf-8")

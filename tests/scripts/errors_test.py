@@ -21,9 +21,9 @@ from rain_jax.preferences import PreferenceError
 from rain_jax.runs import job
 from rain_jax.tasks.files import read_rows
 from rain_jax.types import DataError
-from tests import conftest
-from tests.runs import job_test
-from tests.scripts.generate_test import end, start
+from tests.helpers import small_runs
+from tests.helpers.repository import ROOT
+from tests.helpers.scripts import end, start
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_weights_that_do_not_fit_are_not_read(checkpoint, monkeypatch):
 
 @pytest.fixture
 def config(checkpoint, tmp_path):
-  made = copy.deepcopy(job_test.CONFIG)
+  made = copy.deepcopy(small_runs.CONFIG)
   made["model"]["path"] = str(checkpoint)
   made["prompts"]["text"] = "the cat sat"
   return made
@@ -186,7 +186,7 @@ def test_no_gpu_and_an_early_interrupt(monkeypatch):
 
 @pytest.mark.parametrize("resumes,says", [(True, "goes on from here"), (False, "begins anew")])
 def test_who_stops_a_script_learns_what_the_same_command_does(monkeypatch, capsys, resumes, says):
-  monkeypatch.syspath_prepend(str(conftest.ROOT / "scripts"))
+  monkeypatch.syspath_prepend(str(ROOT / "scripts"))
   import cli  # pylint: disable=import-outside-toplevel
 
   def stopped():
@@ -202,8 +202,8 @@ def test_who_stops_a_script_learns_what_the_same_command_does(monkeypatch, capsy
 @pytest.fixture
 def say(monkeypatch, capsys):
   """What a script prints whose flags cannot be, beside its exit code; run in this process."""
-  monkeypatch.chdir(conftest.ROOT)
-  scripts, configs = str(conftest.ROOT / "scripts"), str(conftest.ROOT / "configs")
+  monkeypatch.chdir(ROOT)
+  scripts, configs = str(ROOT / "scripts"), str(ROOT / "configs")
   monkeypatch.setattr(sys, "path", [scripts, *sys.path, configs])
   app.define_help_flags()
   before = set(flags.FLAGS)

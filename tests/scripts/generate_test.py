@@ -6,78 +6,20 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
 from rain_jax.runs import directory
-from tests import conftest
-from tests.runs import job_test
+from tests.helpers.scripts import LIMIT, end, start, wait_for
+from tests.helpers.small_runs import by_key, flags_of
 
-LIMIT = 300  # seconds for one command
 PROMPTS = [f"the cat number {i} sat on a mat; and then" for i in range(10)]
-# The numbers of job_test, so that its compiled programs serve here too.
-NUMBERS = {
-  "limits.max_prompt": 64,
-  "limits.max_response": 12,
-  "batch_size": 2,
-  **{f"search.{name}": n for name, n in job_test.CONFIG["search"].items() if name != "variant"},
-}
 METHODS = ("vanilla", "rain")
 # How often a run of both compiles each program that is worth the name: the prefixes of either
 # side, one slot's beginning, a search's steps, samples, verdicts on whole responses.
 PROGRAMS = {"read": 2, "_start": 1, "advance": 1, "sample": 1, "self_evaluate": 1}
-
-
-def start(script, *flags, stdin=False, **more):
-  """Starts a script as its own process, with the suite's compilation cache."""
-  env = (
-    os.environ
-    | {
-      "PYTHONPATH": str(conftest.ROOT),
-      "JAX_COMPILATION_CACHE_DIR": str(conftest.ROOT / ".jax_cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
-    | more
-  )
-  command = [sys.executable, str(conftest.ROOT / "scripts" / script), *flags]
-  # A suite that was started in the background ignores Ctrl-C, and so would its children.
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
-  try:
-    return subprocess.Popen(
-      command,
-      cwd=conftest.ROOT,
-      env=env,
-      text=True,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      stdin=subprocess.PIPE if stdin else None,
-    )
-  finally:
-    signal.signal(signal.SIGINT, before)
-
-
-def end(process, limit=LIMIT):
-  """Exit code, standard output and standard error; kills what takes too long."""
-  try:
-    out, err = process.communicate(timeout=limit)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    raise
-  return process.returncode, out, err
-
-
-def flags_of(model, workdir, **changes):
-  """The flags of a small run."""
-  numbers = NUMBERS | {"model.path": model} | changes
-  return [
-    "--config=configs/dialogue.py",
-    f"--workdir={workdir}",
-    *(f"--config.{name}={value}" for name, value in numbers.items()),
-  ]
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +38,6 @@ def undisturbed(checkpoint, prompts, tmp_path_factory):
   )
   assert code == 0, err
   return by_key(workdir), out
-
-
-def by_key(workdir):
-  """Results by prompt and method, without the times; each stands there once."""
-  found = directory.read_results(str(workdir))
-  results = {(r["id"], r["method"]): {k: v for k, v in r.items() if k != "seconds"} for r in found}
-  assert len(results) == len(found)
-  return results
 
 
 def test_what_cannot_run_says_so_in_one_line(tmp_path):
@@ -210,19 +144,6 @@ def test_a_live_view_needs_rain(tmp_path):
   )
   code, _, err = end(process)
   assert code == 1 and "add rain to config.methods" in err and len(err.strip().splitlines()) == 1
-
-
-def wait_for(workdir: pathlib.Path, process, method, count, file=directory.RESULTS):
-  """Waits until `count` whole lines of a method are in the results."""
-  path, begin = workdir / file, time.monotonic()
-  mark = f'"method": "{method}"'.encode()
-  while time.monotonic() - begin < LIMIT:
-    if path.exists() and path.read_bytes().count(mark) >= count:
-      return
-    assert process.poll() is None, end(process)
-    time.sleep(0.002)
-  process.kill()
-  raise AssertionError(f"no {count} results of {method} in {LIMIT} s")
 
 
 def test_an_interrupted_run_keeps_its_results_and_goes_on_to_the_same(

@@ -11,9 +11,9 @@ import jsonschema
 import pytest
 import yaml
 
-from tests import conftest
+from tests.helpers.repository import ROOT
 
-LAUNCH = conftest.ROOT / "scripts" / "launch"
+LAUNCH = ROOT / "scripts" / "launch"
 SHELL = sorted(p for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch"))
 FLAGS = ["--config=configs/demo.py", "--workdir=/data/with space", '--prompt=say "it\'s $5"']
 

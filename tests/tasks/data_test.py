@@ -10,9 +10,9 @@ import pytest
 from rain_jax.methods.preference_check import load_examples
 from rain_jax.preferences import load_preference
 from rain_jax.tasks import load_prompts
-from tests import conftest
+from tests.helpers.repository import ROOT
 
-DATA = conftest.ROOT / "rain_jax" / "tasks" / "data"
+DATA = ROOT / "rain_jax" / "tasks" / "data"
 COUNTS = {"harmless": 100, "truthful": 100, "positive": 60}
 KINDS = pytest.mark.parametrize("kind", COUNTS)
 

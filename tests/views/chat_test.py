@@ -13,10 +13,11 @@ from rain_jax.models import arrays, loading
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
 from rain_jax.views import chat
-from tests import api_test
-from tests.scripts import generate_test
+from tests.helpers import scripts, small_runs
 
-SETTING = dataclasses.replace(api.make_session_config("harmless", api_test.CONFIG), max_prompt=128)
+SETTING = dataclasses.replace(
+  api.make_session_config("harmless", small_runs.API_CONFIG), max_prompt=128
+)
 
 
 @pytest.fixture(scope="module")
@@ -153,19 +154,19 @@ def test_errors_help_and_the_end_of_input_do_not_break_the_conversation():
 
 
 def start_script(checkpoint):
-  numbers = generate_test.NUMBERS | {
+  numbers = small_runs.NUMBERS | {
     "model.path": checkpoint,
     "limits.max_prompt": SETTING.max_prompt,
   }
   flags = [f"--config.{name}={value}" for name, value in numbers.items()]
-  return generate_test.start(
+  return scripts.start(
     "chat.py", "--config=configs/dialogue.py", "--mode=vanilla", *flags, stdin=True
   )
 
 
 def test_the_script_talks_and_ends_with_its_input(checkpoint):
   process = start_script(checkpoint)
-  out, err = process.communicate("the cat sat\n", timeout=generate_test.LIMIT)
+  out, err = process.communicate("the cat sat\n", timeout=scripts.LIMIT)
   assert process.returncode == 0 and err.count("Traceback") == 0, err
   assert "\nyou: the cat sat\nvanilla: " in out and "own verdict" in out and "\x1b" not in out
 
@@ -177,5 +178,5 @@ def test_the_script_ends_with_ctrl_c(checkpoint):
     assert letter, process.stderr.read()
     shown += letter
   process.send_signal(signal.SIGINT)
-  out, err = process.communicate(timeout=generate_test.LIMIT)
+  out, err = process.communicate(timeout=scripts.LIMIT)
   assert process.returncode == 0 and "Traceback" not in err, err

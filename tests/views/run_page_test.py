@@ -8,10 +8,9 @@ import pytest
 from rain_jax.methods import recording
 from rain_jax.runs import directory, judgements
 from rain_jax.views import plots, run_page
-from tests.helpers import browser
-from tests.views import tree_page_test
+from tests.helpers import browser, recordings
+from tests.helpers.browser import HOSTILE, nodes_shown
 
-HOSTILE = tree_page_test.HOSTILE
 EVERYTHING = " ".join(HOSTILE)
 MANIFEST = {
   "config": {
@@ -61,7 +60,7 @@ def recorded():
     ),
     recording.Frame(0, recording.COMMIT, node=1, reason="trusted"),
   ]
-  return tree_page_test.made_recording(nodes, frames, prompt=EVERYTHING)
+  return recordings.made_recording(nodes, frames, prompt=EVERYTHING)
 
 
 @pytest.fixture
@@ -145,10 +144,8 @@ def test_hostile_text_in_a_report_is_shown_and_never_run(workdir):
     )
     assert sum(HOSTILE[0] in text for text in said) == 8
     driver.execute_script("document.querySelector('li a').click()")
-    assert driver.title == "Search tree" and len(tree_page_test.nodes_shown(driver)) == 1 + len(
-      HOSTILE
-    )
-    tree_page_test.no_errors(driver)
+    assert driver.title == "Search tree" and len(nodes_shown(driver)) == 1 + len(HOSTILE)
+    browser.no_errors(driver)
   finally:
     driver.quit()
 

@@ -9,24 +9,9 @@ import pytest
 
 from rain_jax.methods import recording
 from rain_jax.views import page, tree_page
-from tests import decode_test
-from tests.helpers import browser, scripted
-from tests.methods import recording_test
-
-HOSTILE = [
-  "</script><script>window.hacked = 1</script>",
-  "<img src=x onerror='window.hacked = 2'>",
-  "<!--<script>",
-  "]]>",
-  "&lt;b&gt;&amp;",
-  "\u2028\u2029 line",
-  "\u202egnidaer",
-  "\x00\x1b[31m\x7f",
-  "`${window.hacked = 3}`",
-  '"\'\\"',
-  "{{7*7}}",
-  "🙂 é \ud800",
-]
+from tests.helpers import browser, recordings, scripted, serving
+from tests.helpers.browser import HOSTILE, no_errors, nodes_shown
+from tests.helpers.recordings import made_recording
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +25,9 @@ def chromium():
 def recorded():
   """A search with many nodes, and its tree's arrays after every step."""
   params = jax.tree.map(jnp.asarray, scripted.make_tables())
-  recorders, after, _ = recording_test.record(params, dict(enumerate(decode_test.PROMPTS[:4])))
+  recorders, after, _ = recordings.record(params, dict(enumerate(serving.PROMPTS[:4])))
   slot = max(recorders, key=lambda slot: len(recorders[slot].nodes))
   return recorders[slot], after[slot]
-
-
-def made_recording(nodes, frames, **more):
-  return recording.Recording(
-    **{
-      "prompt": "a prompt",
-      "response": "a response",
-      "finish": "stop",
-      "verdict": 1.0,
-      "preference": "harmless",
-      "counters": {"moves": 2},
-      "search": {},
-      "nodes": nodes,
-      "frames": frames,
-    }
-    | more
-  )
 
 
 def show(chromium, tmp_path, made):
@@ -78,20 +46,6 @@ def go_to(chromium, frame):
 
 def click(chromium, name):
   chromium.execute_script("document.getElementById(arguments[0]).click()", name)
-
-
-def nodes_shown(chromium):
-  """Data of every node that is drawn, by its number."""
-  rows = chromium.execute_script(
-    "return [...document.querySelectorAll('g.node')].map(g => ({...g.dataset,"
-    " classes: g.getAttribute('class'), text: g.querySelector('title').textContent}))"
-  )
-  assert len({row["node"] for row in rows}) == len(rows)
-  return {int(row["node"]): row for row in rows}
-
-
-def no_errors(chromium):
-  assert [line for line in chromium.get_log("browser") if line["level"] == "SEVERE"] == []
 
 
 def test_the_page_opens_the_slider_moves_and_nodes_unfold(chromium, tmp_path, recorded):

@@ -8,7 +8,7 @@ import pytest
 from rain_jax.methods import recording
 from rain_jax.types import DataError
 from rain_jax.views import tree_picture
-from tests.views import tree_page_test
+from tests.helpers import browser, recordings
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -41,7 +41,7 @@ def searched(texts):
     recording.Frame(1, recording.SEARCH, [recording.Visit(2, 1.0, "", "running")]),
     recording.Frame(1, recording.COMMIT, node=2, reason="trusted", changed=[[2, 9.0, 9, 1.0, 0.0]]),
   ]
-  return tree_page_test.made_recording(nodes, frames)
+  return recordings.made_recording(nodes, frames)
 
 
 def boxes(svg):
@@ -68,7 +68,7 @@ def test_a_picture_shows_visited_token_sets_at_the_first_move():
 
 
 def test_hostile_text_stays_text_and_no_box_covers_another():
-  hostile = tree_page_test.HOSTILE
+  hostile = browser.HOSTILE
   for texts in zip(hostile, hostile[1:], hostile[2:]):
     svg = tree_picture.draw(searched(texts))
     assert not re.search(r"<(script|img)|href|onerror=[^&]*>", svg)
@@ -79,6 +79,4 @@ def test_hostile_text_stays_text_and_no_box_covers_another():
 
 def test_a_search_without_a_move_has_no_picture():
   with pytest.raises(DataError, match="made no move"):
-    tree_picture.draw(
-      tree_page_test.made_recording([recording.Node(-1, 0, [], "", "running", 0)], [])
-    )
+    tree_picture.draw(recordings.made_recording([recording.Node(-1, 0, [], "", "running", 0)], []))

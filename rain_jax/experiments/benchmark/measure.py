@@ -20,6 +20,7 @@ from rain_jax.experiments.benchmark.methods import (
   vanilla,
 )
 from rain_jax.experiments.benchmark.subjects import Subject
+from rain_jax.models import backend
 from rain_jax.runs.versions import versions
 from rain_jax.types import DataError, SearchConfig
 
@@ -43,7 +44,7 @@ class Compilations:
     self._open = False
     jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-  def _heard(self, event: str, seconds: float, **_) -> None:
+  def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
     if self._open and event == "/jax/core/compile/backend_compile_duration":
       self.count += 1
 
@@ -258,4 +259,4 @@ def hardware() -> dict[str, Any]:
   """What `benchmark.json` says of the machine and the libraries."""
   found = versions()
   device = {k: found.pop(k) for k in ("device", "device_count", "processor")}
-  return {"hardware": {**device, "backend": jax.default_backend()}, "versions": found}
+  return {"hardware": {**device, "backend": backend.name()}, "versions": found}

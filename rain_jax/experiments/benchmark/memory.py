@@ -14,8 +14,9 @@ from rain_jax.experiments.benchmark.subjects import (
 )
 from rain_jax.models import Model
 from rain_jax.policy import memory_plan
-from rain_jax.policy.language_model import LanguageModel, make_params
-from rain_jax.types import SearchConfig
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import make_params
+from rain_jax.types import DataError, SearchConfig
 
 
 def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "float32") -> int:
@@ -35,6 +36,8 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
   steps = jax.ShapeDtypeStruct((), "int32")
   lowered = decode.advance.lower(jax.eval_shape(empty), lm, params, lm.search, steps)
   memory = lowered.compile().memory_analysis()
+  if memory is None:
+    raise DataError("the compiler of this backend reports no memory; expected one that does.")
   return (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes

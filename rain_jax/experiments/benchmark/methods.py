@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,14 @@ from rain_jax import decode, types
 from rain_jax.experiments.benchmark.subjects import Subject
 from rain_jax.models import NO_POSITION, forward, unembed
 from rain_jax.parallel import workers
-from rain_jax.policy import common, sampling, whole_responses
-from rain_jax.policy.language_model import LanguageModel, Prompt
-from rain_jax.policy.self_evaluation import Override
+from rain_jax.parallel.loops import while_any
+from rain_jax.policy import context, sampling, whole_responses
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Override, Params
+from rain_jax.policy.prompts import Prompt
 from rain_jax.policy.usage import ROLES
-from rain_jax.text import vocab
+from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
 from rain_jax.types import NO_TOKEN, Array, SearchConfig
 
 VERDICTS = ("good", "bad", "mixed", "model")
@@ -29,7 +32,7 @@ _SAMPLES_PER_CALL = 16  # of best-of-N
 
 @functools.partial(jax.jit, static_argnames=("lm", "batch"))
 def begin_search(
-  lm: LanguageModel, params: Any, proposing: Prompt, evaluating: Prompt, keys: Array, batch: int
+  lm: LanguageModel, params: Params, proposing: Prompt, evaluating: Prompt, keys: Array, batch: int
 ) -> decode.DecodeState:
   """A state of `batch` searches whose prompts have been read."""
   dtype = params["evaluating_prefix"].keys.dtype
@@ -43,9 +46,31 @@ def begin_search(
   return state.replace(model=jax.lax.fori_loop(0, batch, start, state.model))
 
 
+class _Texts(NamedTuple):
+  """Texts that are read whole for every token.
+
+  step: int32[] number of the token that comes next.
+  tokens: int32[B, P + R] prompts and responses.
+  finish: int32[B] why a text ended, or RUNNING.
+  text: `ScanState` [B] of the responses.
+  forwarded: int32[B] tokens forwarded.
+  """
+
+  step: Array
+  tokens: Array
+  finish: Array
+  text: ScanState
+  forwarded: Array
+
+  @property
+  def running(self) -> Array:
+    """bool[B]: the response goes on."""
+    return self.finish == types.RUNNING
+
+
 @functools.partial(jax.jit, static_argnames="lm")
 def sample_without_cache(
-  lm: LanguageModel, params: Any, prompts: Prompt, keys: Array
+  lm: LanguageModel, params: Params, prompts: Prompt, keys: Array
 ) -> tuple[Array, Array]:
   """Vanilla sampling that reads the whole text again for every token.
 
@@ -56,28 +81,30 @@ def sample_without_cache(
   room = jnp.zeros((B, lm.max_response), jnp.int32)
   tokens = jnp.concatenate([prompts.tokens, room], axis=1)
   rows, at = jnp.arange(B), jnp.arange(P + lm.max_response)
-  prefix, shift = common.prefix(params, "proposing")
+  prefix, shift = context.prefix(params, "proposing")
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (lm.max_response,)))(keys)
 
-  def unfinished(carry):
-    return (carry[2] == types.RUNNING).any()
-
-  def extend(carry):
-    step, tokens, finish, text, forwarded = carry
-    on, length = finish == types.RUNNING, prompts.length + text.length
+  def extend(texts: _Texts) -> _Texts:
+    on, length = texts.running, prompts.length + texts.text.length
     positions = jnp.where(at < length[:, None], at + shift, NO_POSITION)
-    hidden, _ = forward(lm.graphdef, params["model"], tokens, positions, prefix)
+    hidden, _ = forward(lm.graphdef, params["model"], texts.tokens, positions, prefix)
     logits = unembed(lm.graphdef, params["model"], hidden[rows, length - 1])
-    token = jnp.where(on, sampling.categorical(uniforms[:, step], logits), NO_TOKEN)
-    text = vocab.advance(params["tables"], text, token)
-    tokens = tokens.at[rows, jnp.where(on, length, at.size)].set(token, mode="drop")
-    finish = jnp.where(on, lm.finish(text, token), finish)
-    return step + 1, tokens, finish, text, forwarded + jnp.where(on, length, 0)
+    drawn = sampling.categorical(uniforms[:, texts.step], logits)
+    token = jnp.where(on, drawn, NO_TOKEN)
+    text = scanner.advance(params["tables"], texts.text, token)
+    place = jnp.where(on, length, at.size)
+    return _Texts(
+      step=texts.step + 1,
+      tokens=texts.tokens.at[rows, place].set(token, mode="drop"),
+      finish=jnp.where(on, lm.finish(text, token), texts.finish),
+      text=text,
+      forwarded=texts.forwarded + jnp.where(on, length, 0),
+    )
 
   zeros = jnp.zeros(B, jnp.int32)
-  carry = (jnp.int32(0), tokens, zeros, common.empty_text((B,)), zeros)
-  _, _, _, text, forwarded = jax.lax.while_loop(unfinished, extend, carry)
-  return text.length, forwarded
+  start = _Texts(jnp.int32(0), tokens, zeros, scanner.empty((B,)), zeros)
+  done = while_any(lambda texts: texts.running, extend, start)
+  return done.text.length, done.forwarded
 
 
 @dataclasses.dataclass(frozen=True)

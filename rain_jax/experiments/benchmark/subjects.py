@@ -19,7 +19,9 @@ from rain_jax.models import Model, ModelConfig, init_model
 from rain_jax.models.llama import abstract_model
 from rain_jax.models.loading import DTYPES, laid_out, load
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import make_params
+from rain_jax.policy.prompts import Prompt
 from rain_jax.preferences import CompiledPreference, load_preference
 from rain_jax.text import vocab
 from rain_jax.types import DataError, SearchConfig
@@ -180,14 +182,14 @@ def _demo(dtype: str, workload: Workload, search: SearchConfig) -> Subject:
   return Subject("demo", dtype, session.lm, session.params, of("proposing"), of("evaluating"), ends)
 
 
-def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TextTables:
+def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TokenTables:
   """A vocabulary without text: each token has a byte and a hash of its own, no token stops.
 
   Every (1 / text_end_share)-th token ends a text.
   """
   token = np.arange(vocab_size)
   mixed = (token[:, None] * np.array([40503, 60493]) + 12345) % ((1 << 31) - 1)
-  return vocab.TextTables(
+  return vocab.TokenTables(
     transitions=jnp.zeros((2, vocab_size), jnp.int16),
     before=jnp.zeros((2, vocab_size), jnp.uint8),
     kind=jnp.full(vocab_size, 2, jnp.int8),
@@ -197,5 +199,4 @@ def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TextTables
     full_stop=jnp.zeros(vocab_size, bool),
     hash=jnp.asarray(mixed, jnp.uint32),
     shift=jnp.full((vocab_size, 2), 257, jnp.uint32),
-    text_ends=vocab.TEXT_ENDS,
   )

@@ -1,0 +1,70 @@
+"""Tiny random checkpoints with tokenizers of their own."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+import transformers
+
+from rain_jax.models import hf
+from rain_jax.models import testing as models
+from rain_jax.models.sharding import flatten, unflatten
+from rain_jax.policy import labels
+
+SPECIAL = ("<s>", "</s>")
+CHAT = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
+
+
+def byte_bpe(size: int, texts: list[str], special: tuple[str, ...] = SPECIAL):
+  """A byte-level BPE of `size` tokens with `<s>` (added by encoding) and `</s>`."""
+  bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+  bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  bpe.decoder = tokenizers.decoders.ByteLevel()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=size,
+    special_tokens=list(special),
+    show_progress=False,
+    initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+  )
+  bpe.train_from_iterator(texts, trainer)
+  bpe.post_processor = tokenizers.processors.TemplateProcessing(
+    single="<s> $A", special_tokens=[("<s>", 0)]
+  )
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=bpe, bos_token="<s>", eos_token="</s>"
+  )
+
+
+def llama(tokenizer, positions: int):
+  """A tiny random LLaMA of that vocabulary, with its configuration."""
+  config = dict(models.FAMILIES["llama2"]) | {
+    "vocab_size": len(tokenizer),
+    "max_position_embeddings": positions,
+    "eos_token_id": 1,
+  }
+  return models.random_model("llama2", config=config), config
+
+
+def write_judge(folder: pathlib.Path) -> None:
+  """A checkpoint that answers with the judges' labels and little else."""
+  texts = [" yes no safe unsafe A B", "safe", "unsafe", "yes", "no", "A", "B"] * 9
+  tokenizer = byte_bpe(330, texts, SPECIAL + CHAT)
+  model, config = llama(tokenizer, 3072)
+  weights = flatten(model.params)
+  direction = 8 * np.random.default_rng(0).normal(size=weights["head/weight"].shape[1])
+  head = np.zeros(weights["head/weight"].shape, np.float32)
+  for sign, spellings in ((1, (" yes", "safe", "A")), (-1, (" no", "unsafe", "B"))):
+    for spelling in spellings:
+      head[labels.label_ids(tokenizer, (spelling,))[0]] = sign * direction
+  hf.save(folder, config, unflatten(weights | {"head/weight": jnp.asarray(head)}))
+  tokenizer.save_pretrained(folder)
+
+
+def assert_same_params(got, want) -> None:
+  """Two models' params, bit for bit."""
+  got, want = flatten(got), flatten(want)
+  assert got.keys() == want.keys()
+  for path in want:
+    assert got[path].dtype == want[path].dtype, path
+    np.testing.assert_array_equal(got[path], want[path], err_msg=path)
