@@ -23,7 +23,7 @@ from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
+from rain_jax.policy.language_model import LanguageModel, Prompt, make_params, padded
 from rain_jax.policy.self_evaluation import Correction, Override
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
 from rain_jax.preferences.calibration import Calibration
@@ -216,7 +216,7 @@ class Session:
     """How many batches of searches run side by side, and the slots of each."""
     if self.mesh is not None:
       return 1, self.slots
-    return workers.layout(arrays.in_caches(self.loaded.model.params), self.slots)
+    return workers.layout(arrays.in_caches(self.params["model"]), self.slots)
 
   @functools.cached_property
   def spread(self) -> BatchSharding | None:
@@ -236,7 +236,9 @@ class Session:
     """The memory that a search for its prompts will need."""
     prefix = self.params["proposing_prefix"].keys.shape[-2]
     count, slots = self.lanes
-    return memory_plan.plan(self.loaded.model, self.lm, count * slots, prefix, self.mesh)
+    return memory_plan.plan(
+      self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh
+    )
 
   def serving(self, records: Sequence[Record]) -> "Session":
     """The same session for other prompts, as if it had been made for them.
@@ -305,11 +307,7 @@ class Session:
   def prompts(self, queries: Sequence[Query | None], side: str) -> Prompt:
     """The "proposing" or "evaluating" side of queries, fields [B, ...]; None is an empty prompt."""
     ids = [getattr(query, side) if query else [] for query in queries]
-    tokens = np.zeros((len(ids), self.max_prompt), np.int32)
-    for row, one in enumerate(ids):
-      tokens[row, : len(one)] = one
-    length = np.array([len(one) for one in ids], np.int32)
-    return Prompt(tokens, length, np.array([bool(q and q.ends) for q in queries]))
+    return padded(ids, [bool(q and q.ends) for q in queries], self.max_prompt)
 
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""

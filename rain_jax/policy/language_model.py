@@ -405,6 +405,14 @@ class Prompt(flax.struct.PyTreeNode):
   ends: Array
 
 
+def padded(texts: Sequence[Sequence[int]], ends: Sequence[bool], size: int) -> Prompt:
+  """Prompts of `size` tokens at most as one, fields [B, ...], on the host; `ends` says of each."""
+  tokens = np.zeros((len(texts), size), np.int32)
+  for row, ids in enumerate(texts):
+    tokens[row, : len(ids)] = ids
+  return Prompt(tokens, np.array([len(ids) for ids in texts], np.int32), np.array(ends, bool))
+
+
 def make_params(
   model_params: Any,
   tables: TokenTables,

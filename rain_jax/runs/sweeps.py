@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from rain_jax.runs import directory
+from rain_jax.text.columns import aligned
 
 RECORD, TABLE, PLOT, LOG = "sweep.json", "table.csv", "table.png", "log.txt"
 _POLL = 0.2  # seconds between two looks at the processes
@@ -106,9 +107,7 @@ class Sweep:
       path.mkdir(parents=True, exist_ok=True)
       if (path / RECORD).exists():
         _check_record(path / RECORD, record)
-      part = path / f"{RECORD}.{os.getpid()}.part"
-      part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-      part.replace(path / RECORD)
+      directory.replace_text(path / RECORD, json.dumps(record, indent=2) + "\n")
     except OSError as error:
       raise SweepError(f"{directory}: {error.strerror}; choose another --dir.") from None
     return cls(path, changes)
@@ -281,8 +280,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   shown = [c for c in columns if fixed(c) or len({str(row.get(c)) for row in rows}) > 1]
   lines = [[c.replace("_", " ") for c in shown]]
   lines += [[_cell(column, row.get(column)) for column in shown] for row in rows]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
-  return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths)) for line in lines)
+  return aligned(lines)
 
 
 def _cell(column: str, value: Any) -> str:
