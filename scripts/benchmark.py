@@ -18,7 +18,7 @@ from rain_jax.experiments.benchmark import roofline
 from rain_jax.models import arrays
 from rain_jax.parallel import workers
 from rain_jax.policy import memory_plan
-from rain_jax.runs import directory
+from rain_jax.runs.files import replace_text
 from rain_jax.types import DataError
 
 _CONFIG = cli.define_config("What is measured, see configs/benchmark.py.")
@@ -154,7 +154,7 @@ def _save(config, results) -> pathlib.Path:
   folder = pathlib.Path(_WORKDIR.value)
   folder.mkdir(parents=True, exist_ok=True)
   whole = {**benchmark.hardware(), "dtype": config["dtype"], **results, "config": config}
-  directory.replace_text(folder / "benchmark.json", json.dumps(whole, indent=1) + "\n")
+  replace_text(folder / "benchmark.json", json.dumps(whole, indent=1) + "\n")
   return folder
 
 

@@ -30,10 +30,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rain_jax.parallel import hosts
 from rain_jax.runs import directory
 
-# A search takes up to a minute to compile; the same one later takes seconds.
-CACHE = pathlib.Path.home() / ".cache" / "rain_jax"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name
 
@@ -67,8 +66,13 @@ def _parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     _check_workdir()
     return rest
-  except _ERRORS as error:
+  except Exception as error:  # a config file is a program, and may raise anything
     default = flags.FLAGS["config"].default if "config" in flags.FLAGS else None
+    path = _config_path(argv) or default
+    if isinstance(error, AttributeError) and "'get_config'" in str(error):
+      error = ValueError(f"{path}: defines no get_config(); give the path of a config")
+    elif not isinstance(error, _ERRORS):
+      error = ValueError(f"{path}: {type(error).__name__}: {error}; fix the file")
     _fail(_explained(error, argv, default), 2)
 
 
@@ -175,6 +179,23 @@ def on_sigterm() -> Callable[[], bool]:
   return terminated.is_set
 
 
+def _keep_programs() -> None:
+  """Keeps compiled programs: a search takes up to a minute to compile, and later seconds."""
+  if jax.config.jax_compilation_cache_dir:
+    return
+  try:
+    cache = pathlib.Path.home() / ".cache" / "rain_jax"
+    cache.mkdir(parents=True, exist_ok=True)
+  except (RuntimeError, OSError):  # containers run under users that the system does not know
+    print(
+      "no home directory to keep compiled programs in, each start compiles them again: set HOME or"
+      " JAX_COMPILATION_CACHE_DIR",
+      file=sys.stderr,
+    )
+    return
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
 def _heed_interrupts() -> None:
   if signal.getsignal(signal.SIGINT) is _interrupted_early:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -195,15 +216,14 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     # Of the libraries' news nobody needs: JAX reports every backend that it does not find.
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("rain_jax").setLevel(standard_logging.INFO)
-    if not jax.config.jax_compilation_cache_dir:
-      jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    _keep_programs()
     try:
       main()
     except directory.Stopped:
       print("stopped; " + _GO_ON, file=sys.stderr)
       sys.exit(os.EX_TEMPFAIL)
     except (ValueError, OSError) as error:
-      _fail(error, 1)
+      _fail(error, os.EX_TEMPFAIL if isinstance(error, hosts.StartError) else 1)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" in str(error):
         _fail(

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import time
 import urllib.error
 import urllib.parse
@@ -166,7 +167,7 @@ class EndpointJudge:
     if self._cache is None:
       return
     self._cache.mkdir(parents=True, exist_ok=True)
-    part = self._file(body).with_suffix(f".{os.getpid()}.part")
+    part = self._file(body).with_suffix(f".{secrets.token_hex(8)}.part")
     part.write_text(json.dumps({"reply": reply}), "utf-8")
     part.replace(self._file(body))
 

@@ -107,7 +107,7 @@ def _read_file(path: pathlib.Path) -> tuple[dict[str, Preference], dict[str, str
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
   except UnicodeDecodeError:
     raise PreferenceError(f"{path}: not UTF-8 text; expected a YAML file.") from None
-  except yaml.YAMLError as error:
+  except (yaml.YAMLError, ValueError) as error:  # the latter: a day that no calendar has
     reason = " ".join(str(error).split())
     raise PreferenceError(f"{path}: not valid YAML ({reason}).") from None
   where = str(path)

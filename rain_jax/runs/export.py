@@ -43,7 +43,7 @@ def write_pairs(workdir: str, path: str, shape: str) -> tuple[int, int]:
   for result in directory.read_results(workdir):
     key = result["task"], result["id"]
     source = "committed" if result["method"] == "rain" else result["method"]
-    if result["response"] and result["verdict"] is not None and source != "choose":
+    if result["response"] and result.get("verdict") is not None and source != "choose":
       one = Finished(result["response"], result["verdict"], source)
       responses.setdefault(key, []).append(one)
   lines = []
@@ -83,7 +83,7 @@ def write_sft(workdir: str, path: str, shape: str) -> int:
     turn = (
       {"messages": prompt + said} if shape == MESSAGES else {"prompt": prompt, "completion": said}
     )
-    about = {"id": result["id"], "task": result["task"], "verdict": result["verdict"]}
+    about = {"id": result["id"], "task": result["task"], "verdict": result.get("verdict")}
     lines.append(about | turn)
   if not lines:
     raise directory.RunError(f"{workdir}: no response of RAIN there; add rain to methods.")

@@ -17,7 +17,7 @@ import jax
 
 from rain_jax.methods import BatchProgress
 from rain_jax.methods.session import Response
-from rain_jax.runs import directory
+from rain_jax.runs.files import end_last_line
 
 HEARTBEAT = 15.0  # seconds between two lines of the log, at least
 PROFILE = "profile"  # directory of traces, in the working directory
@@ -37,7 +37,7 @@ class Metrics:
     self._path = pathlib.Path(workdir) / name
     self._file = None
     try:
-      directory.cut_half_line(self._path)
+      end_last_line(self._path)
       self._file = open(self._path, "ab", buffering=0)
     except OSError as error:
       self._warn(error)
@@ -54,7 +54,7 @@ class Metrics:
       self._warn(error)
       self.close()
       with contextlib.suppress(OSError):
-        directory.cut_half_line(self._path)
+        end_last_line(self._path)
 
   def close(self) -> None:
     """Closes the file."""

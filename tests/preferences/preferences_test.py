@@ -220,6 +220,9 @@ def reading(**changes):
     (reading(labels=["A"]), "readings[0]: unknown key 'labels'"),
     ("- a list", "the file: expected the keys name, description"),
     ("name: [", "not valid YAML"),
+    ("name: 2026-13-45", "not valid YAML (month must be in 1..12"),
+    ("name: 2026-02-30 10:00:00", "not valid YAML (day is out of range"),
+    ("? [a, b]\n: 1\n? {c: d}\n: 2", "not valid YAML"),
     ("name: !!python/object:os.system x", "not valid YAML"),
   ],
 )
