@@ -31,6 +31,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rain_jax.runs import directory
+from rain_jax.views.terminal import printable
 
 # A search takes up to a minute to compile; the same one later takes seconds.
 CACHE = pathlib.Path.home() / ".cache" / "rain_jax"
@@ -156,7 +157,7 @@ def _fail(error: BaseException, code: int) -> None:
       error = error.__cause__ or error.__context__
   if isinstance(error, KeyError):
     error = ValueError(f"the config has no {error}")
-  line = " ".join(str(error).split()) or type(error).__name__
+  line = printable(" ".join(str(error).split())) or type(error).__name__
   print(f"error: {line}", file=sys.stderr)
   sys.exit(code)
 
@@ -173,6 +174,12 @@ def on_sigterm() -> Callable[[], bool]:
   terminated = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: terminated.set())
   return terminated.is_set
+
+
+def _made_printable(record: standard_logging.LogRecord) -> bool:
+  """Messages quote files, whose control characters would drive the terminal."""
+  record.msg, record.args = printable(record.getMessage()), None
+  return True
 
 
 def _heed_interrupts() -> None:
@@ -195,6 +202,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     # Of the libraries' news nobody needs: JAX reports every backend that it does not find.
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("rain_jax").setLevel(standard_logging.INFO)
+    logging.get_absl_handler().addFilter(_made_printable)
     if not jax.config.jax_compilation_cache_dir:
       jax.config.update("jax_compilation_cache_dir", str(CACHE))
     try:
