@@ -2,7 +2,6 @@
 
 import copy
 import math
-import runpy
 
 import pytest
 
@@ -14,13 +13,13 @@ from rain_jax.preferences import load_preference
 from rain_jax.runs import config_check, from_config, job
 from rain_jax.text.formats import DIALOGUE, Format
 from rain_jax.types import DataError, SearchConfig
-from tests import conftest
+from tests.helpers import repository
 
 NAN, INF = math.nan, math.inf
 
 
 def config_of(**changes):
-  made = runpy.run_path(str(conftest.ROOT / "configs" / "common.py"))["get_config"]().to_dict()
+  made = repository.load_config("common").get_config().to_dict()
   for name, value in changes.items():
     place, *keys = made, *name.split("__")
     for key in keys[:-1]:
