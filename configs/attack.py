@@ -25,7 +25,8 @@ def get_config(arg: str = "each"):
       " best_of_n_demo."
     )
   config = common.get_config()
-  config.tasks = ("advbench",)  # whose format, preference and prompts
+  config.tasks = ("advbench",)  # whose format and prompts
+  config.preference = "adversarial_harmless:letters"  # as published
 
   config.attack = ml_collections.ConfigDict()
   config.attack.method = "best_of_n" if mode == "best_of_n" else "gcg"  # gcg or best_of_n

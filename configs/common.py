@@ -14,7 +14,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   config.methods = ("vanilla", "rain")  # vanilla, rain, best_of_n, smooth_llm, guard, choose
-  config.preference = ""  # a bundled template's name, or the path of a YAML file
+  config.preference = ""  # a bundled name or a YAML file, perhaps with its form, as harmless:words
+  config.calibration = ""  # of the verdicts, a file that check_preference.py --fit wrote
   config.judge = ""  # names with commas, see rain_jax.judges.panel; "" takes the task's own
 
   config.prompts = ml_collections.ConfigDict()

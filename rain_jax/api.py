@@ -1,6 +1,7 @@
 """The Python API: a model by name, prompts in, aligned responses out."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from rain_jax.models.loading import load as load_checkpoint
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.preferences import Preference, load_preference
+from rain_jax.preferences.calibration import load_calibration
 from rain_jax.tasks import Record, Task
 from rain_jax.text.formats import Format
 from rain_jax.types import DataError
@@ -33,6 +35,7 @@ class Config:
     samples: N of best_of_n.
     embedder: makes path embeddings, see `rain_jax.policy.embedders.find_embedder`.
     soft_verdicts: see `session.SessionConfig`.
+    calibration: of the model's verdicts, the path of a file that `check_preference.py --fit` wrote.
   """
 
   format: Format | None = None
@@ -44,6 +47,7 @@ class Config:
   samples: int = 16
   embedder: Any = HiddenStates()
   soft_verdicts: bool = False
+  calibration: str | os.PathLike | None = None
 
 
 def load(path_or_name: str, dtype: str = "float32") -> "Rain":
@@ -149,16 +153,21 @@ class Rain:
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
       raise DataError(f"prompts={prompts!r:.60}: expected a list of texts.")
     records = [Record(str(place), prompt) for place, prompt in enumerate(prompts)]
-    session_config = make_session_config(preference, config)
+    session_config = make_session_config(preference, config, self.loaded.tokenizer)
     if session_config in self._sessions:
       return self._sessions[session_config].serving(records)
     return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))
 
 
-def make_session_config(preference: str | Preference, config: Config) -> SessionConfig:
-  """What to compile for; what `config` leaves open comes from the preference's task."""
+def make_session_config(
+  preference: str | Preference, config: Config, tokenizer: Any = None
+) -> SessionConfig:
+  """What to compile for; what `config` leaves open comes from the preference's task.
+
+  The tokenizer may decide in which form the preference is asked, see `load_preference`.
+  """
   if not isinstance(preference, Preference):
-    preference = load_preference(preference)
+    preference = load_preference(preference, tokenizer)
   task = _task_of(preference)
   return SessionConfig(
     format=config.format or task.format,
@@ -169,6 +178,7 @@ def make_session_config(preference: str | Preference, config: Config) -> Session
     batch_size=config.batch_size,
     embedder=config.embedder,
     soft_verdicts=config.soft_verdicts,
+    calibration=load_calibration(config.calibration) if config.calibration else None,
   )
 
 

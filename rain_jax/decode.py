@@ -23,8 +23,7 @@ from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
 
 
-@flax.struct.dataclass
-class Counters:
+class Counters(flax.struct.PyTreeNode):
   """What was done for each prompt, int32[B] each.
 
   Attributes:
@@ -54,8 +53,7 @@ class Counters:
   revisits: Array
 
 
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode):
   """The whole state of B responses being searched for.
 
   Attributes:
@@ -301,8 +299,7 @@ def _advance(state, model, params, config, max_steps, wait_for_all) -> DecodeSta
   return state
 
 
-@flax.struct.dataclass
-class Result:
+class Result(flax.struct.PyTreeNode):
   """One finished response, on the host.
 
   Attributes:

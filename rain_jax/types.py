@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import flax
 import jax
+import jax.numpy as jnp
 
 NO_NODE = -1  # no such node, in any array of node ids
 NO_PAGE = -1  # the node was never visited
@@ -167,8 +168,7 @@ VARIANTS = {
 }
 
 
-@flax.struct.dataclass
-class Request:
+class Request(flax.struct.PyTreeNode):
   """What the search asks of the model in one step, for W leaves of each of B trees.
 
   A path runs from the child of the root to the leaf; entries after `path_length` are
@@ -198,8 +198,19 @@ class Request:
   path_lengths: Array
 
 
-@flax.struct.dataclass
-class Evaluation:
+class Rollout(flax.struct.PyTreeNode):
+  """What a model rolled out from the leaves, for those who watch; the search does not read it.
+
+  Attributes:
+    tokens: int32[B, W, R] tokens after the leaf, then NO_TOKEN.
+    finish: int32[B, W] why the text after them is finished, or RUNNING.
+  """
+
+  tokens: Array
+  finish: Array
+
+
+class Evaluation(flax.struct.PyTreeNode):
   """What the model answers to a `Request`. Entries of IDLE leaves are ignored.
 
   Attributes:
@@ -212,6 +223,7 @@ class Evaluation:
       where the model's output was not finite: that response has failed.
     embeddings: float[B, W, D, E] for every node on the path, of the text from the
       node's own tokens to the end of the rollout (VISIT only).
+    rollout: what was rolled out, None for a model that judges leaves by themselves.
   """
 
   tokens: Array
@@ -220,10 +232,10 @@ class Evaluation:
   finish: Array
   value: Array
   embeddings: Array
+  rollout: Rollout | None = None
 
 
-@flax.struct.dataclass
-class Commit:
+class Commit(flax.struct.PyTreeNode):
   """A move that the outer loop makes, for B trees; trees with `mask` False keep still.
 
   Attributes:
@@ -248,7 +260,9 @@ class Model(Protocol):
   whose arrays have B among their axes.
   """
 
-  embedding_size: int
+  @property
+  def embedding_size(self) -> int:
+    """Width of a path embedding (E)."""
 
   def evaluate(
     self, params: Any, state: Any, request: Request, keys: Array
@@ -257,3 +271,62 @@ class Model(Protocol):
 
   def commit(self, params: Any, state: Any, commit: Commit) -> Any:
     """Makes committed tokens part of the context that paths start from."""
+
+
+def check_evaluation(
+  answer: Evaluation, request: Request, config: SearchConfig, embedding_size: int
+) -> None:
+  """Compares a model's answer with what `Evaluation` says; when traced, at no cost later.
+
+  Raises:
+    ValueError: one line that names the field, what was expected, and what was found.
+  """
+  leaves = request.mode.shape
+  rows, path = (*leaves, config.draws), (*leaves, config.max_path)
+  expected: dict[str, tuple[tuple[int, ...], type]] = {
+    "tokens": ((*rows, config.max_set_length), jnp.int32),
+    "lengths": (rows, jnp.int32),
+    "log_weights": (rows, jnp.floating),
+    "finish": (rows, jnp.int32),
+    "value": (leaves, jnp.floating),
+    "embeddings": ((*path, embedding_size), jnp.floating),
+  }
+  fields = {name: getattr(answer, name) for name in expected}
+  if answer.rollout is not None:
+    tokens = answer.rollout.tokens
+    fields |= {"rollout.tokens": tokens, "rollout.finish": answer.rollout.finish}
+    longest = tokens.shape[-1:]  # R, which the search does not know
+    expected |= {
+      "rollout.tokens": ((*leaves, *longest), jnp.int32),
+      "rollout.finish": (leaves, jnp.int32),
+    }
+  for name, (shape, dtype) in expected.items():
+    array = fields[name]
+    if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
+      kind = "float" if dtype is jnp.floating else "int32"
+      raise ValueError(
+        f"The model's evaluate: {name} must be {kind}{list(shape)}, is {_kind(array)}."
+      )
+
+
+def check_state(after: Any, before: Any, method: str) -> None:
+  """Compares the state that a model returned with the one it was given; when traced.
+
+  Raises:
+    ValueError: one line that names the method and what differs.
+  """
+  old, new = (jax.tree_util.tree_flatten_with_path(state) for state in (before, after))
+  if old[1] != new[1]:
+    raise ValueError(
+      f"The model's {method}: its state must keep its structure {old[1]}, is {new[1]}."
+    )
+  for (path, expected), (_, found) in zip(old[0], new[0], strict=True):
+    if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+      name = f"state{jax.tree_util.keystr(path)}"
+      raise ValueError(
+        f"The model's {method}: {name} must stay {_kind(expected)}, is {_kind(found)}."
+      )
+
+
+def _kind(array: Any) -> str:
+  return f"{array.dtype}{list(array.shape)}"

@@ -27,7 +27,7 @@ def main() -> None:
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   session_config = from_config.make_session_config(
-    config, from_config.task_of(config, config["tasks"][0]), embedder
+    config, from_config.task_of(config, config["tasks"][0]), embedder, loaded.tokenizer
   )
   conversation = chat.Conversation(loaded, session_config, config["seed"])
   try:

@@ -3,6 +3,7 @@
 `commands_test.py` runs the commands.
 """
 
+import ast
 import dataclasses
 import json
 import pathlib
@@ -75,7 +76,7 @@ def test_keys_in_the_text_are_keys_of_a_config():
     text = page.read_text("utf-8")
     for key in re.findall(r"(?<!-)\bconfig\.([a-z][\w.]*\w)|--config\.([a-z][\w.]*\w)", text):
       name = key[0] or key[1]
-      assert name in known or name.endswith(".NAME") or name == "json", (page.name, name)
+      assert name in known or name.endswith(".NAME") or name in ("json", "py"), (page.name, name)
 
 
 def test_the_options_are_those_of_the_code():
@@ -148,3 +149,11 @@ def test_preference_and_examples_of_the_docs_are_read(tmp_path):
     True,
     False,
   ]
+
+
+def test_the_map_names_every_file_with_its_first_sentence():
+  written = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+  for path in sorted((ROOT / "rain_jax").rglob("*.py")):
+    said = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    sentence = re.sub(r" \([^()]*\)", "", " ".join(said.split("\n\n")[0].split())).split(". ")[0]
+    assert f"| `{path.name}` | {sentence.rstrip('.')} |" in written, path

@@ -26,7 +26,7 @@ from rain_jax.attacks import AttackError, Behaviour
 from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
 from rain_jax.policy import common
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 from rain_jax.types import Array
 
 
@@ -113,7 +113,7 @@ def texts_of(
   # A response follows its prompt by a space, unless the format puts white space there itself.
   _, last = session.config.format.encode(tokenizer, behaviour.goal)
   space = "" if last.isspace() else " "
-  target = vocab.encode_continuation(tokenizer, space + behaviour.target)
+  target = encoding.encode_continuation(tokenizer, space + behaviour.target)
 
   def text(side, after, weights):
     whole = list(session.prompt_ids(side, f"{behaviour.goal} {control}"))
@@ -141,14 +141,13 @@ def tokens_of(session: Session, control: str) -> list[int]:
   """Token ids of a control's text as it stands after a space. Raises AttackError if it has none."""
   if not control or control != control.strip():
     raise AttackError(f"gcg.control={control!r}: expected text without space around it.")
-  return vocab.encode_continuation(session.loaded.tokenizer, f" {control}")
+  return encoding.encode_continuation(session.loaded.tokenizer, f" {control}")
 
 
 # -- the loss ----------------------------------------------------------------------------
 
 
-@flax.struct.dataclass
-class Context:
+class Context(flax.struct.PyTreeNode):
   """A `Text` on the device; padded, so that few programs serve all.
 
   Attributes:
@@ -414,8 +413,8 @@ class Attack:
     return found
 
   def _keeps(self, text: Text, control: Sequence[int]) -> bool:
-    written = vocab.decode_response(self._tokenizer, text.before, control)
+    written = encoding.decode_response(self._tokenizer, text.before, control)
     return written.startswith(" ") and written == written.rstrip() and text.keeps(control, written)
 
   def _text(self, behaviour: int, control: Sequence[int]) -> str:
-    return vocab.decode_response(self._tokenizer, self._texts[behaviour][0].before, control)
+    return encoding.decode_response(self._tokenizer, self._texts[behaviour][0].before, control)

@@ -53,7 +53,7 @@ def run(
   paths = [config["model"]["path"], *settings["models"]]
   models = [load(path, config["model"]["dtype"]) for path in paths]
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
-  session_config = from_config.make_session_config(config, task, embedder)
+  session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
   name = config["tasks"][0]
   made = manifest.make(config, models, {name: session_config}, {name: records})
   out = directory.Run.open(workdir, made, check=_check)

@@ -18,7 +18,7 @@ from rain_jax.judges.verdicts import Verdict
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.policy import labels
 from rain_jax.tasks import Record
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 from rain_jax.text.formats import encode_around
 from rain_jax.types import NOT_FINITE
 
@@ -242,7 +242,7 @@ class PreferenceJudge:
   def _texts(self, compiled, tokenizer, record: Record, response: str) -> list[list[int]]:
     if compiled.cut:  # whole sentences only, as the search's own verdict
       response = response[: response.rfind(".") + 1]
-    ids = vocab.encode_continuation(tokenizer, f" {response}") if response else []
+    ids = encoding.encode_continuation(tokenizer, f" {response}") if response else []
     stem = [*compiled.prefix_ids, *compiled.conversation_ids(record.goal, record.history), *ids]
     return [[*stem, *suffix] for suffix in compiled.suffix_ids]
 

@@ -5,16 +5,17 @@ it yields a `Response` for each other prompt as soon as it has ended. Defences a
 between labels, which are methods too, have modules of their own: `defences`, `labels`.
 """
 
+from rain_jax.methods.answers import Answers, answers
 from rain_jax.methods.rain import BatchProgress, SearchStep, rain, watch
-from rain_jax.methods.responses import margins
 from rain_jax.methods.sampling import best_of_n, sample_cost, samples, vanilla
 
 __all__ = (
   "METHODS",
+  "Answers",
   "BatchProgress",
   "SearchStep",
+  "answers",
   "best_of_n",
-  "margins",
   "rain",
   "sample_cost",
   "samples",

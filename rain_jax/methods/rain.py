@@ -16,7 +16,7 @@ from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, fetch
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 
 STEPS = 16  # at most, between two looks at the slots
 STEPS_SHARDED = (
@@ -203,7 +203,7 @@ def _searched(session: Session, result: decode.Result, state: decode.DecodeState
 
 def _recorder(session: Session, query: Query) -> recording.Recorder:
   # A few tokens before a piece are enough to tell how it continues them.
-  piece = lambda before, ids: vocab.decode_response(
+  piece = lambda before, ids: encoding.decode_response(
     session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
   )
   return recording.Recorder(session.config.search, piece, lambda ids: session.decoded(query, ids))
@@ -215,7 +215,7 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
     response=response.text,
     finish=response.finish_reason,
     verdict=response.verdict,
-    preference=session.config.preference.name,
+    preference=session.config.aligned_with,
     counters=response.counters,
     search=dataclasses.asdict(session.config.search),
     nodes=recorder.nodes,

@@ -115,7 +115,7 @@ class Recording:
     response: the text that was committed.
     finish: why it ended.
     verdict: the model's own on the whole response.
-    preference: name of what it was aligned with.
+    preference: what it was aligned with, see `SessionConfig.aligned_with`.
     counters: work done.
     search: the search's hyperparameters.
     nodes: every token set the search ever proposed, parents before children.
@@ -306,35 +306,21 @@ class Recorder:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Watching:
-  """A model, with what it was asked and what it answered kept aside."""
-
-  model: types.Model
-  seen: dict
-
-  def evaluate(self, params, state, request, keys):
-    if hasattr(self.model, "evaluate_with_draft"):
-      answer, draft, state = self.model.evaluate_with_draft(params, state, request, keys)
-      rollout, finish = draft.rollout, draft.rollout_finish
-    else:  # no language model: no rollouts to show
-      answer, state = self.model.evaluate(params, state, request, keys)
-      rollout, finish = answer.tokens[:, :, 0, :0], request.finish
-    self.seen.update(
-      mode=request.mode,
-      leaf_page=request.leaf_page,
-      value=answer.value,
-      rollout=rollout,
-      finish=finish,
-    )
-    return answer, state
-
-
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def _iterate(state, model, params, config):
   """`decode.iterate`, with what the model was asked and answered: (state, due, full, seen)."""
-  seen = {}
-  state, due, info = decode.iterate(state, _Watching(model, seen), params, config)
+  state, due, info = decode.iterate(state, model, params, config)
+  asked, answer = info.request, info.answer
+  rollout = answer.rollout
+  if rollout is None:  # of a model that judges leaves by themselves
+    rollout = types.Rollout(tokens=answer.tokens[:, :, 0, :0], finish=asked.finish)
+  seen = {
+    "mode": asked.mode,
+    "leaf_page": asked.leaf_page,
+    "value": answer.value,
+    "rollout": rollout.tokens,
+    "finish": rollout.finish,
+  }
   return state, due, info.full, seen
 
 

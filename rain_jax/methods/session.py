@@ -24,10 +24,11 @@ from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
-from rain_jax.policy.self_evaluation import Override
+from rain_jax.policy.self_evaluation import Correction, Override
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
-from rain_jax.text import vocab
+from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
 from rain_jax.types import VARIANTS, DataError, SearchConfig
 
@@ -47,6 +48,7 @@ class SessionConfig:
     embedder: makes path embeddings; see `rain_jax.policy.embedders`.
     verdict_noise: share of the search's verdicts that flip their sign (ablation).
     soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
+    calibration: takes the model's bias out of its verdicts; None takes them as they are.
 
   Raises:
     DataError: a length or a batch of less than 1.
@@ -62,11 +64,30 @@ class SessionConfig:
   embedder: Any = HiddenStates()
   verdict_noise: float = 0.0
   soft_verdicts: bool = False
+  calibration: Calibration | None = None
 
   def __post_init__(self):
     for name in ("max_prompt", "max_response", "batch_size"):
       if getattr(self, name) < 1:
         raise DataError(f"{name}={getattr(self, name)}: expected 1 or more.")
+
+  @property
+  def aligned_with(self) -> str:
+    """The preference, its form and calibration, for people."""
+    if self.calibration is None:
+      return self.preference.label
+    return f"{self.preference.label} ({self.calibration.described()})"
+
+  def compiled(self, loaded: LoadedModel) -> CompiledPreference:
+    """The preference for a model's tokenizer.
+
+    Raises:
+      PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
+    """
+    compiled = compile_preference(self.preference, loaded.tokenizer)
+    if self.calibration is not None:
+      self.calibration.check(loaded.fingerprint, self.preference.label, compiled.digest)
+    return compiled
 
 
 def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> SearchConfig:
@@ -147,7 +168,7 @@ class Session:
   def __init__(self, loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record]):
     self.loaded, self.config = loaded, session_config
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    self.preference: CompiledPreference = compile_preference(session_config.preference, tokenizer)
+    self.preference: CompiledPreference = session_config.compiled(loaded)
     self.prefix_ids = session_config.format.prefix_ids(tokenizer)
     ends = session_config.format.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
@@ -164,8 +185,14 @@ class Session:
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=session_config.verdict_noise)
+    correction = None
+    if session_config.calibration is not None:
+      correction = Correction(
+        np.float32(session_config.calibration.offsets),
+        np.float32(session_config.calibration.scales),
+      )
     self.params = make_params(
-      loaded.model.params, tables, self.lm, self.prefix_ids, override, self.mesh
+      loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh
     )
 
   @property
@@ -257,7 +284,7 @@ class Session:
     """Token ids of a prompt as it is "proposing" or "evaluating", after that side's prefix.
 
     Raises:
-      ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     if side == "evaluating":
       return list(self.preference.conversation_ids(prompt, history))
@@ -287,6 +314,6 @@ class Session:
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""
     prompt = list(self.prefix_ids) + query.proposing
-    text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
+    text = encoding.decode_response(self.loaded.tokenizer, prompt, ids)
     ends = [text.find(stop) for stop in self.config.format.stop if stop in text]
     return text[: min(ends)].strip() if ends else text.strip()

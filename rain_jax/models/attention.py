@@ -1,4 +1,4 @@
-"""Attention of new tokens over segments of context that the query's rows share (design section 4).
+"""Attention of new tokens over segments of context that the query's rows share (docs/architecture.md, section 4).
 
 A tree search reads the same context for many rows at once: a fixed prefix for all, a committed
 text per tree, a path per leaf, a scratch per row. Each is a `Segment` with only the batch axes
@@ -30,8 +30,7 @@ _MASKED = -1e30  # Finite: a query that sees nothing gets a mean of values, not 
 _BLOCK = 64  # key slots attended to at once where `used` is known; see docs/performance.md
 
 
-@struct.dataclass
-class KV:
+class KV(struct.PyTreeNode):
   """Keys and values of new tokens, for the caller to store; H counts key-value heads.
 
   keys, values: [num_layers, *batch, H, T, D] in the compute dtype, keys already rotated.
@@ -45,8 +44,7 @@ class KV:
     return Segment(self.keys, self.values, positions, used)
 
 
-@struct.dataclass
-class Segment:
+class Segment(struct.PyTreeNode):
   """One stretch of context, shared by the query's batch axes that it lacks.
 
   Its batch axes are a prefix of the query's: () shared by all, (B,) per tree, (B, W) per leaf,

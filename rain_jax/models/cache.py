@@ -17,8 +17,7 @@ from rain_jax.models.attention import KV, NO_POSITION, Segment
 from rain_jax.models.config import ModelConfig
 
 
-@flax.struct.dataclass
-class PathCache:
+class PathCache(flax.struct.PyTreeNode):
   """Context and pool of B trees.
 
   Attributes:
@@ -38,8 +37,7 @@ class PathCache:
   pooled: jax.Array
 
 
-@flax.struct.dataclass
-class Paths:
+class Paths(flax.struct.PyTreeNode):
   """Texts that start from the context: W paths through each of B trees, and a tail.
 
   Attributes:

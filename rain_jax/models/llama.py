@@ -1,4 +1,4 @@
-"""The LLaMA decoder as a pure function of parameters, tokens and context (design section 4).
+"""The LLaMA decoder as a pure function of parameters, tokens and context (docs/architecture.md, section 4).
 
 It reads context keys and values and returns only those of the new tokens; the caller stores them.
 Layers are stacked on a leading axis and run by one `lax.scan`, in which the context is an input and
@@ -336,7 +336,7 @@ def forward(
   segments: Sequence[Segment] = (),
   mask: jax.Array | None = None,
 ) -> tuple[jax.Array, KV]:
-  """Reads new tokens after their context; pure, to be jitted by the caller (design section 4).
+  """Reads new tokens after their context; pure, to be jitted by the caller (docs/architecture.md, section 4).
 
   A key is visible when its slot is filled, its position is not after the query's, and it lies
   within the layer's sliding window if there is one.

@@ -1,4 +1,4 @@
-"""Where parameters live on a mesh: logical axes of weights to mesh axes (design section 4)."""
+"""Where parameters live on a mesh: logical axes of weights to mesh axes (docs/architecture.md, section 5)."""
 
 import dataclasses
 import math

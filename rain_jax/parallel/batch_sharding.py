@@ -1,4 +1,4 @@
-"""Batches over the mesh axis `data`: every shard runs its own loops (design section 4).
+"""Batches over the mesh axis `data`: every shard runs its own loops (docs/architecture.md, section 5).
 
 `jax.shard_map` gives each shard its own trees. Its loops end when its own trees are done,
 so that inside them no shard waits for another or speaks to one. How a model lies over the

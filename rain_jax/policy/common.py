@@ -6,8 +6,6 @@ from jax.sharding import PartitionSpec
 
 from rain_jax.models import KV, Segment, unembed
 from rain_jax.models.cache import Paths
-from rain_jax.text import vocab
-from rain_jax.text.vocab import TextState, TextTables
 from rain_jax.types import Array, Request
 
 
@@ -52,31 +50,6 @@ def put(scratch: KV, new: KV, step) -> KV:
     old, fresh.astype(old.dtype), step, axis=-2
   )
   return jax.tree.map(put, scratch, new)
-
-
-def empty_text(shape: tuple[int, ...]) -> TextState:
-  """States of texts without a token yet, of any batch shape."""
-  zeros = jnp.zeros(shape, jnp.int32)
-  off = jnp.zeros(shape, bool)
-  hashed = jnp.zeros(shape + (2,), jnp.uint32)
-  return TextState(
-    automaton=zeros,
-    utf8=zeros,
-    ends=off,
-    stopped=off,
-    hash=hashed,
-    tokens_before_stop=zeros,
-    inside=jnp.zeros(shape, jnp.uint32),
-    tokens_at_full_stop=zeros,
-    hash_at_full_stop=hashed,
-    length=zeros,
-  )
-
-
-def advance_all(tables: TextTables, text: TextState, tokens: Array) -> TextState:
-  """Reads the tokens int32[..., L] of each row in turn."""
-  step = lambda text, token: (vocab.advance(tables, text, token), None)
-  return jax.lax.scan(step, text, jnp.moveaxis(tokens, -1, 0))[0]
 
 
 def where(mask: Array, a: Array, b: Array) -> Array:

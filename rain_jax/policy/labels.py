@@ -14,7 +14,7 @@ import numpy as np
 
 from rain_jax.models import NO_POSITION, Model, forward, unembed
 from rain_jax.parallel.batch_sharding import fetch
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 
 _SHORTEST = 64  # tokens; texts are padded to this times a power of two, to compile little
 
@@ -28,7 +28,7 @@ def label_ids(tokenizer: Any, spellings: Sequence[str]) -> tuple[int, ...]:
   found = []
   for spelling in spellings:
     try:
-      ids = vocab.encode_continuation(tokenizer, spelling)
+      ids = encoding.encode_continuation(tokenizer, spelling)
     except ValueError:
       continue  # joins with whatever is put before it
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:

@@ -1,7 +1,7 @@
 """A language model as the search's propose, roll out and evaluate functions.
 
 This package is the only place where search and language model meet. One `evaluate` costs, for
-all leaves of all trees together (design section 4):
+all leaves of all trees together (docs/architecture.md, section 4):
 
   1. one call that reads the new leaves' tokens,
   2. a call per token while candidates and rollouts decode side by side,
@@ -35,12 +35,13 @@ from rain_jax.models.sharding import Rules, split
 from rain_jax.policy import common, rollout, self_evaluation
 from rain_jax.policy.usage import CONTEXT, Usage, no_usage
 from rain_jax.preferences import CompiledPreference
-from rain_jax.text.vocab import TextState, TextTables
+from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
+from rain_jax.text.vocab import TokenTables
 from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig
 
 
-@flax.struct.dataclass
-class Memory:
+class Memory(flax.struct.PyTreeNode):
   """Verdicts already given in this query, by the judged text's hash (ring of M entries).
 
   Attributes:
@@ -54,15 +55,14 @@ class Memory:
   count: Array
 
 
-@flax.struct.dataclass
-class PolicyState:
+class PolicyState(flax.struct.PyTreeNode):
   """The language model's side of B searches.
 
   Attributes:
     proposing: cache of prompt and paths, for candidates and rollouts.
     evaluating: cache of the conversation as the verdict reads it, and paths.
-    text: `TextState` [B] of the committed response.
-    node_text: `TextState` [B, V] of each visited node.
+    text: `ScanState` [B] of the committed response.
+    node_text: `ScanState` [B, V] of each visited node.
     hidden: float32[B, V, E] sum of the hidden states of each node's tokens.
     memory: verdicts given in this query.
     usage: work counters.
@@ -70,8 +70,8 @@ class PolicyState:
 
   proposing: PathCache
   evaluating: PathCache
-  text: TextState
-  node_text: TextState
+  text: ScanState
+  node_text: ScanState
   hidden: Array
   memory: Memory
   usage: Usage
@@ -123,8 +123,8 @@ class LanguageModel:
     return PolicyState(
       proposing=cache(),
       evaluating=cache(),
-      text=common.empty_text((batch,)),
-      node_text=common.empty_text((batch, V)),
+      text=scanner.empty((batch,)),
+      node_text=scanner.empty((batch, V)),
       hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),
       memory=Memory(
         hash=jnp.zeros((batch, entries, 2), jnp.uint32),
@@ -172,7 +172,7 @@ class LanguageModel:
     second, usage = self._prefill(
       params, state.evaluating, slot, evaluating, evaluating.length, "evaluating", usage
     )
-    text = common.empty_text(()).replace(ends=proposing.ends)
+    text = scanner.empty(()).replace(ends=proposing.ends)
     return state.replace(
       proposing=first,
       evaluating=second,
@@ -240,7 +240,7 @@ class LanguageModel:
     return state.replace(
       proposing=move(state.proposing),
       evaluating=move(state.evaluating),
-      text=common.advance_all(params["tables"], state.text, tokens),
+      text=scanner.advance_all(params["tables"], state.text, tokens),
     )
 
   # -- evaluation -----------------------------------------------------------------
@@ -249,13 +249,6 @@ class LanguageModel:
     self, params: Any, state: PolicyState, request: Request, keys: Array
   ) -> tuple[Evaluation, PolicyState]:
     """Candidates, rollout and verdict for every leaf asked for; see `types.Model`."""
-    answer, _, state = self.evaluate_with_draft(params, state, request, keys)
-    return answer, state
-
-  def evaluate_with_draft(
-    self, params: Any, state: PolicyState, request: Request, keys: Array
-  ) -> tuple[Evaluation, rollout.Draft, PolicyState]:
-    """As `evaluate`, with what was drawn for it: the rollouts, for those who watch."""
     uniforms = rollout.draw_uniforms(self, keys)
     fresh = request.first_visit
     state = state.replace(
@@ -265,20 +258,18 @@ class LanguageModel:
     logits, state = self._read_leaves(params, state, request)
     text, state = self._leaf_text(params, state, request)
     drawn, state = self._decode(params, state, request, text, logits, uniforms)
-    value, state = self._judge(params, state, request, drawn)
+    value, state = self._self_evaluate(params, state, request, drawn)
     embeddings = self.embedder.embed(self, params, state, request, drawn)
-    return (
-      Evaluation(
-        tokens=drawn.tokens,
-        lengths=drawn.lengths,
-        log_weights=drawn.log_weights,
-        finish=drawn.finish,
-        value=value,
-        embeddings=embeddings,
-      ),
-      drawn,
-      state,
+    answer = Evaluation(
+      tokens=drawn.tokens,
+      lengths=drawn.lengths,
+      log_weights=drawn.log_weights,
+      finish=drawn.finish,
+      value=value,
+      embeddings=embeddings,
+      rollout=types.Rollout(drawn.rollout, drawn.rollout_finish),
     )
+    return answer, state
 
   def _read_leaves(self, params, state, request):
     """Reads the tokens of new leaves: logits float32[B, W, vocab] after each leaf."""
@@ -316,7 +307,7 @@ class LanguageModel:
     )
 
   def _leaf_text(self, params, state, request):
-    """The `TextState` [B, W] of each leaf, stored for its descendants."""
+    """The `ScanState` [B, W] of each leaf, stored for its descendants."""
     depth = request.path_length
     parent_at = jnp.maximum(depth - 2, 0)[..., None]
     parent = jnp.take_along_axis(request.path_pages, parent_at, axis=-1)[..., 0]
@@ -327,13 +318,13 @@ class LanguageModel:
     at = jnp.maximum(depth - 1, 0)[..., None, None]
     tokens = jnp.take_along_axis(request.path_tokens, at, axis=2)[:, :, 0]
     tokens = jnp.where((depth > 0)[..., None], tokens, NO_TOKEN)
-    text = common.advance_all(params["tables"], before, tokens)
+    text = scanner.advance_all(params["tables"], before, tokens)
     page = jnp.where(request.mode == types.VISIT, request.leaf_page, self.search.max_visited)
     rows = jnp.arange(page.shape[0])[:, None]
     store = lambda old, new: old.at[rows, page].set(new, mode="drop")
     return text, state.replace(node_text=jax.tree.map(store, state.node_text, text))
 
-  def finish(self, text: TextState, token: Array) -> Array:
+  def finish(self, text: ScanState, token: Array) -> Array:
     """Why a text ends with `token`, or RUNNING; int32[...]."""
     eos = jnp.isin(token, jnp.asarray(self.config.eos_ids, jnp.int32))
     full = text.length >= self.max_response
@@ -353,7 +344,7 @@ class LanguageModel:
     draft = rollout.first_tokens(self, params, request, text, logits, draft)
     return draft, state.replace(usage=usage)
 
-  def _judge(self, params, state, request, drawn):
+  def _self_evaluate(self, params, state, request, drawn):
     """The verdict on each leaf's text and rollout, float32[B, W] in [-1, 1], or NaN."""
     visit = request.mode == types.VISIT
     judged, key = self.judged(drawn.text, drawn.rollout_finish)
@@ -388,7 +379,7 @@ class LanguageModel:
     value = jnp.where(broken, jnp.nan, value)
     return value, state.replace(evaluating=cache, memory=memory, usage=usage)
 
-  def judged(self, text: TextState, finish: Array) -> tuple[Array, Array]:
+  def judged(self, text: ScanState, finish: Array) -> tuple[Array, Array]:
     """How many response tokens are judged, int32[...], and the hash of their text."""
     length = text.length - (finish == types.EOS)
     # At a second user turn the conversation is cut where that turn begins.
@@ -400,8 +391,7 @@ class LanguageModel:
     return length, jnp.where(cut[..., None], text.hash_at_full_stop, text.hash)
 
 
-@flax.struct.dataclass
-class Prompt:
+class Prompt(flax.struct.PyTreeNode):
   """A prompt for one slot.
 
   Attributes:
@@ -417,10 +407,11 @@ class Prompt:
 
 def make_params(
   model_params: Any,
-  tables: TextTables,
+  tables: TokenTables,
   lm: LanguageModel,
   proposing_ids: Sequence[int],
   override: self_evaluation.Override = self_evaluation.Override(),
+  correction: self_evaluation.Correction | None = None,
   mesh: Mesh | None = None,
 ) -> dict:
   """Everything that `LanguageModel` reads and never changes, prefixes computed once.
@@ -431,15 +422,16 @@ def make_params(
     lm: the static part.
     proposing_ids: token ids of the shared prefix before every prompt, perhaps none.
     override: what becomes of the model's verdicts.
+    correction: of its answers; None takes them as they are.
     mesh: over which the parameters are spread; what is made here goes there, too.
 
   Returns:
     Dict of `model`, `tables`, `proposing_prefix`, `evaluating_prefix` (KV without batch
-    axes), `override`, and `embedder`, the embedder's own arrays.
+    axes), `override`, `correction`, and `embedder`, the embedder's own arrays.
   """
 
   def prefix(ids):
-    # One token stands in for an empty prefix, and is cut away again.
+    # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
     tokens, length = np.asarray(ids or [0], np.int32), len(ids)
 
     def read(params):
@@ -450,6 +442,9 @@ def make_params(
     if mesh is not None:
       specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
       places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    if not ids:
+      shapes = jax.eval_shape(read, model_params)
+      read = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     return jax.jit(read, out_shardings=places)(model_params)
 
   if mesh is not None:
@@ -465,4 +460,5 @@ def make_params(
     evaluating_prefix=evaluating,
     embedder=lm.embedder.params(reference),
     override=jax.tree.map(jnp.float32, override),
+    correction=correction,
   )

@@ -2,7 +2,7 @@
 
 What stays (weights, prefixes, caches, trees) is exact: its shapes come from the functions
 that will make it, evaluated abstractly. What comes and goes inside a step is a formula:
-the largest of its phases, each the buffers that are alive together in it (design section 4).
+the largest of its phases, each the buffers that are alive together in it (docs/architecture.md, section 4).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Candidates and rollouts, decoded side by side (RAIN, section 3.2; design section 4).
+"""Candidates and rollouts, decoded side by side (RAIN, section 3.2; docs/architecture.md, section 4).
 
 The rows of a leaf share everything up to the leaf's last token; each row's own tokens
 live in a small scratch. Candidates are at most L tokens long; a rollout that goes on
@@ -11,19 +11,19 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from rain_jax import search, types
+from rain_jax import tree as trees
+from rain_jax import types
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.models import cache as caches
 from rain_jax.parallel.loops import while_any
 from rain_jax.policy import common, sampling
 from rain_jax.policy.usage import CANDIDATES, ROLLOUT
-from rain_jax.text import vocab
-from rain_jax.text.vocab import TextState
+from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
 from rain_jax.types import NO_TOKEN, Array
 
 
-@flax.struct.dataclass
-class Draft:
+class Draft(flax.struct.PyTreeNode):
   """Candidates and rollout of B x W leaves while they are decoded; G candidate rows.
 
   Attributes:
@@ -31,12 +31,12 @@ class Draft:
     lengths: int32[B, W, G]; 0 where the row is not wanted.
     log_weights: float32[B, W, G].
     finish: int32[B, W, G].
-    candidate_text: `TextState` [B, W, G].
+    candidate_text: `ScanState` [B, W, G].
     rollout: int32[B, W, R] tokens after the leaf.
     rollout_length: int32[B, W].
     rollout_finish: int32[B, W]; the leaf's own if it was finished.
     rolling: bool[B, W] the rollout goes on.
-    text: `TextState` [B, W] of leaf and rollout.
+    text: `ScanState` [B, W] of leaf and rollout.
     hidden: float32[B, W, E] sum of the hidden states of the rollout's tokens, its last
       one (punctuation, mostly) left out: nobody else needs it forwarded.
     failed: bool[B, W] logits that a token was drawn from were not finite.
@@ -46,18 +46,17 @@ class Draft:
   lengths: Array
   log_weights: Array
   finish: Array
-  candidate_text: TextState
+  candidate_text: ScanState
   rollout: Array
   rollout_length: Array
   rollout_finish: Array
   rolling: Array
-  text: TextState
+  text: ScanState
   hidden: Array
   failed: Array
 
 
-@flax.struct.dataclass
-class Uniforms:
+class Uniforms(flax.struct.PyTreeNode):
   """The uniform numbers that decide what is drawn.
 
   Attributes:
@@ -131,7 +130,7 @@ def _extend_candidates(lm, params, draft: Draft, rows, logits, uniforms, step) -
   token = jnp.take_along_axis(tokens, index, axis=-1)[..., 0]
   log_prob = jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
   token = jnp.where(rows, token, NO_TOKEN)
-  text = vocab.advance(params["tables"], draft.candidate_text, token)
+  text = scanner.advance(params["tables"], draft.candidate_text, token)
   return draft.replace(
     failed=draft.failed | jnp.any(rows & sampling.not_finite(logits), axis=-1),
     tokens=draft.tokens.at[..., step].set(token),
@@ -146,7 +145,7 @@ def _extend_rollouts(lm, params, draft: Draft, logits, uniforms, step) -> Draft:
   """Draws token number `step` of the rollouts that go on; logits float[B, W, vocab]."""
   rolling = draft.rolling
   token = jnp.where(rolling, sampling.categorical(uniforms.rollout[..., step], logits), NO_TOKEN)
-  text = vocab.advance(params["tables"], draft.text, token)
+  text = scanner.advance(params["tables"], draft.text, token)
   finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)
   on = rolling & (finish == types.RUNNING)
   if not lm.search.rollout_to_eos:
@@ -176,7 +175,7 @@ def decode_together(lm, params, state, request, draft: Draft, uniforms: Uniforms
   config = lm.search
   B, W, G, L = draft.tokens.shape
   shared, behind = _decode_context(lm, params, state, request)
-  length = search.set_length(request.depth, config)[..., None]
+  length = trees.set_length(request.depth, config)[..., None]
   places = jnp.arange(L)
 
   def wanted(draft):
@@ -267,7 +266,7 @@ def first_tokens(lm, params, request, text, logits, draft: Draft) -> Draft:
   count = min(config.max_children, logits.shape[-1])
   tokens, log_probs = sampling.filtered(logits, 1.0, count)
   after = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], count, axis=2), text)
-  after = vocab.advance(params["tables"], after, tokens)
+  after = scanner.advance(params["tables"], after, tokens)
   first = (request.mode == types.VISIT) & (request.depth == 0) & (request.finish == types.RUNNING)
 
   def widen(array, size, fill):

@@ -21,8 +21,7 @@ from rain_jax.policy.usage import VERDICT
 from rain_jax.types import Array
 
 
-@flax.struct.dataclass
-class Override:
+class Override(flax.struct.PyTreeNode):
   """What becomes of the model's verdicts, by uniforms drawn from the judged text's hash.
 
   The model reads every text all the same; arrays, so that one program serves all values.
@@ -139,6 +138,7 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
     at = begin[..., None] + jnp.arange(chunk)
     token, place, page, offset = caches.locate(cache, paths, at)
     in_text = asked[..., None] & (at < upto[..., None])
+    token = spoken(lm.preference, token)
     positions, tokens, valid = suffixes.behind_text(at, token, in_text, upto, ending)
     shown = jnp.where(asked, begin, 0)
     read_before = tail_at < shown[..., None]
@@ -154,7 +154,8 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
       within,
     )
     logits = common.logits(lm, params, hidden[:, :, suffixes.last])
-    lead = jnp.where(ending[..., None], margins(lm.preference, logits), lead)
+    found = margins(lm.preference, logits, params["correction"])
+    lead = jnp.where(ending[..., None], found, lead)
     new = jax.tree.map(lambda a: a[..., :chunk, :], new)
     cache = caches.write(cache, new, place, page, offset, in_text)
     cache = caches.mark(cache, paths, upto, asked)
@@ -170,6 +171,14 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
   return carry[2], carry[3], carry[5]
 
 
+def spoken(preference, tokens: Array) -> Array:
+  """Tokens of a text as a verdict reads them: in a chat turn its control tokens would mean a turn."""
+  if not preference.control_ids:
+    return tokens
+  control = jnp.isin(tokens, jnp.asarray(preference.control_ids, jnp.int32))
+  return jnp.where(control, preference.stand_in, tokens)
+
+
 def _store(tail, new, place: Array):
   """Puts new keys and values [layers, B, W, H, T, D] at places int32[B, W, T] of a tail."""
   B, W, _ = place.shape
@@ -182,15 +191,44 @@ def _store(tail, new, place: Array):
   return jax.tree.map(put, tail, new)
 
 
-def margins(preference, logits: Array) -> Array:
-  """How much the best good label leads the best bad one, float32[..., readings].
+@flax.struct.dataclass
+class Correction:
+  """What takes a model's bias out of its answers; arrays, so that one program serves all values.
+
+  Attributes:
+    offset: float32[readings] how far a reading's good label has to lead, in log-odds.
+    scale: float32[readings], above 0; the log-odds of being good per log-odds of lead.
+  """
+
+  offset: Array
+  scale: Array
+
+
+def leads(preference, logits: Array) -> Array:
+  """Log-odds of the best good label against the best bad one, float32[..., readings].
+
+  NaN where the logits, float32[..., readings, vocab] after each suffix, are not finite.
+  """
+  return _ahead(preference, logits, logits)
+
+
+def margins(preference, logits: Array, correction: Correction | None = None) -> Array:
+  """How much the best good label leads the best bad one, float32[..., readings] in [-1, 1].
 
   A difference of probabilities, positive exactly where the reading is good, NaN where
   the logits are not finite; `logits` are float32[..., readings, vocab] after each suffix.
+  By the method the probabilities are the labels'. With a correction they are those of being good
+  and of being bad, by the lead's distance from the offset.
   """
-  probabilities = jax.nn.softmax(logits, axis=-1)
+  if correction is None:
+    return _ahead(preference, jax.nn.softmax(logits, axis=-1), logits)
+  over = leads(preference, logits) - correction.offset
+  return jnp.tanh(correction.scale * over / 2)  # p - (1 - p) for p = sigmoid(scale * over)
+
+
+def _ahead(preference, scores: Array, logits: Array) -> Array:
   broken = sampling.not_finite(logits)
-  best = lambda reading, ids: probabilities[..., reading, jnp.asarray(ids)].max(-1)
+  best = lambda reading, ids: scores[..., reading, jnp.asarray(ids)].max(-1)
   pairs = enumerate(zip(preference.good_ids, preference.bad_ids, strict=True))
   lead = jnp.stack([best(i, good) - best(i, bad) for i, (good, bad) in pairs], axis=-1)
   return jnp.where(broken, jnp.nan, lead)

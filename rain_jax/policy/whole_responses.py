@@ -18,19 +18,18 @@ from rain_jax.parallel.batch_sharding import ROWS, WHOLE, over_data
 from rain_jax.parallel.loops import while_any
 from rain_jax.policy import common, sampling, self_evaluation
 from rain_jax.policy.language_model import LanguageModel, Prompt
-from rain_jax.text import vocab
+from rain_jax.text import scanner
 from rain_jax.types import NO_TOKEN, Array
 
 
-@flax.struct.dataclass
-class Samples:
+class Samples(flax.struct.PyTreeNode):
   """N whole responses for each of B prompts.
 
   Attributes:
     tokens: int32[B, N, R], the finishing token included, then NO_TOKEN.
     length: int32[B, N].
     finish: int32[B, N] why they ended.
-    text: `vocab.TextState` [B, N] after them.
+    text: `scanner.ScanState` [B, N] after them.
     calls: int32[B] sequential model calls the prompt took part in.
     forwarded: int32[B] tokens forwarded for the prompt.
   """
@@ -38,7 +37,7 @@ class Samples:
   tokens: Array
   length: Array
   finish: Array
-  text: vocab.TextState
+  text: scanner.ScanState
   calls: Array
   forwarded: Array
 
@@ -94,7 +93,7 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
     on = finish == types.RUNNING
     broken = on & sampling.not_finite(logits)
     token = jnp.where(on, sampling.categorical(uniforms[..., step], logits), NO_TOKEN)
-    text = vocab.advance(params["tables"], text, token)
+    text = scanner.advance(params["tables"], text, token)
     finish = jnp.where(on, lm.finish(text, token), finish)
     finish = jnp.where(broken, types.FAILED, finish)
     tokens = tokens.at[..., step].set(jnp.where(broken, NO_TOKEN, token))
@@ -122,7 +121,7 @@ def _sample(lm, samples, params, prompts, keys, first) -> Samples:
     texts = extend(texts, logits, step)
     return step + 1, texts, scratch, forwarded + on.sum(-1), calls + on.any(-1)
 
-  text = common.empty_text((B, N)).replace(ends=jnp.repeat(prompts.ends[:, None], N, 1))
+  text = scanner.empty((B, N)).replace(ends=jnp.repeat(prompts.ends[:, None], N, 1))
   zeros = jnp.zeros((B, N), jnp.int32)
   texts = (jnp.full((B, N, R), NO_TOKEN, jnp.int32), zeros, zeros, text)
   logits = common.logits(lm, params, last)[:, None]
@@ -167,7 +166,7 @@ def _self_evaluate(lm, params, prompts, samples) -> tuple[Array, Array, Array]:
   in_text = at < judged[..., None]
   positions, tokens, valid = suffixes.behind_text(
     jnp.broadcast_to(behind[:, None, None] + at, samples.tokens.shape),
-    samples.tokens,
+    self_evaluation.spoken(lm.preference, samples.tokens),
     in_text,
     behind[:, None] + judged,
     jnp.ones(judged.shape, bool),
@@ -181,7 +180,7 @@ def _self_evaluate(lm, params, prompts, samples) -> tuple[Array, Array, Array]:
     suffixes.mask(judged.shape),
   )
   logits = common.logits(lm, params, hidden[:, :, suffixes.last])
-  margins = self_evaluation.margins(lm.preference, logits)
+  margins = self_evaluation.margins(lm.preference, logits, params["correction"])
   failed = (samples.finish == types.FAILED)[..., None]
   margins = jnp.where(failed, jnp.nan, margins)
   value = self_evaluation.values(margins, lm.soft_verdicts)

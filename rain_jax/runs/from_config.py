@@ -15,6 +15,7 @@ from rain_jax.models import ModelConfig
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.models.sharding import make_mesh
 from rain_jax.parallel.hosts import Hosts
+from rain_jax.preferences.calibration import load_calibration
 from rain_jax.tasks import Record, Task, find_task, load_records, load_suffixes
 from rain_jax.text.formats import find_format
 from rain_jax.types import DataError
@@ -65,12 +66,15 @@ def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
   return records
 
 
-def make_session_config(config: Mapping[str, Any], task: Task, embedder: Any) -> SessionConfig:
-  """What a session of this task is compiled for."""
+def make_session_config(
+  config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: Any
+) -> SessionConfig:
+  """What a session of this task is compiled for; the tokenizer may decide how it is asked."""
+  calibration = config["calibration"]
   overrides = {k: v for k, v in config["search"].items() if k != "variant"}
   return SessionConfig(
     format=task.format,
-    preference=preferences.load_preference(task.preference),
+    preference=preferences.load_preference(task.preference, tokenizer),
     search=search_config(task.variant, overrides, embedder),
     max_prompt=config["limits"]["max_prompt"],
     max_response=config["limits"]["max_response"],
@@ -78,6 +82,7 @@ def make_session_config(config: Mapping[str, Any], task: Task, embedder: Any) ->
     embedder=embedder,
     verdict_noise=config["verdict_noise"],
     soft_verdicts=config["soft_verdicts"],
+    calibration=load_calibration(calibration) if calibration else None,
   )
 
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rain_jax import judges, preferences
+from rain_jax import judges
 from rain_jax.methods import METHODS, SearchStep, defences
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays
@@ -160,14 +160,19 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
 def _settings(
   config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
 ) -> dict[str, SessionConfig]:
-  """Each task's setting; no chat template, or labels of several tokens, are known from here on."""
+  """Each task's setting.
+
+  A chat template that is not there, labels of several tokens and a calibration for something else
+  are found here, before anything is answered.
+  """
   embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   settings = {
-    name: from_config.make_session_config(config, task, embedder) for name, task in tasks.items()
+    name: from_config.make_session_config(config, task, embedder, loaded.tokenizer)
+    for name, task in tasks.items()
   }
   for session_config in settings.values():
     session_config.format.end_ids(loaded.tokenizer)
-    preferences.compile_preference(session_config.preference, loaded.tokenizer)
+    session_config.compiled(loaded)
   return settings
 
 

@@ -25,6 +25,7 @@ _LASTING = {
   "config": "another config",
   "model": "another model",
   "templates": "other preference templates",
+  "calibration": "another calibration",
   "formats": "other prompt formats",
   "prompts": "other prompts",
   "tokenizer": "another tokenizer",
@@ -64,6 +65,9 @@ def make(
   first = models if one else models[0]
   formats = each(lambda session_config: session_config.format)
   chats = {name: s.format for name, s in settings.items() if s.format.chat}
+  calibrations = {
+    name: dataclasses.asdict(s.calibration) for name, s in settings.items() if s.calibration
+  }
   return {
     "config": config,
     "model": of(models) if one else [of(model) for model in models],
@@ -76,6 +80,7 @@ def make(
     "tokenizer": {"sha256": tokenizer_digest(first.tokenizer)},
     "chat": {name: {"sha256": chat_digest(f, first.tokenizer)} for name, f in chats.items()},
     "helpers": _helpers(config),
+    **({"calibration": calibrations} if calibrations else {}),
     "started": datetime.datetime.now().isoformat(timespec="seconds"),
   }
 

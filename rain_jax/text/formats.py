@@ -3,12 +3,12 @@
 import dataclasses
 import datetime
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-from rain_jax.text import dates, vocab
+from rain_jax.text import dates, encoding
 from rain_jax.types import DataError
 
 PROMPT = "{prompt}"
@@ -54,7 +54,7 @@ class Format:
 
     Raises:
       DataError: there is no chat template, or it does not take this conversation.
-      ValueError: the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     said = (*history, prompt)
     if self.chat:
@@ -65,7 +65,7 @@ class Format:
       render = lambda said: self.render(said[-1], said[:-1])
       ids = encode_around(tokenizer, render, said, begin=True)
     elif self.prefix:
-      ids = vocab.encode_continuation(tokenizer, text)
+      ids = encoding.encode_continuation(tokenizer, text)
     else:
       ids = list(tokenizer(text, split_special_tokens=True).input_ids)
     return ids, text[-1:]
@@ -82,9 +82,9 @@ class Format:
       return ()
     answer = "zqx"  # stands in no template
     whole = self.rendered(tokenizer, ("a", answer), generate=False)
-    behind = whole[whole.rindex(answer) :]
+    after = whole[whole.rindex(answer) :]
     names = _special_names(tokenizer)
-    first = re.search("|".join(map(re.escape, names)), behind) if names else None
+    first = re.search("|".join(map(re.escape, names)), after) if names else None
     return (tokenizer.convert_tokens_to_ids(first[0]),) if first else ()
 
   def rendered(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
@@ -107,15 +107,28 @@ class Format:
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
     if self.opening:
       messages.insert(0, {"role": "system", "content": self.opening})
-    template = tokenizer.get_chat_template()
-    if self.now:
-      template = dates.at(template, datetime.datetime.fromisoformat(self.now))
-    try:
-      return tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=generate
-      )
-    except jinja2.TemplateError as error:
-      raise DataError(f"the chat template does not take this conversation: {error}") from None
+    return render_chat(tokenizer, messages, generate, self.now)
+
+
+def render_chat(
+  tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool = True, now: str = ""
+) -> str:
+  """Messages as the tokenizer's chat template puts them; `generate` begins an answer after them.
+
+  A template that asks for today's date is told `now`, in ISO format, unless that is empty.
+
+  Raises:
+    DataError: the template, which has to be there, does not take this conversation.
+  """
+  template = tokenizer.get_chat_template()
+  if now:
+    template = dates.at(template, datetime.datetime.fromisoformat(now))
+  try:
+    return tokenizer.apply_chat_template(
+      messages, chat_template=template, tokenize=False, add_generation_prompt=generate
+    )
+  except jinja2.TemplateError as error:
+    raise DataError(f"the chat template does not take this conversation: {error}") from None
 
 
 def join_turns(
@@ -132,9 +145,37 @@ def join_turns(
   return text + template.replace(PROMPT, prompt)
 
 
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+  return {id: t.content for id, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
 def _special_names(tokenizer: Any) -> list[str]:
-  found = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-  return sorted(found, key=len, reverse=True)
+  return sorted(set(_special_tokens(tokenizer).values()), key=len, reverse=True)
+
+
+def _split_at(names: Iterable[str], text: str) -> list[str]:
+  """The text in pieces, each a name or without any; longer names come before those they contain."""
+  longest_first = sorted(names, key=len, reverse=True)
+  return (
+    re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if longest_first else [text]
+  )
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+  """The tokens by which a tokenizer marks turns and ends, and all others that are no text."""
+  return sorted({*tokenizer.all_special_ids, *_special_tokens(tokenizer)})
+
+
+def encode_frame(tokenizer: Any, text: str) -> list[int]:
+  """Tokens of a template's own text after other text; names of special tokens stand for them.
+
+  Raises:
+    ValueError: a piece has no tokens of its own, see `encoding.encode_continuation`.
+  """
+  special, ids = {name: id for id, name in _special_tokens(tokenizer).items()}, []
+  for piece in _split_at(special, text):
+    ids += [special[piece]] if piece in special else encoding.encode_continuation(tokenizer, piece)
+  return ids
 
 
 def encode_around(
@@ -162,7 +203,7 @@ def encode_around(
     return text
 
   text = render([swap(one, hidden.items()) for one in said])
-  pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+  pieces = _split_at(names, text)
   ids = list(tokenizer("").input_ids) if begin else []
   for piece in pieces:
     if piece in hidden:

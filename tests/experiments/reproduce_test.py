@@ -8,8 +8,9 @@ import xml.etree.ElementTree as xml
 import pytest
 
 from rain_jax.experiments.reproduce import TABLES, paper, render, run
-from rain_jax.experiments.reproduce.count import Share, agreement, per_token, share
+from rain_jax.experiments.reproduce.count import agreement, per_token, share
 from rain_jax.experiments.reproduce.tables import Step
+from rain_jax.judges.share import Share
 from rain_jax.methods.session import search_config
 from rain_jax.runs import from_config, job, judgements
 from rain_jax.types import DataError

@@ -8,6 +8,7 @@ CONFIG = {
   "tasks": ("dialogue",),
   "methods": ("rain", "best_of_n", "vanilla"),
   "preference": "",
+  "calibration": "",
   "judge": "",
   "judging": {"dtype": "float32", "batch_size": 4},
   "endpoint": {

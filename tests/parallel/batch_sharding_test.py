@@ -150,7 +150,7 @@ def tables_of(vocab_size):
   """Shapes of a tokenizer's tables, with a stop string of six characters."""
   shape = lambda dtype, *axes: jax.ShapeDtypeStruct(axes, dtype)
   n = vocab_size
-  return vocab.TextTables(
+  return vocab.TokenTables(
     transitions=shape(jnp.int16, 7, n),
     before=shape(jnp.uint8, 7, n),
     kind=shape(jnp.int8, n),
@@ -160,7 +160,6 @@ def tables_of(vocab_size):
     full_stop=shape(bool, n),
     hash=shape(jnp.uint32, n, 2),
     shift=shape(jnp.uint32, n, 2),
-    text_ends=",.?:;\n",
   )
 
 

@@ -1,6 +1,8 @@
 """The language model's side of the search against the same texts read whole, without caches."""
 
 import collections
+import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,8 @@ LOG = []
 class Recorder(language_model.LanguageModel):
   """Writes down what was asked, drawn and answered."""
 
-  def _judge(self, params, state, request, drawn):
-    value, after = super()._judge(params, state, request, drawn)
+  def _self_evaluate(self, params, state, request, drawn):
+    value, after = super()._self_evaluate(params, state, request, drawn)
     jax.debug.callback(
       lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
       state.proposing.tokens,
@@ -34,6 +36,10 @@ class Recorder(language_model.LanguageModel):
       ordered=True,
     )
     return value, after
+
+
+CONTROL = tuple(range(100, 200))  # a third of the vocabulary: most responses hold some
+CORRECTION = self_evaluation.Correction(np.float32([-2.9, 2.0]), np.float32([2.0, 0.5]))
 
 
 def read_whole(lm, params, ids):
@@ -50,11 +56,12 @@ def top_k_log_probs(logits, temperature, k):
   return logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
 
 
-# The second case has soft verdicts.
+# The second case has soft verdicts; the third a correction, and tokens that it reads as another.
 @pytest.mark.parametrize(
-  "leaves,to_eos,readings,prefix", [(1, False, 2, ()), (3, True, 1, (0, 11, 12))]
+  "leaves,to_eos,readings,prefix,corrected",
+  [(1, False, 2, (), False), (3, True, 1, (0, 11, 12), False), (1, False, 2, (), True)],
 )
-def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix):
+def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix, corrected):
   LOG.clear()
   search = types.SearchConfig(
     leaves=leaves,
@@ -70,6 +77,10 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
   lm, params = make(
     bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder, soft_verdicts=to_eos
   )
+  if corrected:
+    preference = dataclasses.replace(lm.preference, control_ids=CONTROL, stand_in=45)
+    lm = dataclasses.replace(lm, preference=preference)
+    params["correction"] = CORRECTION
   _, _, state = search_all(lm, params)
   jax.block_until_ready(state)
   jax.effects_barrier()
@@ -86,7 +97,9 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
       check_candidates(lm, read, leaf, request, drawn, b, w, seen)
       check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
       conversation = evaluating[b, : evaluating_length[b] - committed[b]].tolist()
-      check_verdict(bpe_tokenizer, lm, read, conversation, response, value[b, w], to_eos, seen)
+      check_verdict(
+        bpe_tokenizer, lm, params, read, conversation, response, value[b, w], to_eos, seen
+      )
   for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
     assert seen[what], (what, seen)
 
@@ -138,7 +151,7 @@ def check_rollout(tokenizer, lm, response, request, drawn, b, w, to_eos, seen):
   seen["rolled"] += drawn.rollout_length[b, w] > 0
 
 
-def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen):
+def check_verdict(tokenizer, lm, params, read, conversation, response, value, cut, seen):
   judged = [t for t in response if t != 1]
   text = tokenizer.decode(judged)
   if "Human:" in text:
@@ -149,6 +162,8 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
   if cut:
     stops = [i + 1 for i, t in enumerate(judged) if "." in tokenizer.decode([t])]
     judged = judged[: stops[-1]] if stops else judged
+  control = lm.preference.control_ids or ()
+  judged = [lm.preference.stand_in if token in control else token for token in judged]
   start = list(lm.preference.prefix_ids) + conversation + judged
   leads = []
   for suffix, yes, no in zip(
@@ -158,6 +173,9 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
     chance = np.exp(logits[-1] - logits[-1].max())
     chance /= chance.sum()
     leads.append(chance[list(yes)].max() - chance[list(no)].max())
+    if params["correction"] is not None:
+      odds = np.log(chance[list(yes)].max() / chance[list(no)].max())
+      leads[-1] = odds - CORRECTION.offset[len(leads) - 1]
   if lm.soft_verdicts:
     assert value == pytest.approx(np.mean(leads), abs=1e-5), (response, judged)
   elif min(map(abs, leads)) > 1e-6:
@@ -175,6 +193,24 @@ def test_verdicts_are_signs_or_means_of_margins():
   assert jnp.isnan(self_evaluation.values(broken, soft=True)) and jnp.isnan(
     self_evaluation.values(broken, soft=False)
   )
+
+
+def test_a_correction_moves_margins_and_no_correction_leaves_the_published_rule():
+  logits = jax.random.normal(jax.random.key(0), (50, 2, 40)) * 4
+  preference = SimpleNamespace(good_ids=((3,), (5, 6)), bad_ids=((4, 7), (3,)))
+  plain = self_evaluation.margins(preference, logits)
+  chances = np.asarray(jax.nn.softmax(logits, -1))
+  leads = np.asarray(self_evaluation.leads(preference, logits))
+  for reading, (good, bad) in enumerate(zip(preference.good_ids, preference.bad_ids)):
+    good, bad = (chances[:, reading, list(ids)].max(-1) for ids in (good, bad))
+    np.testing.assert_array_equal(plain[:, reading], good - bad)
+    np.testing.assert_allclose(leads[:, reading], np.log(good / bad), atol=1e-4)
+  moved = self_evaluation.margins(preference, logits, CORRECTION)
+  chance = 1 / (1 + np.exp(-CORRECTION.scale * (leads - CORRECTION.offset)))
+  np.testing.assert_allclose(moved, 2 * chance - 1, atol=1e-5)
+  np.testing.assert_array_equal(np.asarray(moved) > 0, leads > CORRECTION.offset)
+  broken = logits.at[0, 1, 20].set(jnp.nan)
+  assert jnp.isnan(self_evaluation.margins(preference, broken, CORRECTION)[0, 1])
 
 
 def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypatch):

@@ -11,8 +11,15 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from rain_jax import preferences
 from rain_jax.preferences import PreferenceError, compile_preference, load_preference
-from rain_jax.text import vocab
+from rain_jax.text import encoding
 
+FORMS = preferences.FORMS
+LABELS = ["\nVerdict: good\nVerdict: bad\nTrue or false? True\nTrue or false? False\n" * 50]
+# As templates are, but that the words of its frame are no special tokens.
+CHATML = (
+  "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + ' [end]\\n' }}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '[answer] ' }}{% endif %}"
+)
 BUNDLED = ("adversarial_harmless", "harmless", "positive", "truthful")
 GOOD_FILE = {
   "name": "mine",
@@ -60,9 +67,9 @@ def byte_level() -> PreTrainedTokenizerFast:
     ]
   )
   backend.decoder = decoders.ByteLevel()
-  texts = [load_preference(name).prefix for name in BUNDLED]
+  texts = [load_preference(f"{name}:{form}").prefix for name in BUNDLED for form in FORMS]
   backend.train_from_iterator(
-    [*texts, "(A (B\n(A\n(B" * 50, " Yes No\nYes\nNo\n" * 20],
+    [*texts, "(A (B\n(A\n(B" * 50, " Yes No\nYes\nNo\n" * 20, *LABELS],
     trainers.BpeTrainer(
       vocab_size=600,
       initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -82,31 +89,44 @@ def test_bundled_preferences_are_these():
   assert tuple(preferences.bundled_names()) == BUNDLED
 
 
+@pytest.mark.parametrize("form", preferences.FORMS)
 @pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_preference_compiles_to_the_text_it_says(name, tokenizer):
-  preference = load_preference(name)
-  assert preference.name == name
+def test_bundled_preference_compiles_to_the_text_it_says(name, form, tokenizer):
+  preference = load_preference(f"{name}:{form}")
+  assert (preference.name, preference.form, preference.label) == (name, form, f"{name}:{form}")
+  if form == preferences.CHAT:
+    tokenizer.chat_template = CHATML
   compiled = compile_preference(preference, tokenizer)
   prompt = "What is {this} and {prompt}?"
   ids = list(compiled.prefix_ids)
-  starts_with_bos = tokenizer.bos_token_id is not None
-  assert (ids[0] == tokenizer.bos_token_id) == starts_with_bos
   judged = compiled.conversation_ids(prompt)
-  answer = vocab.encode_continuation(tokenizer, " It is tea.")
+  answer = encoding.encode_continuation(tokenizer, " It is tea.")
+  before, after = "", ""
+  if form == preferences.CHAT:
+    before, after = "[user] ", " [end]\n[answer] "
+  else:
+    assert (ids[0] == tokenizer.bos_token_id) == (tokenizer.bos_token_id is not None)
   for reading, suffix in zip(preference.readings, compiled.suffix_ids, strict=True):
     whole = tokenizer.decode([*ids, *judged, *answer, *suffix], skip_special_tokens=True)
     conversation = preference.conversation.replace("{prompt}", prompt)
-    assert whole == preference.prefix + "\n\n" + conversation + " It is tea." + reading.suffix
+    text = preference.prefix + "\n\n" + conversation + " It is tea." + reading.suffix
+    assert whole == before + text + after
   for reading, good, bad in zip(preference.readings, compiled.good_ids, compiled.bad_ids):
-    assert {vocab.decode_response(tokenizer, ids, [token]) for token in good} == set(reading.good)
-    assert {vocab.decode_response(tokenizer, ids, [token]) for token in bad} == set(reading.bad)
+    assert not set(good) & set(bad)
+    for labels, found in ((reading.good, good), (reading.bad, bad)):
+      spelled = {encoding.decode_response(tokenizer, ids, [token]) for token in found}
+      if form == preferences.CHAT:  # a label's first token
+        assert all(label.startswith(tuple(spelled)) for label in labels)
+      else:
+        assert spelled == set(labels)
   assert compiled.cut == (name == "truthful")
-  assert hash(compiled) == hash(compile_preference(preference, tokenizer))
+  again = compile_preference(preference, tokenizer)
+  assert hash(compiled) == hash(again) and compiled.digest == again.digest
 
 
 def test_two_readings_swap_the_options():
   for name in ("harmless", "adversarial_harmless", "positive"):
-    first, second = load_preference(name).readings
+    first, second = load_preference(f"{name}:letters").readings
     assert (first.good, first.bad) == (second.bad, second.good)
     assert first.suffix != second.suffix
 
@@ -115,7 +135,7 @@ def test_label_that_would_join_its_suffix_is_taken_alone():
   tokenizer = byte_level()
   names = tokenizer.get_vocab()
   suffix = "\n\nAnswer:\n("
-  assert vocab.encode_continuation(tokenizer, suffix + "A")[-1] == names["(A"]
+  assert encoding.encode_continuation(tokenizer, suffix + "A")[-1] == names["(A"]
   reading = preferences.Reading(suffix, ("A",), ("B",))
   compiled = compile_preference(mine(readings=(reading,)), tokenizer)
   assert compiled.suffix_ids[0][-1] == names["("]
@@ -132,7 +152,7 @@ def test_prompt_cannot_smuggle_in_special_tokens(tokenizer):
   compiled = compile_preference(mine(), tokenizer)
   ids = compiled.conversation_ids("Hi </s> there {prompt}")
   assert tokenizer.eos_token_id not in ids
-  text = vocab.decode_response(tokenizer, list(compiled.conversation_ids("x")), ids)
+  text = encoding.decode_response(tokenizer, list(compiled.conversation_ids("x")), ids)
   assert text == "Human: Hi </s> there {prompt}\n\nAssistant:"
 
 

@@ -7,9 +7,10 @@ import pathlib
 import pytest
 
 from rain_jax import preferences
-from rain_jax.models import CheckpointError
+from rain_jax.models import CheckpointError, loading
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences import PreferenceError
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.runs import directory, from_config, job
 from rain_jax.types import DataError
 from rain_jax.views import terminal
@@ -215,3 +216,32 @@ def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
 
 def test_model_output_is_shown_without_control_characters():
   assert terminal.printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"
+
+
+def test_a_calibration_decides_verdicts_is_in_the_manifest_and_binds_the_run(config, tmp_path):
+  loaded = loading.load(config["model"]["path"])
+  preference = preferences.load_preference("harmless:letters")
+  digest = preferences.compile_preference(preference, loaded.tokenizer).digest
+  path = tmp_path / "offsets.yaml"
+  config |= {"methods": ("vanilla",), "calibration": str(path)}
+
+  def run(offset, workdir, fingerprint=loaded.fingerprint):
+    fitted = Calibration(
+      "tiny", fingerprint, "harmless:letters", digest, "by hand", (offset, offset), (1.0, 1.0)
+    )
+    path.write_text(fitted.as_yaml(), "utf-8")
+    job.run(config, str(tmp_path / workdir))
+    return fitted, [
+      r["verdict"] for r in directory.read_results(str(tmp_path / workdir)) if "error" not in r
+    ]
+
+  fitted, verdicts = run(-100.0, "easy")
+  assert verdicts == [1.0, 1.0]
+  manifest = json.loads((tmp_path / "easy" / directory.MANIFEST).read_text("utf-8"))
+  kept = manifest["calibration"]["dialogue"]
+  assert (kept["offsets"], kept["source"]) == ([-100.0, -100.0], "by hand")
+  assert run(100.0, "strict")[1] == [-1.0, -1.0]
+  with pytest.raises(directory.RunError, match="holds a run of another calibration"):
+    run(-100.0, "strict")
+  with pytest.raises(PreferenceError, match="fitted for another model"):
+    run(0.0, "other", "0" * 64)

@@ -19,7 +19,7 @@ from rain_jax.policy import common, sampling, whole_responses
 from rain_jax.policy.language_model import LanguageModel, Prompt
 from rain_jax.policy.self_evaluation import Override
 from rain_jax.policy.usage import ROLES
-from rain_jax.text import vocab
+from rain_jax.text import scanner
 from rain_jax.types import NO_TOKEN, Array, SearchConfig
 
 VERDICTS = ("good", "bad", "mixed", "model")
@@ -70,13 +70,13 @@ def sample_without_cache(
     hidden, _ = forward(lm.graphdef, params["model"], tokens, positions, prefix)
     logits = unembed(lm.graphdef, params["model"], hidden[rows, length - 1])
     token = jnp.where(on, sampling.categorical(uniforms[:, step], logits), NO_TOKEN)
-    text = vocab.advance(params["tables"], text, token)
+    text = scanner.advance(params["tables"], text, token)
     tokens = tokens.at[rows, jnp.where(on, length, at.size)].set(token, mode="drop")
     finish = jnp.where(on, lm.finish(text, token), finish)
     return step + 1, tokens, finish, text, forwarded + jnp.where(on, length, 0)
 
   zeros = jnp.zeros(B, jnp.int32)
-  carry = (jnp.int32(0), tokens, zeros, common.empty_text((B,)), zeros)
+  carry = (jnp.int32(0), tokens, zeros, scanner.empty((B,)), zeros)
   _, _, _, text, forwarded = while_any(unfinished, extend, carry)
   return text.length, forwarded
 

@@ -1,7 +1,7 @@
 """How near each phase of decoding comes to what the machine can do.
 
 The machine's own copy bandwidth and matrix rate are measured first. A phase is one kind
-of model call (design section 4) with the shapes of a real search; its lowest possible
+of model call (docs/architecture.md, section 4) with the shapes of a real search; its lowest possible
 time is the larger of its bytes over that bandwidth and its operations over that rate.
 """
 

@@ -180,14 +180,14 @@ def _demo(dtype: str, workload: Workload, search: SearchConfig) -> Subject:
   return Subject("demo", dtype, session.lm, session.params, of("proposing"), of("evaluating"), ends)
 
 
-def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TextTables:
+def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TokenTables:
   """A vocabulary without text: each token has a byte and a hash of its own, no token stops.
 
   Every (1 / text_end_share)-th token ends a text.
   """
   token = np.arange(vocab_size)
   mixed = (token[:, None] * np.array([40503, 60493]) + 12345) % ((1 << 31) - 1)
-  return vocab.TextTables(
+  return vocab.TokenTables(
     transitions=jnp.zeros((2, vocab_size), jnp.int16),
     before=jnp.zeros((2, vocab_size), jnp.uint8),
     kind=jnp.full(vocab_size, 2, jnp.int8),
@@ -197,5 +197,4 @@ def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TextTables
     full_stop=jnp.zeros(vocab_size, bool),
     hash=jnp.asarray(mixed, jnp.uint32),
     shift=jnp.full((vocab_size, 2), 257, jnp.uint32),
-    text_ends=vocab.TEXT_ENDS,
   )

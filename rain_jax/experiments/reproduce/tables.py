@@ -15,8 +15,9 @@ from rain_jax import judges
 from rain_jax.attacks import job as attack_job
 from rain_jax.experiments import benchmark
 from rain_jax.experiments.reproduce import paper, render
-from rain_jax.experiments.reproduce.count import Share, agreement, joint, per_token, seconds, share
+from rain_jax.experiments.reproduce.count import agreement, joint, per_token, seconds, share
 from rain_jax.experiments.reproduce.render import Bar, Table
+from rain_jax.judges.share import Share
 from rain_jax.runs import directory, from_config, job, judgements
 from rain_jax.types import DataError, SearchConfig
 

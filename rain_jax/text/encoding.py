@@ -1,0 +1,60 @@
+"""Tokens to text and text to tokens, as pieces that continue other text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+REPLACEMENT = "\ufffd"  # what decoders put for bytes that are not UTF-8
+
+# Text that `encode_continuation` tries as the text before; the first is what templates
+# are usually joined by.
+_ANCHORS = ("\n", "a", ":", ".", "0", ")")
+
+
+def decode_response(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+  """The text of response tokens, as it continues the prompt.
+
+  That is the text of prompt and response without the text of the prompt. Where the
+  prompt has no text, or its last bytes read differently together with the response's,
+  a letter takes its place.
+  """
+  head = _decode(tokenizer, prompt_ids)
+  whole = _decode(tokenizer, [*prompt_ids, *ids])
+  if not head or not whole.startswith(head):
+    head = "a"
+    whole = _decode(tokenizer, [*_encode(tokenizer, head), *ids])
+  return whole[len(head) :]
+
+
+def encode_continuation(tokenizer: Any, text: str) -> list[int]:
+  """Tokens of a piece of text as it continues other text.
+
+  No token for the beginning of a text, and no space that a tokenizer puts before the
+  first word. Text that spells a special token is read as plain text: what a user wrote
+  can never become a control token.
+
+  Raises:
+    ValueError: if the text joins with whatever is put before it.
+  """
+  if not text:
+    return []
+  # What the tokenizer itself makes of the text, e.g. after Unicode normalisation.
+  known = {text, _decode(tokenizer, _encode(tokenizer, text))}
+  for anchor in _ANCHORS:
+    before = _encode(tokenizer, anchor)
+    whole = _encode(tokenizer, anchor + text)
+    rest = whole[len(before) :]
+    if before and whole[: len(before)] == before:
+      if decode_response(tokenizer, before, rest) in known:
+        return rest
+  raise ValueError(
+    f"Text {text[:40]!r} has no tokens of its own after any of {_ANCHORS}; expected text"
+    " that can stand apart, e.g. begin with a newline."
+  )
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+  return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+  return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
