@@ -21,7 +21,7 @@ from absl import flags
 from rain_jax import preferences
 from rain_jax.methods import preference_check
 from rain_jax.models import loading
-from rain_jax.runs import check, directory, from_config, versions
+from rain_jax.runs import check, config_check, directory, from_config, versions
 from rain_jax.views import check_page
 
 _CONFIG = cli.define_config("Configuration, see configs/.", "demo")
@@ -45,6 +45,7 @@ def main() -> None:
   if _FORMS.value == "all" and (_FIT.value or not named):
     raise ValueError("--forms=all compares, --fit=FILE fits one form; give one of them at a time.")
   config = _CONFIG.value.to_dict()
+  config_check.check(config)
   examples = preference_check.load_examples(_EXAMPLES.value) if _EXAMPLES.value else []
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
   if _DEMO.value:

@@ -48,7 +48,7 @@ def _default_workdir() -> str:
   file, _, argument = flags.FLAGS["config"].config_filename.partition(":")
   name = pathlib.Path(file).stem + (f"-{argument}" if argument else "")
   if _PROMPT.value is not None:
-    name += f"-{hashlib.sha256(_PROMPT.value.encode()).hexdigest()[:8]}"
+    name += f"-{hashlib.sha256(_PROMPT.value.encode(errors='backslashreplace')).hexdigest()[:8]}"
   if _LIVE.value:
     name += "-live"  # one prompt at a time is another configuration
   return str(pathlib.Path("runs") / name)
@@ -77,6 +77,8 @@ def main() -> None:
   process, processes, connected = _join_processes()
   config = _CONFIG.value
   if _PROMPT.value is not None:
+    if not _PROMPT.value.strip():
+      raise DataError("--prompt= is empty: give a prompt, or leave it away to run the task's own.")
     config.prompts.text = _PROMPT.value
   if _PLAN.value:
     for task, needed in job.plans(config.to_dict()).items():

@@ -25,9 +25,10 @@ import numpy as np
 from rain_jax.attacks import AttackError, Behaviour
 from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
-from rain_jax.policy import common
+from rain_jax.policy.context import prefix as fixed_prefix
+from rain_jax.policy.params import Side
 from rain_jax.text import encoding
-from rain_jax.types import Array
+from rain_jax.types import Array, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,9 @@ class Config:
   stop_loss: float = math.inf
 
   def __post_init__(self):
-    for name in ("candidates", "top_k", "steps", "chunk"):
-      if getattr(self, name) < 1:
-        raise AttackError(f"gcg.{name}={getattr(self, name)}: expected 1 or more.")
-    if self.verdict_weight < 0:
-      raise AttackError(f"gcg.verdict_weight={self.verdict_weight}: expected 0 or more.")
+    wrong = ranges.fault(ranges.GCG, vars(self), "gcg.")
+    if wrong:
+      raise AttackError(wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Text:
   """
 
   session: Session
-  side: str
+  side: Side
   goal: str
   before: tuple[int, ...]
   rest: tuple[int, ...]
@@ -168,7 +167,7 @@ class Context(flax.struct.PyTreeNode):
 def context_of(text: Text) -> Context:
   """Reads what stands before the control."""
   session = text.session
-  prefix, shift = common.prefix(session.params, text.side)
+  prefix, shift = fixed_prefix(session.params, text.side)
   before = _padded(text.before, 32)
   at = np.arange(before.size)
   positions = jnp.asarray(np.where(at < len(text.before), at + shift, NO_POSITION), jnp.int32)

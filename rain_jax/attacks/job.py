@@ -17,7 +17,7 @@ from rain_jax.attacks import AttackError, Behaviour, behaviours_of, best_of_n, g
 from rain_jax.methods.session import Session
 from rain_jax.models.loading import load
 from rain_jax.policy.embedders import find_embedder
-from rain_jax.runs import directory, from_config, manifest
+from rain_jax.runs import config_check, directory, from_config, manifest
 
 FILE = "attack.json"
 METHODS = ("gcg", "best_of_n")
@@ -40,6 +40,7 @@ def run(
     AttackError, tasks.DataError, directory.RunError, models.hf.CheckpointError,
     preferences.PreferenceError: one line each, saying what to do.
   """
+  config_check.check(config)
   settings = config["attack"]
   if settings["method"] not in METHODS:
     raise AttackError(
@@ -75,7 +76,7 @@ def run(
 
 def _check(line: Mapping[str, Any]) -> str:
   """What is wrong with a line of an attack's results; "" if nothing is."""
-  kinds = {"behaviour": str}
+  kinds: dict[str, Any] = {"behaviour": str}
   if "round" in line:
     kinds |= {"round": int, "prompt": str, "response": str, "broken": bool}
   else:

@@ -6,19 +6,19 @@ endpoints judge many responses together, see `Judge`. `panel` makes the judges o
 from their names.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.judges.endpoint import EndpointJudge
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge
 from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes, vader
-from rain_jax.judges.verdicts import Judge, Verdict, agreement, agreements, rate
+from rain_jax.judges.verdicts import CannotJudge, Judge, Verdict, agreement, agreements, rate
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
 
 __all__ = (
   "JUDGES",
+  "CannotJudge",
   "Judge",
   "Rule",
   "RuleJudge",
@@ -46,7 +46,7 @@ SLOW_JUDGES = (*FORMS, "sentiment", "preference:NAME", "endpoint:MEASURE")
 
 
 class RuleJudge:
-  """A rule as a judge of many."""
+  """A rule as a judge of many; prompts that it is not for stay unjudged."""
 
   def __init__(self, name: str):
     self.name, self.by = name, name
@@ -55,7 +55,10 @@ class RuleJudge:
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """See `Judge`."""
     for place, item in enumerate(items):
-      yield place, Verdict(self.rule(*item))
+      try:
+        yield place, Verdict(self.rule(*item))
+      except CannotJudge as why:
+        yield place, Verdict(unjudged=str(why))
 
 
 def find_judge(name: str) -> Rule:
@@ -113,11 +116,22 @@ def _judge(part: str, settings: Mapping[str, Any]) -> Judge:
 
 
 def rule_of(judges: Sequence[Judge]) -> Rule:
-  """All rules among the judges as one; where two answer the same measure, the first counts."""
+  """All rules among the judges as one; where two answer the same measure, the first counts.
+
+  It raises `CannotJudge` where none of them is for a prompt.
+  """
   rules = [judge.rule for judge in judges if isinstance(judge, RuleJudge)]
 
   def both(record: Record, response: str) -> dict[str, bool]:
-    answers = (rule(record, response) for rule in reversed(rules))
-    return functools.reduce(lambda a, b: a | b, answers, {})
+    answers: dict[str, bool] = {}
+    why = None
+    for rule in reversed(rules):
+      try:
+        answers |= rule(record, response)
+      except CannotJudge as error:
+        why = error
+    if why and not answers:
+      raise why
+    return answers
 
   return both

@@ -151,25 +151,29 @@ class EndpointJudge:
 
   # -- the cache --------------------------------------------------------------------
 
-  def _file(self, body: bytes) -> pathlib.Path:
+  def _file(self, body: bytes) -> pathlib.Path | None:
+    if self._cache is None:
+      return None
     return self._cache / f"{hashlib.sha256(self.url.encode() + body).hexdigest()}.json"
 
   def _recall(self, body: bytes) -> str | None:
-    if self._cache is None or not self._file(body).is_file():
+    file = self._file(body)
+    if file is None or not file.is_file():
       return None
     try:
-      reply = json.loads(self._file(body).read_text("utf-8"))["reply"]
+      reply = json.loads(file.read_text("utf-8"))["reply"]
     except (ValueError, KeyError, TypeError):
       return None  # damaged: ask again
     return reply if isinstance(reply, str) else None
 
   def _remember(self, body: bytes, reply: str) -> None:
-    if self._cache is None:
+    file = self._file(body)
+    if file is None:
       return
-    self._cache.mkdir(parents=True, exist_ok=True)
-    part = self._file(body).with_suffix(f".{secrets.token_hex(8)}.part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{secrets.token_hex(8)}.part")
     part.write_text(json.dumps({"reply": reply}), "utf-8")
-    part.replace(self._file(body))
+    part.replace(file)
 
   # -- the network ------------------------------------------------------------------
 

@@ -6,6 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from rain_jax.tasks import Record
+from rain_jax.types import DataError
+
+
+class CannotJudge(DataError):
+  """A rule was asked about a prompt that it is not for."""
 
 
 @dataclasses.dataclass(frozen=True)

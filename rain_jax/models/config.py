@@ -231,7 +231,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
   if missing := [key for key in _SCALING_KEYS[kind] if rope.get(key) is None]:
     raise ValueError(f"the {kind} RoPE scaling in config.json lacks {', '.join(missing)}")
   read = {"original_max_position": _size}
-  fields = {
+  fields: dict[str, Any] = {
     field: read.get(field, _number)(rope, key, 1) for key, field in _SCALING_KEYS[kind].items()
   }
   return theta, RopeScaling(kind, **fields)

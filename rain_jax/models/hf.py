@@ -191,7 +191,9 @@ def weight_files(folder: pathlib.Path) -> dict[pathlib.Path, frozenset[str] | No
     names = sorted(set(places.values()))
     if outside := [name for name in names if pathlib.PurePath(name).name != name or ".." in name]:
       raise CheckpointError(f"{index}: names {outside[0]!r}, which is no file of this folder")
-    files = {name: frozenset(t for t, p in places.items() if p == name) for name in names}
+    files: dict[str, frozenset[str] | None] = {
+      name: frozenset(t for t, p in places.items() if p == name) for name in names
+    }
   else:
     files = {_SINGLE: None}
   missing = [name for name in files if not (folder / name).is_file()]

@@ -63,10 +63,10 @@ class Hosts:
 
     All of them have to ask at the same point of the program.
     """
-    flags = np.asarray(flags, bool)
+    own = np.asarray(flags, bool)
     if not self.together or self.count == 1:
-      return flags
-    return multihost_utils.process_allgather(flags).any(axis=0)
+      return own
+    return multihost_utils.process_allgather(own).any(axis=0)
 
   def wait(self, what: str) -> None:
     """Waits until all processes are here, if they know each other."""

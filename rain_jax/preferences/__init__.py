@@ -83,7 +83,7 @@ def _default_form(
 ) -> str:
   if tokenizer is None:
     return LETTERS if LETTERS in forms else default[BASE]
-  trained = getattr(tokenizer, "init_kwargs", {}).get(FORM_KEY)
+  trained: Any = getattr(tokenizer, "init_kwargs", {}).get(FORM_KEY)
   return trained if trained in forms else default[kind_of(tokenizer)]
 
 

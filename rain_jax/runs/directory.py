@@ -53,7 +53,8 @@ class Run:
   def __init__(
     self, path: pathlib.Path, lock: BinaryIO, manifest: Mapping[str, Any], file: BinaryIO, name: str
   ):
-    self.path, self.manifest, self.results = path, manifest, []
+    self.path, self.manifest = path, manifest
+    self.results: list[dict[str, Any]] = []
     self._lock, self._file, self._name = lock, file, name
     self._origin = results.Origin(path / name, manifest)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rain_jax.methods.recording import Recording
@@ -102,8 +102,12 @@ class Finished:
 
 def finished_paths(search: Recording) -> list[Finished]:
   """Whole responses that a search met on its way, in that order."""
-  visits = [visit for frame in search.frames for visit in frame.visits if visit.response]
-  return [Finished(visit.response, visit.verdict, "searched") for visit in visits]
+  return [
+    Finished(visit.response, visit.verdict, "searched")
+    for frame in search.frames
+    for visit in frame.visits
+    if visit.response
+  ]
 
 
 def rank(found: Iterable[Finished]) -> list[Finished]:
@@ -151,7 +155,7 @@ class _Shaper:
     return text if self._formats[task].template[-1:].isspace() else f" {text}"
 
 
-def _write(path: str, lines: list[Mapping[str, Any]]) -> None:
+def _write(path: str, lines: Sequence[Mapping[str, Any]]) -> None:
   text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
   try:
     directory.replace_text(pathlib.Path(path), text)

@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rain_jax.types import Stopped as Stopped
+
 PART = ".part"  # ending of a file that is about to be put in place
 # What file systems say that know no fsync of a folder.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
@@ -15,10 +17,6 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
 class RunError(ValueError):
   """A working directory that cannot be used; one line that says what to do."""
-
-
-class Stopped(Exception):
-  """The run was asked to stop and did, between two results; the same command goes on."""
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

@@ -4,26 +4,26 @@
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rain_jax import judges
-from rain_jax.methods import METHODS, SearchStep, defences
+from rain_jax.methods import METHODS, SearchStep, find_method
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import find_embedder
-from rain_jax.runs import directory, from_config, judgements, locks, manifest
+from rain_jax.runs import config_check, directory, from_config, judgements, locks, manifest
 from rain_jax.runs.metrics import PROFILE, Metrics
 from rain_jax.runs.summary import summarise, table
 from rain_jax.runs.task import TaskRun
-from rain_jax.tasks import Task
+from rain_jax.tasks import Record, Task
 from rain_jax.types import DataError
 
-# The rest needs more than a prompt: options to choose from, a judge.
-ALL_METHODS = (*METHODS, "choose", "smooth_llm", "guard")
+_LOG = logging.getLogger(__name__)
 
 
 def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
@@ -71,17 +71,21 @@ def run(
     DataError, directory.RunError, models.hf.CheckpointError, preferences.PreferenceError,
     ValueError: one line each, saying what to do.
   """
-  names = tuple(config["methods"])
   _check(config, hosts, followed=on_step is not None)
+  names = tuple(config["methods"])
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
-  records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
+  left_out: dict[str, list[str]] = {name: [] for name in tasks}
+  records = {
+    name: from_config.records_of(config, task, left_out[name]) for name, task in tasks.items()
+  }
   panels = {name: judges.panel(task.judge, config) for name, task in tasks.items()}
   for name in tasks:
-    for record in records[name]:
-      judges.rule_of(panels[name])(record, "")  # whether it knows prompts of this kind
+    _check_rules(name, judges.rule_of(panels[name]), records[name], chosen=bool(config["judge"]))
   loaded = from_config.load_model(config, hosts)
   settings = _settings(config, tasks, loaded)
   made = manifest.make(config, loaded, settings, records)
+  if any(left_out.values()):
+    made["left_out"] = left_out
   out = directory.Run.open(workdir, made, hosts.process, hosts.count)
   with contextlib.closing(out):  # nobody else comes in before all is judged
     settings = manifest.dated(settings, out.manifest)
@@ -90,13 +94,13 @@ def run(
       hosts.wait("opened")  # what is done by now is the same for all
       for name in tasks:
         rule = judges.rule_of(panels[name])
-        part = TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping)
-        session = Session(loaded, settings[name], records[name])
-        if "rain" in names:
-          memory_plan.check(session.plan(), arrays.bytes_available())
-        part.run(session, names)
+        _answer(
+          TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping),
+          Session(loaded, settings[name], records[name]),
+          names,
+        )
       hosts.wait("answered")
-    loaded = session = part = None  # judge models need the memory
+    del loaded  # judge models need the memory
     return _close(workdir, out, records, panels, names, say, stopping, hosts)
 
 
@@ -134,27 +138,44 @@ def _close(workdir, out, records, panels, names, say, stopping, hosts) -> dict[s
   return summary
 
 
+def _answer(part: TaskRun, session: Session, names: Sequence[str]) -> None:
+  """The responses of one task, by every method."""
+  if any(METHODS[method].watch for method in names):  # it searches
+    memory_plan.check(session.plan(), arrays.bytes_available())
+  part.run(session, names)
+
+
 def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
   """Methods and options that cannot be used are known before anything is made."""
+  config_check.check(config)
   names = tuple(config["methods"])
   for name in names:
-    if name not in ALL_METHODS:
-      known = ", ".join(ALL_METHODS)
-      raise DataError(f"methods: unknown method {name!r}; expected some of {known}.")
-    if names.count(name) > 1:
-      raise DataError(f"methods: {name} appears twice; flags that are repeated add up.")
-  for name, value in (
-    ("record", config["record"]),
-    ("prompts.limit", config["prompts"]["limit"]),
-    ("best_of_n.samples", config["best_of_n"]["samples"]),
-  ):
-    if value < 0:
-      raise DataError(f"{name}={value}: expected 0 or more.")
-  defences.methods_of(config, names)
+    find_method(name)
+  options = {name: METHODS[name].options(config) for name in names}
   if hosts.count > 1 and (config["record"] or followed):
     raise DataError("Searches are recorded or followed by one process: record=0, and no --live.")
-  if hosts.count > 1 and "best_of_n" in names and not config["best_of_n"]["samples"]:
-    raise DataError("best_of_n.samples=0 takes RAIN's compute, which no one process knows: set N.")
+  for name in names:
+    if hosts.count > 1 and METHODS[name].incomplete(options[name]):
+      raise DataError(
+        f"config.{name} as it is takes RAIN's compute, which no one process knows: set a number."
+      )
+
+
+def _check_rules(task: str, rule: judges.Rule, records: Sequence[Record], chosen: bool) -> None:
+  """Tells which prompts the rules are not for; it is an error if the user `chose` the rules."""
+  reasons = []
+  for record in records:
+    try:
+      rule(record, "")
+    except judges.CannotJudge as why:
+      if chosen:
+        raise
+      reasons.append(why)
+  if reasons:
+    _LOG.warning(
+      "%s: %d of %d prompts are answered and not judged. %s",
+      *(task, len(reasons), len(records), reasons[0]),
+    )
 
 
 def _settings(
@@ -178,7 +199,7 @@ def _settings(
 
 def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> dict[str, Any]:
   """Judges what rules could not, and writes and shows the summary."""
-  summary = {"methods": {m: summarise(results, m) for m in methods}}
+  summary = _summary(workdir, results, methods)
   if any(_needs_a_file(panel) for panel in panels.values()):
     judgements.judge_results(workdir, results, records, panels, stopping)
     own = {name: [judge.name for judge in panel] for name, panel in panels.items()}
@@ -186,6 +207,15 @@ def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> d
   out.finish(summary)
   say(table(summary))
   judgements.table(summary, say)
+  return summary
+
+
+def _summary(workdir: str, results: Sequence[Mapping], names: Sequence[str]) -> dict[str, Any]:
+  """What the results and the manifest say; `left_out` is the number of rows by task."""
+  summary: dict[str, Any] = {"methods": {name: summarise(results, name) for name in names}}
+  left_out = directory.read_manifest(workdir).get("left_out", {})
+  if left_out:
+    summary["left_out"] = {task: len(rows) for task, rows in left_out.items()}
   return summary
 
 
@@ -215,6 +245,7 @@ def judge_again(
   Raises:
     As `run`.
   """
+  config_check.check(settings)
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
   records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
   panels = {
@@ -245,7 +276,7 @@ def _summarise_again(
 ) -> dict[str, Any]:
   """Writes the summary anew, from the results and what judges said of them."""
   results = directory.read_results(workdir)
-  summary = {"methods": {m: summarise(results, m) for m in config["methods"]}}
+  summary = _summary(workdir, results, config["methods"])
   summary = judgements.add_to(summary, workdir, from_config.judges_of(config))
   directory.write_summary(workdir, summary)
   judgements.table(summary, say)

@@ -60,7 +60,8 @@ def _read_all(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[tuple[Key,
   for result in read_results(workdir):
     judges = own.get(result["task"], ())
     if len(judges) == 1 and judges[0] in JUDGES and "error" not in result:
-      found[key_of(result), judges[0], ""] = {"answers": result.get("judged", {})}
+      said = {} if "unjudged" in result else {"answers": result.get("judged", {})}
+      found[key_of(result), judges[0], ""] = said
   return found | lines
 
 
@@ -147,7 +148,9 @@ def _said(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[str, dict[Key,
   """By judge and response its answers, None where it left it unjudged; the run's own come first."""
   lines = _read_all(workdir, own)
   first = [judge for judges in own.values() for judge in judges]
-  said = {judge: {} for judge in dict.fromkeys([*first, *(judge for _, judge, _ in lines)])}
+  said: dict[str, dict[Key, dict | None]] = {
+    judge: {} for judge in dict.fromkeys([*first, *(judge for _, judge, _ in lines)])
+  }
   for (key, judge, _), line in lines.items():
     old = said[judge].get(key)
     said[judge][key] = (old or {}) | line["answers"] if "answers" in line else old

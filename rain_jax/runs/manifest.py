@@ -61,8 +61,7 @@ def make(
   """
   each = lambda part: {name: dataclasses.asdict(part(s)) for name, s in settings.items()}
   of = lambda model: {"path": model.name, "fingerprint": model.fingerprint}
-  one = isinstance(models, LoadedModel)
-  first = models if one else models[0]
+  first = models if isinstance(models, LoadedModel) else models[0]
   formats = each(lambda session_config: session_config.format)
   chats = {name: s.format for name, s in settings.items() if s.format.chat}
   calibrations = {
@@ -70,7 +69,7 @@ def make(
   }
   return {
     "config": config,
-    "model": of(models) if one else [of(model) for model in models],
+    "model": of(models) if isinstance(models, LoadedModel) else [of(model) for model in models],
     "versions": versions(),
     "templates": each(lambda session_config: session_config.preference),
     # A template's day is the run's, see `started`.

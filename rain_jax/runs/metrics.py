@@ -93,7 +93,7 @@ class Progress:
     self._ended = {"response_tokens": 0, "tokens_forwarded": 0, "rewinds": 0}
     self._begun = self._beat = self._last = clock()
     self._before = self._told = {"response_tokens": 0, "tokens_forwarded": 0}
-    self._lanes: dict[int, BatchProgress] = {}
+    self._workers: dict[int, BatchProgress] = {}
 
   def count(self, response: Response) -> None:
     """Counts a response that has ended."""
@@ -111,9 +111,11 @@ class Progress:
       The numbers.
     """
     if progress is not None:
-      self._lanes[progress.lane] = progress
-    lanes = self._lanes.values()
-    total = {name: n + sum(getattr(one, name) for one in lanes) for name, n in self._ended.items()}
+      self._workers[progress.worker] = progress
+    workers = self._workers.values()
+    total = {
+      name: n + sum(getattr(one, name) for one in workers) for name, n in self._ended.items()
+    }
     now = self._clock()
     line = {
       "time": round(time.time(), 3),
@@ -125,8 +127,8 @@ class Progress:
       **_rates(total, self._before, now - self._last),
       "rewinds": total["rewinds"],
     }
-    if lanes:
-      line |= {"slots_busy": sum(g.busy for g in lanes), "slots": sum(g.slots for g in lanes)}
+    if workers:
+      line |= {"slots_busy": sum(g.busy for g in workers), "slots": sum(g.slots for g in workers)}
     self._write(line)
     self._last, self._before = now, total
     if now - self._beat >= HEARTBEAT:

@@ -137,8 +137,8 @@ def _check_origin(file: pathlib.Path, manifest: str) -> None:
       f"{file}: made with another {MANIFEST} than the one beside it; put the run's own back, or"
       " choose another --workdir."
     )
-  known = set(known)
-  if not any(_line_digest(row) in known for row in rows):
+  digests = set(known)
+  if not any(_line_digest(row) in digests for row in rows):
     raise RunError(
       f"{file}: results of another run, by {file.stem}{ORIGIN}; put the run's own back, or choose"
       " another --workdir."

@@ -24,11 +24,12 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from rain_jax.runs import directory
 from rain_jax.runs.files import read_json, replace_json, replace_text
+from rain_jax.text.columns import aligned
 
 RECORD, TABLE, PLOT, LOG = "sweep.json", "table.csv", "table.png", "log.txt"
 _POLL = 0.2  # seconds between two looks at the processes
@@ -49,7 +50,9 @@ def load_sweep(path: str) -> list[dict[str, Any]]:
     raise SweepError(f"{path}: no such sweep file.")
   # By a loader of source, whatever the file's name ends in.
   loader = importlib.machinery.SourceFileLoader(f"sweep_{file.stem}", str(file))
-  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+  spec = importlib.util.spec_from_loader(loader.name, loader)
+  assert spec is not None  # the loader is there
+  module = importlib.util.module_from_spec(spec)
   try:
     loader.exec_module(module)
     found: list[dict[str, Any]] = []
@@ -276,7 +279,7 @@ def _wait_for_runs_left_behind(
       time.sleep(_POLL)
 
 
-def _end(processes: Sequence[subprocess.Popen], how: int) -> None:
+def _end(processes: Iterable[subprocess.Popen], how: int) -> None:
   for process in processes:
     if process.poll() is None:
       process.send_signal(how)
@@ -289,8 +292,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   shown = [c for c in columns if fixed(c) or len({str(row.get(c)) for row in rows}) > 1]
   lines = [[c.replace("_", " ") for c in shown]]
   lines += [[_cell(column, row.get(column)) for column in shown] for row in rows]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
-  return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths)) for line in lines)
+  return aligned(lines)
 
 
 def _cell(column: str, value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from rain_jax.text import dates, encoding
-from rain_jax.types import DataError
+from rain_jax.types import DataError, is_unicode
 
 PROMPT = "{prompt}"
 
@@ -30,6 +30,9 @@ class Format:
     chat: take everything from the tokenizer's chat template; template, between and prefix
       have no say then.
     now: what a chat template takes for the time, as 2026-01-31T12:00:00; "" asks the clock.
+
+  Raises:
+    DataError: no {prompt} in the template, a stop string that is empty, or something that is no text.
   """
 
   prefix: str = ""
@@ -40,6 +43,21 @@ class Format:
   special: bool = False
   chat: bool = False
   now: str = ""
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.stop, (tuple, list)):
+      raise DataError(
+        f"format.stop={self.stop!r:.60}: expected a list of texts, such as ('a', 'b')."
+      )
+    object.__setattr__(self, "stop", tuple(self.stop))
+    texts = {name: getattr(self, name) for name in ("prefix", "template", "between", "opening")}
+    for name, text in (*texts.items(), *(("stop", text) for text in self.stop)):
+      if not (name == "between" and text is None or isinstance(text, str) and is_unicode(text)):
+        raise DataError(f"format.{name}={text!r:.60}: expected text.")
+    if "" in self.stop:
+      raise DataError("format.stop: '' stands everywhere; expected texts that end a response.")
+    if PROMPT not in self.template:
+      raise DataError(f"format.template={self.template!r:.60}: expected {PROMPT} in it.")
 
   def render(self, prompt: str, history: Sequence[str] = ()) -> str:
     """The conversation as text; braces in what was said mean nothing."""
@@ -136,7 +154,8 @@ def join_turns(
 ) -> str:
   """A conversation in one template: each user's turn, the answer after it, and so on."""
   if between is None:
-    between = re.match(r"\s*", template.partition(PROMPT)[2])[0]
+    after = template.partition(PROMPT)[2]
+    between = after[: len(after) - len(after.lstrip())]
   # Where a template ends in white space, the answer needs none of its own.
   space = "" if template[-1:].isspace() else " "
   text = ""
@@ -197,7 +216,7 @@ def encode_around(
   free = (chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in t for t in said))
   hidden = dict(zip(names, free))
 
-  def swap(text: str, pairs) -> str:
+  def swap(text: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
       text = text.replace(old, new)
     return text

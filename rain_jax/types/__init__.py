@@ -14,11 +14,14 @@ opaque state. A language model is one (`rain_jax.policy`); a lookup table is ano
 """
 
 import dataclasses
+import typing
 from typing import Any, Protocol
 
 import flax
 import jax
 import jax.numpy as jnp
+
+from rain_jax.types import ranges
 
 NO_NODE = -1  # no such node, in any array of node ids
 NO_PAGE = -1  # the node was never visited
@@ -38,6 +41,19 @@ Array = jax.Array
 
 class DataError(ValueError):
   """Input that cannot be used; the message is one line and says what to do."""
+
+
+def is_unicode(text: str) -> bool:
+  """Whether a text can be written: JSON and command lines may hold half of a character."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+class Stopped(Exception):
+  """Work was asked to stop, and did between two results; the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +112,20 @@ class SearchConfig:
   max_visited: int = 96
   max_path: int = 16
 
-  def __post_init__(self):
-    object.__setattr__(self, "set_lengths", tuple(self.set_lengths))
+  def __post_init__(self) -> None:
+    wrong = ranges.fault(ranges.SEARCH, vars(self))
+    if wrong:
+      raise ValueError(wrong)
     lengths = self.set_lengths
+    if not isinstance(lengths, (tuple, list)) or not all(map(ranges.SET_LENGTH.holds, lengths)):
+      raise ValueError(f"set_lengths={lengths!r:.60}: expected {ranges.SET_LENGTH} in each place.")
     if not lengths or lengths[0] != 1 or any(n < 2 for n in lengths[1:]):
-      raise ValueError(f"set_lengths={lengths}: the first must be 1, later ones 2 or more.")
-    if not 2 <= self.num_candidates <= self.max_children:
+      raise ValueError(f"set_lengths={lengths!r:.60}: the first must be 1, later ones 2 or more.")
+    object.__setattr__(self, "set_lengths", tuple(lengths))
+    if self.num_candidates > self.max_children:
       raise ValueError(
         f"num_candidates={self.num_candidates}: expected 2 to max_children ({self.max_children})."
       )
-    if self.leaves < 1:
-      raise ValueError(f"leaves={self.leaves}: expected 1 (exact) or more.")
-    if self.max_iterations < 1 or self.extra_iterations < 1:
-      raise ValueError("max_iterations and extra_iterations must be 1 or more.")
-    if self.temperature <= 0:
-      raise ValueError(f"temperature={self.temperature}: expected a number above 0.")
     room = 1 + (self.leaves + 1) * (self.num_candidates + 1)
     if self.max_nodes < room:
       raise ValueError(f"max_nodes={self.max_nodes}: at least {room} are needed.")
@@ -118,8 +133,6 @@ class SearchConfig:
       raise ValueError(
         f"max_visited={self.max_visited}: at least {2 * self.leaves + 1} are needed."
       )
-    if self.max_path < 2:
-      raise ValueError(f"max_path={self.max_path}: at least 2 are needed.")
 
   @property
   def max_set_length(self) -> int:
@@ -146,19 +159,27 @@ class SearchConfig:
     return 3 if self.redraw else 1
 
 
-def harmless_search(**overrides) -> SearchConfig:
+def harmless_search(**overrides: Any) -> SearchConfig:
   """The HH variant of the published code: `SearchConfig` as it stands."""
   return SearchConfig(**overrides)
 
 
-def adversarial_search(**overrides) -> SearchConfig:
+def adversarial_search(**overrides: Any) -> SearchConfig:
   """The adversarial variant: hotter candidates, redrawn until distinct."""
   return SearchConfig(**{**dict(redraw=True, temperature=2.0, min_visits=5), **overrides})
 
 
-def truthful_search(**overrides) -> SearchConfig:
+def truthful_search(**overrides: Any) -> SearchConfig:
   """The truthful variant: rollouts to the end of the response, more visits a move."""
   return SearchConfig(**{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides})
+
+
+def hyperparameters() -> dict[str, Any]:
+  """Name and type of each field of `SearchConfig`."""
+  return {
+    field.name: typing.get_origin(field.type) or field.type
+    for field in dataclasses.fields(SearchConfig)
+  }
 
 
 VARIANTS = {
@@ -302,7 +323,7 @@ def check_evaluation(
     }
   for name, (shape, dtype) in expected.items():
     array = fields[name]
-    if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
+    if jnp.shape(array) != shape or not jnp.issubdtype(jnp.result_type(array), dtype):
       kind = "float" if dtype is jnp.floating else "int32"
       raise ValueError(
         f"The model's evaluate: {name} must be {kind}{list(shape)}, is {_kind(array)}."
@@ -315,18 +336,18 @@ def check_state(after: Any, before: Any, method: str) -> None:
   Raises:
     ValueError: one line that names the method and what differs.
   """
-  old, new = (jax.tree_util.tree_flatten_with_path(state) for state in (before, after))
-  if old[1] != new[1]:
+  expected: Any = jax.tree.structure(before)
+  found: Any = jax.tree.structure(after)
+  if expected != found:
     raise ValueError(
-      f"The model's {method}: its state must keep its structure {old[1]}, is {new[1]}."
+      f"The model's {method}: its state must keep its structure {expected}, is {found}."
     )
-  for (path, expected), (_, found) in zip(old[0], new[0], strict=True):
-    if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+  leaves = jax.tree_util.tree_leaves_with_path(before)
+  for (path, old), new in zip(leaves, jax.tree.leaves(after), strict=True):
+    if _kind(old) != _kind(new):
       name = f"state{jax.tree_util.keystr(path)}"
-      raise ValueError(
-        f"The model's {method}: {name} must stay {_kind(expected)}, is {_kind(found)}."
-      )
+      raise ValueError(f"The model's {method}: {name} must stay {_kind(old)}, is {_kind(new)}.")
 
 
 def _kind(array: Any) -> str:
-  return f"{array.dtype}{list(array.shape)}"
+  return f"{jnp.result_type(array)}{list(jnp.shape(array))}"
