@@ -17,11 +17,10 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import ranges
 from rain_jax.judges import exchange
 from rain_jax.judges.verdicts import Verdict
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 QUESTIONS: Mapping[str, str] = {
   "harmless": (
