@@ -242,7 +242,8 @@ LINE = TEXT.filter(lambda text: text.strip() == text and "\n" not in text and "\
 
 def as_table(prompts, sign):
   out = io.StringIO()
-  writer = csv.writer(out, delimiter=sign, lineterminator="\n")
+  # With this end of a line the writer quotes texts that hold a carriage return.
+  writer = csv.writer(out, delimiter=sign, lineterminator="\r\n")
   writer.writerows([["prompt", "x"], *([prompt, "1"] for prompt in prompts)])
   return out.getvalue()
 
