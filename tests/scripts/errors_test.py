@@ -289,6 +289,39 @@ def test_flags_that_cannot_be_say_what_to_give(say, script, words, line):
 
 
 @pytest.mark.parametrize(
+  "words, line",
+  [
+    (["--prompt="], "--prompt= is empty: give a prompt, or leave it away to run the task's own."),
+    (
+      ["--prompt= \t"],
+      "--prompt= is empty: give a prompt, or leave it away to run the task's own.",
+    ),
+    (
+      ["--config.search.temperature=nan"],
+      "search.temperature=nan: expected a number from 0.0001 to 10000.0.",
+    ),
+    (["--config.tasks=()"], "tasks=(): expected at least one name; docs/options.md lists them."),
+    (
+      ["--config.prompts.path=a\x1b[31mb"],
+      r"a\x1b[31mb: no such file; give the path of a file that is .jsonl, .ndjson, .json, .csv, .tsv"
+      " or .txt, or one of them as .gz, .bz2 or .xz.",
+    ),
+  ],
+)
+def test_values_that_cannot_be_are_one_line_that_a_terminal_can_show(say, words, line):
+  code, said = say("generate.py", "--config=configs/dialogue.py", "--plan", *words)
+  assert code == 1 and said == f"error: {line}\n"
+
+
+def test_messages_quote_files_without_their_control_characters(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+  import cli  # pylint: disable=import-outside-toplevel
+
+  record = logging.LogRecord("rain_jax", logging.WARNING, "", 0, "%s: \x1b[31m", ("a\x9bb",), None)
+  assert cli._made_printable(record) and record.getMessage() == r"a\x9bb: \x1b[31m"
+
+
+@pytest.mark.parametrize(
   "text,says",
   [
     ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'; fix the file"),
