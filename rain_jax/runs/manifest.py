@@ -136,7 +136,9 @@ def chat_digest(form: Format, tokenizer: Any) -> str:
 def _helpers(config: Mapping[str, Any]) -> dict[str, Any]:
   """Fingerprints of the checkpoints, besides the model, that a response depends on."""
   guard = config.get("guard", {}).get("judge", "") if "guard" in config["methods"] else ""
-  paths = {"embedder": config["embedder"]["path"], "guard": guard.partition("=")[2]}
+  embedder = config["embedder"]
+  encoder = embedder["path"] if embedder["name"] != "hidden" else ""
+  paths = {"embedder": encoder, "guard": guard.partition("=")[2]}
   return {name: fingerprint(path) for name, path in paths.items() if path}
 
 
