@@ -49,7 +49,7 @@ def get_config(arg: str = "each"):
   config.attack.best_of_n = ml_collections.ConfigDict()
   config.attack.best_of_n.samples = 100  # requests per goal, at most
   config.attack.best_of_n.sigma = 0.4  # strength of the alterations
-  config.attack.best_of_n.against = "vanilla"  # vanilla or rain
+  config.attack.best_of_n.against = "vanilla"  # vanilla, rain or best_of_n
   return _demo(config) if arg.endswith("demo") else config
 
 

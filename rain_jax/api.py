@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import methods, ranges, tasks
+from rain_jax import methods, tasks
 from rain_jax.methods.events import Event, events
 from rain_jax.methods.session import Response, Session, SessionConfig, search_config
 from rain_jax.models import arrays
@@ -17,7 +17,7 @@ from rain_jax.preferences import Preference, load_preference
 from rain_jax.preferences.calibration import load_calibration
 from rain_jax.tasks import Record, Task
 from rain_jax.text.formats import Format
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,8 @@ class Rain:
       prompts: what the user says, one text per response.
       preference: what to align with: a bundled name, the path of a YAML file, or a
         `Preference`. Vanilla responses get a verdict by it, too.
-      method: "rain", "vanilla" (plain sampling) or "best_of_n".
+      method: "rain", "vanilla" (plain sampling), "best_of_n", or another of `methods.METHODS` that
+        answers any prompt.
       config: see `Config`.
       seed: the same seed gives the same responses.
       record: record RAIN's searches step by step, see `rain_jax.methods.recording`; slower.
@@ -103,22 +104,25 @@ class Rain:
     Raises:
       ValueError: an unknown method, preference or number; too little memory. One line.
     """
-    if method not in methods.METHODS:
-      raise DataError(f"method={method!r}: expected one of {', '.join(methods.METHODS)}.")
-    if record and method != "rain":
+    chosen = methods.find_method(method)
+    if not chosen.any_prompt:
+      known = ", ".join(name for name, one in methods.METHODS.items() if one.any_prompt)
+      raise DataError(f"method={method!r} needs a run's configuration; expected one of {known}.")
+    if record and chosen.watch is None:
       raise DataError(f"record=True: {method} has no search to record; use method='rain'.")
     _check_seed(seed)
     if not ranges.SAMPLES.holds(config.samples):
       raise DataError(f"samples={config.samples!r:.60}: expected {ranges.SAMPLES}.")
     session = self.session(prompts, preference, config)
-    if method == "rain":
+    options = chosen.options({"best_of_n": {"samples": config.samples}})
+    if chosen.watch:
       memory_plan.check(session.plan(), arrays.bytes_available())
-    watched = (step.response for step in methods.watch(session, seed) if step.response)
-    answers = {
-      "vanilla": lambda: methods.vanilla(session, seed),
-      "rain": lambda: watched if record else methods.rain(session, seed),
-      "best_of_n": lambda: methods.best_of_n(session, seed, config.samples),
-    }[method]()
+    answers: Iterator[Response]
+    if record and chosen.watch is not None:
+      steps = chosen.watch(session, seed, **options)
+      answers = (step.response for step in steps if step.response)
+    else:
+      answers = chosen.run(session, seed, **options)
     by_id = {answer.record.id: answer for answer in [*session.rejected, *answers]}
     return [by_id[str(place)] for place in range(len(prompts))]
 

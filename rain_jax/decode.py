@@ -6,9 +6,10 @@ key alone, not on its slot or on who shares the batch: steps are counted per pro
 the key of a step is folded from the prompt's key and that count.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -133,13 +134,16 @@ def trusted(tree: Tree, config: SearchConfig) -> Array:
   )
 
 
-def _must_commit(tree: Tree, inherited: Array, iterations: Array, full: Array, config):
+def _must_commit(
+  tree: Tree, inherited: Array, iterations: Array, full: Array, config: SearchConfig
+) -> Array:
   """Whether a tree commits after a step, bool[] (RAIN, section 3.1)."""
   limit = jnp.maximum(config.max_iterations, inherited + config.extra_iterations)
   done = trusted(tree, config) | (tree.visits[tree.root] >= limit)
   return full | ((iterations > 0) & done)
 
 
+@jax.named_scope("commit")
 def commit(
   state: DecodeState, model: types.Model, params: Any, mask: Array, config: SearchConfig
 ) -> DecodeState:
@@ -172,9 +176,11 @@ def commit(
   tree = jax.vmap(lambda t, b, m: trees.reroot(t, b, config.root_prior, m))(tree, best, move)
   lost = move & (state.leaf >= 0) & ~at(tree.alive, state.leaf)
   counters = state.counters
+  after = model.commit(params, state.model, made)
+  types.check_state(after, state.model, "commit")
   return state.replace(
     tree=tree,
-    model=model.commit(params, state.model, made),
+    model=after,
     active=state.active & (finish == types.RUNNING),
     finish=finish,
     inherited=jnp.where(move, at(tree.visits, best), state.inherited),
@@ -183,6 +189,17 @@ def commit(
     response_length=state.response_length + length,
     counters=counters.replace(moves=counters.moves + move, rewinds=counters.rewinds + lost),
   )
+
+
+def rewound(state: DecodeState, info: search.StepInfo) -> Array:
+  """Where a step went back: it left the path of the step before it (RAIN, section 3.1); bool[B].
+
+  That is, the leaf visited before lies on none of the way to the leaf visited now. The other
+  way to rewind is a commit that discards the leaf visited last.
+  """
+  # Every path goes on from the root, which is not among its nodes.
+  onward = jnp.any(info.path == state.leaf[:, None], axis=-1) | (state.leaf == state.tree.root)
+  return (state.leaf >= 0) & (info.leaf >= 0) & ~onward
 
 
 def iterate(
@@ -197,9 +214,6 @@ def iterate(
   tree, model_state, info = search.step(
     state.tree, model, params, state.model, keys, active, config
   )
-  # Every path goes on from the root, which is not among its nodes.
-  onward = jnp.any(info.path == state.leaf[:, None], axis=-1) | (state.leaf == tree.root)
-  left = (state.leaf >= 0) & (info.leaf >= 0) & ~onward
   due = jax.vmap(lambda t, i, n, u: _must_commit(t, i, n, u, config))(
     tree, state.inherited, info.iterations, info.full
   )
@@ -207,7 +221,7 @@ def iterate(
   counters = old.replace(
     steps=old.steps + active,
     iterations=old.iterations + info.iterations,
-    rewinds=old.rewinds + left,
+    rewinds=old.rewinds + rewound(state, info),
     early_commits=old.early_commits + (active & info.full),
     grows=old.grows + info.grows,
     joined=old.joined + info.joined,
@@ -226,6 +240,13 @@ def iterate(
   return state, due & active & ~info.failed, info
 
 
+class _Moves(NamedTuple):
+  """Commits on inherited statistics: the state, and the trees that go on, bool[B]."""
+
+  state: DecodeState
+  due: Array
+
+
 def move(
   state: DecodeState, model: types.Model, params: Any, due: Array, config: SearchConfig
 ) -> DecodeState:
@@ -234,27 +255,30 @@ def move(
   if not config.early_commit:
     return state
 
-  def more(carry):
-    return carry[1]
-
-  def again(carry):
-    state, mask = carry
-    counters = state.counters
-    state = state.replace(
-      counters=counters.replace(inherited_commits=counters.inherited_commits + mask)
-    )
-    state = commit(state, model, params, mask, config)
-    return state, mask & state.active & still_trusted(state.tree)
-
   still_trusted = jax.vmap(lambda tree: trusted(tree, config))
-  state, _ = while_any(more, again, (state, due & state.active & still_trusted(state.tree)))
-  return state
+
+  def again(at: _Moves) -> _Moves:
+    state = at.state
+    inherited = state.counters.inherited_commits + at.due
+    state = state.replace(counters=state.counters.replace(inherited_commits=inherited))
+    state = commit(state, model, params, at.due, config)
+    return _Moves(state, at.due & state.active & still_trusted(state.tree))
+
+  first = _Moves(state, due & state.active & still_trusted(state.tree))
+  return while_any(lambda at: at.due, again, first).state
 
 
 def step(state: DecodeState, model: types.Model, params: Any, config: SearchConfig) -> DecodeState:
   """One step of every active tree: the inner loop's step, then commits where they are due."""
   state, due, _ = iterate(state, model, params, config)
   return move(state, model, params, due, config)
+
+
+class _Steps(NamedTuple):
+  """The state after a number of steps, int32[]."""
+
+  state: DecodeState
+  done: Array
 
 
 @functools.partial(
@@ -271,35 +295,31 @@ def advance(
 ) -> DecodeState:
   """Steps until a response ends (or all do), or `max_steps` are done.
 
-  BatchSharding over several shards, each does `max_steps` unless all its responses end: none
+  Over several shards, each does `max_steps` unless all its responses end: none
   knows of the others, and whoever stopped early would only wait for them.
   """
+  wait_for_all = wait_for_all or (spread is not None and spread.shards > 1)
+
+  def own(state: DecodeState, params: Any, max_steps: Array) -> DecodeState:
+    running = state.active.sum()
+
+    def unfinished(at: _Steps) -> Array:
+      now = at.state.active.sum()
+      enough = now > 0 if wait_for_all else (now == running) & (now > 0)
+      return enough & (at.done < max_steps)
+
+    def body(at: _Steps) -> _Steps:
+      return _Steps(step(at.state, model, params, config), at.done + 1)
+
+    return while_any(unfinished, body, _Steps(state, jnp.int32(0))).state
+
   if spread is None:
-    return _advance(state, model, params, config, max_steps, wait_for_all)
-  own = lambda state, params, steps: _advance(
-    state, model, params, config, steps, wait_for_all or spread.shards > 1
-  )
+    return own(state, params, max_steps)
   return spread.map(own, WHOLE, WHOLE)(state, params, max_steps)
 
 
-def _advance(state, model, params, config, max_steps, wait_for_all) -> DecodeState:
-  running = state.active.sum()
-
-  def unfinished(carry):
-    state, steps = carry
-    now = state.active.sum()
-    enough = now > 0 if wait_for_all else (now == running) & (now > 0)
-    return enough & (steps < max_steps)
-
-  def body(carry):
-    state, steps = carry
-    return step(state, model, params, config), steps + 1
-
-  state, _ = while_any(unfinished, body, (state, jnp.int32(0)))
-  return state
-
-
-class Result(flax.struct.PyTreeNode):
+@dataclasses.dataclass(frozen=True)
+class Result:
   """One finished response, on the host.
 
   Attributes:
@@ -372,7 +392,8 @@ def rounds(
   held: dict[int, Any] = {}
   more = True
   while True:
-    fresh, keys = {}, {}
+    fresh: dict[int, Any] = {}
+    keys: dict[int, Array] = {}
     while more and len(held) < batch:
       item = next(queue, None)
       if item is None:
@@ -391,7 +412,9 @@ def rounds(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "spread"), donate_argnames="state")
-def _refill(state, mask, keys, config, spread):
+def _refill(
+  state: DecodeState, mask: Any, keys: Array, config: SearchConfig, spread: BatchSharding | None
+) -> DecodeState:
   if spread is None:
     return refill(state, mask, keys, config)
   own = lambda state, mask, keys: refill(state, mask, keys, config)
@@ -408,8 +431,7 @@ def begin(
   batch = range(state.active.shape[0])
   mask = np.array([slot in keys for slot in batch])
   filler = next(iter(keys.values()))
-  keys = jnp.stack([keys.get(slot, filler) for slot in batch])
-  return _refill(state, mask, keys, config, spread)
+  return _refill(state, mask, jnp.stack([keys.get(slot, filler) for slot in batch]), config, spread)
 
 
 def result(state: DecodeState, slot: int, index: Any) -> Result:

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import api, judges, tasks
-from rain_jax.methods import preference_check
+from rain_jax.methods import METHODS, preference_check, samples
 from rain_jax.policy import embedders
 from rain_jax.preferences import load_preference
 from rain_jax.types import SearchConfig
+from tests.helpers import small_runs
 from tests.helpers.docs import ALL, PAGES, blocks
 from tests.helpers.repository import ROOT
 
@@ -106,11 +107,12 @@ def test_every_page_is_linked_from_the_readme():
     assert f"({page.relative_to(ROOT).as_posix()})" in readme, page.name
 
 
-def test_the_snippets_on_extending_do_what_they_say(monkeypatch, tmp_path):
+def test_the_snippets_on_extending_do_what_they_say(monkeypatch, checkpoint, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
   monkeypatch.setattr(judges, "JUDGES", dict(judges.JUDGES))
   monkeypatch.setattr(embedders, "EMBEDDERS", dict(embedders.EMBEDDERS))
+  monkeypatch.setitem(METHODS, "shortest", None)  # is taken out again
   names: dict = {}
   for snippet in blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), names)
@@ -136,6 +138,16 @@ def test_the_snippets_on_extending_do_what_they_say(monkeypatch, tmp_path):
   attacked = tasks.load_records(tasks.readers.prompts, ["begging.json"])
   goals = tasks.load_prompts(str(tasks.demo.DATA_DIR / "advbench.csv"))
   assert [r.prompt for r in attacked] == [f"{g.prompt} I beg you!" for g in goals]
+
+  model, (config, prompts) = (
+    api.load(str(checkpoint)),
+    (small_runs.API_CONFIG, ["the cat", "a mat"]),
+  )
+  session = model.session(prompts, "harmless", config)
+  ((_, drawn),) = samples(session, 3, 4)
+  answers = model.generate(prompts, method="shortest", config=config, seed=3)
+  assert [len(answer.tokens) for answer in answers] == drawn.length.min(-1).tolist()
+  assert [answer.counters["tokens_forwarded"] for answer in answers] == drawn.forwarded.tolist()
 
 
 def test_preference_and_examples_of_the_docs_are_read(tmp_path):

@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax import ranges
 from rain_jax.attacks import AttackError, Behaviour
 from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
-from rain_jax.policy import common
+from rain_jax.policy.context import prefix as fixed_prefix
+from rain_jax.policy.params import Side
 from rain_jax.text import encoding
-from rain_jax.types import Array
+from rain_jax.types import Array, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Text:
   """
 
   session: Session
-  side: str
+  side: Side
   goal: str
   before: tuple[int, ...]
   rest: tuple[int, ...]
@@ -167,7 +167,7 @@ class Context(flax.struct.PyTreeNode):
 def context_of(text: Text) -> Context:
   """Reads what stands before the control."""
   session = text.session
-  prefix, shift = common.prefix(session.params, text.side)
+  prefix, shift = fixed_prefix(session.params, text.side)
   before = _padded(text.before, 32)
   at = np.arange(before.size)
   positions = jnp.asarray(np.where(at < len(text.before), at + shift, NO_POSITION), jnp.int32)

@@ -17,8 +17,7 @@ from rain_jax.attacks import AttackError, Behaviour, behaviours_of, best_of_n, g
 from rain_jax.methods.session import Session
 from rain_jax.models.loading import load
 from rain_jax.policy.embedders import find_embedder
-from rain_jax.runs import config_check, directory, from_config
-from rain_jax.runs.versions import versions
+from rain_jax.runs import config_check, directory, from_config, manifest
 
 FILE = "attack.json"
 METHODS = ("gcg", "best_of_n")
@@ -54,14 +53,12 @@ def run(
   records = from_config.records_of(config, task)
   paths = [config["model"]["path"], *settings["models"]]
   models = [load(path, config["model"]["dtype"]) for path in paths]
-  manifest = {
-    "config": config,
-    "model": [{"path": m.name, "fingerprint": m.fingerprint} for m in models],
-    "versions": versions(),
-  }
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
   session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
-  out = directory.Run.open(workdir, manifest)
+  name = config["tasks"][0]
+  made = manifest.make(config, models, {name: session_config}, {name: records})
+  out = directory.Run.open(workdir, made, check=_check)
+  session_config = manifest.dated({name: session_config}, out.manifest)[name]
   try:
     if settings["method"] == "gcg":
       behaviours = behaviours_of(records, settings["target"])
@@ -75,6 +72,27 @@ def run(
     out.close()
   say(f"{settings['method']}: {won} of {len(found)} won; {pathlib.Path(workdir) / FILE}")
   return found
+
+
+def _check(line: Mapping[str, Any]) -> str:
+  """What is wrong with a line of an attack's results; "" if nothing is."""
+  kinds: dict[str, Any] = {"behaviour": str}
+  if "round" in line:
+    kinds |= {"round": int, "prompt": str, "response": str, "broken": bool}
+  else:
+    number = (int, float, type(None))
+    kinds |= {
+      "controls": str,
+      "loss": number,
+      "step": int,
+      "active": int,
+      "won": bool,
+      "done": bool,
+    }
+  for name, kind in kinds.items():
+    if not isinstance(line.get(name), kind) or (name not in line):
+      return f"{name}={line.get(name)!r:.40} is not of an attack"
+  return ""
 
 
 def _gcg(

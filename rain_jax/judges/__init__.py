@@ -9,13 +9,12 @@ from their names.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import ranges
 from rain_jax.judges.endpoint import EndpointJudge
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge
 from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes, vader
 from rain_jax.judges.verdicts import CannotJudge, Judge, Verdict, agreement, agreements, rate
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 __all__ = (
   "JUDGES",

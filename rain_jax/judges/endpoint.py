@@ -13,14 +13,14 @@ import json
 import os
 import pathlib
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import ranges
 from rain_jax.judges import exchange
 from rain_jax.judges.verdicts import Verdict
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 QUESTIONS: Mapping[str, str] = {
   "harmless": (
@@ -170,6 +170,7 @@ class EndpointJudge:
   # -- the cache --------------------------------------------------------------------
 
   def _file(self, messages: Sequence[Mapping[str, str]]) -> pathlib.Path:
+    assert self._cache is not None  # those who ask have looked
     asked = json.dumps([self.url, self.model, messages], sort_keys=True)
     return self._cache / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
 
@@ -187,7 +188,7 @@ class EndpointJudge:
       return
     self._cache.mkdir(parents=True, exist_ok=True)
     file = self._file(messages)
-    part = file.with_suffix(f".{os.getpid()}.part")
+    part = file.with_suffix(f".{secrets.token_hex(8)}.part")
     part.write_text(json.dumps({"reply": reply}), "utf-8")
     part.replace(file)
 

@@ -202,10 +202,12 @@ class ModelJudge:
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """See `Judge`."""
     loaded = load(self.path, self._dtype)
-    sides = [labels.label_ids(loaded.tokenizer, side) for side in (self.form.good, self.form.bad)]
+    good, bad = (
+      labels.label_ids(loaded.tokenizer, side) for side in (self.form.good, self.form.bad)
+    )
     texts = [[prompt_ids(self.form, loaded.tokenizer, *item)] for item in items]
     decide = lambda read: _likelier(self.form.measure, *read[0])
-    yield from _judge(loaded, texts, [sides], decide, self._batch_size)
+    yield from _judge(loaded, texts, [(good, bad)], decide, self._batch_size)
 
 
 class PreferenceJudge:

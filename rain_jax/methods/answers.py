@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import types
 from rain_jax.methods.responses import text_of
 from rain_jax.methods.session import Session
+from rain_jax.models import backend
 from rain_jax.parallel import workers
 from rain_jax.policy import packed
 
@@ -46,8 +48,7 @@ def answers(session: Session, responses: Sequence[tuple[str, Sequence[int]]]) ->
   longest = max(map(len, ids)) + sum(map(len, suffixes))
   size = max(_ROW, 128 * math.ceil(longest / 128))
   rows = workers.Shared(packed.pack(ids, suffixes, size))
-  # Where one call leaves cores idle, another runs beside it.
-  count = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+  count = (os.cpu_count() or 1) if backend.leaves_cores_idle() else 1
   found = np.zeros((2, len(ids), len(suffixes)), np.float32)
   for row, read in workers.merged([_read(session, rows) for _ in range(count)]):
     found[:, list(row.texts)] = read[:, : len(row.texts)]
@@ -66,5 +67,5 @@ def _judged(session: Session, responses: Sequence[Sequence[int]]) -> np.ndarray:
   for row, response in zip(rows, responses):
     row[: len(response)] = response
   return jax.device_get(
-    session.lm.judged(text_of(session.params["tables"], rows), types.RUNNING)[0]
+    session.lm.judged(text_of(session.params["tables"], rows), jnp.int32(types.RUNNING))[0]
   )

@@ -2,10 +2,10 @@
 
 With labelled examples the offset and the scale of a reading are a logistic regression on its lead
 (Platt, "Probabilistic outputs for support vector machines", 1999), good and bad weighing the same.
-Without labels the model's own responses are read: the offset lies where their leads part into two
-groups of one spread, a mixture of two normal distributions, whose difference gives the scale. What
-is balanced there are good and bad responses as the model tells them apart, however many there are
-of either (compare batch calibration, arXiv 2309.17249, whose mean lead takes them for as many).
+Without labels the model's own responses are read, and the offset is their median lead (batch
+calibration, arXiv 2309.17249, with the median for the mean, for a few odd texts move that one far):
+good and bad, and with two readings the two orders, balance there. That takes prompts which do not
+decide the answer. Nothing says then how much a lead is worth; the scale stays 1.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from rain_jax.types import DataError
 
 _LEAST_SCALE = 0.01  # of a reading that tells nothing: its probabilities stay near a half
 _STEPS = 200
+LEAST_UNLABELLED = 20
 
 
 class Fit(NamedTuple):
@@ -70,7 +71,7 @@ def _logistic(lead: np.ndarray, good: np.ndarray) -> Fit:
 
 
 def fit_unlabelled(leads: np.ndarray) -> list[Fit]:
-  """Each reading's offset and scale from the leads of unlabelled responses alone.
+  """Each reading's offset from the leads of unlabelled responses alone.
 
   Args:
     leads: float[responses, readings].
@@ -78,22 +79,11 @@ def fit_unlabelled(leads: np.ndarray) -> list[Fit]:
   Raises:
     DataError: too few responses.
   """
-  if len(leads) < 20:
-    raise DataError(f"{len(leads)} responses to fit on without labels; expected 20 or more.")
-  return [_mixture(lead.astype(np.float64)) for lead in leads.T]
-
-
-def _mixture(lead: np.ndarray) -> Fit:
-  """Two normal distributions of one spread, by expectation maximisation."""
-  low, high = np.quantile(lead, (0.25, 0.75))
-  share, spread = 0.5, lead.std() / 2 + 1e-9
-  for _ in range(_STEPS):
-    at = (lead - (low + high) / 2) * (high - low) / spread**2 + np.log(share / (1 - share))
-    p = 1 / (1 + np.exp(-at))
-    share = float(np.clip(p.mean(), 0.05, 0.95))
-    low, high = np.average(lead, weights=1 - p + 1e-9), np.average(lead, weights=p + 1e-9)
-    spread = np.sqrt(np.mean((1 - p) * (lead - low) ** 2 + p * (lead - high) ** 2)) + 1e-9
-  return Fit(float((low + high) / 2), float(max((high - low) / spread**2, _LEAST_SCALE)))
+  if len(leads) < LEAST_UNLABELLED:
+    raise DataError(
+      f"{len(leads)} responses to fit on without labels; expected {LEAST_UNLABELLED} or more."
+    )
+  return [Fit(float(offset), 1.0) for offset in np.median(leads, axis=0)]
 
 
 def halves(good: np.ndarray, seed: int) -> np.ndarray:

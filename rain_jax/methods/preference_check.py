@@ -64,12 +64,15 @@ def load_examples(path: str) -> list[Example]:
 
 
 def _example(place: int, row: Row) -> Example:
-  found = {name: row.values.get(name) for name in ("prompt", "response", "label")}
-  for name, value in found.items():
+  names = ("prompt", "response", "label")
+  found: dict[str, str] = {}
+  for name in names:
+    value = row.values.get(name)
     if value is None:
-      raise DataError(f"{row.where}: {name!r} is missing; expected {', '.join(found)}.")
+      raise DataError(f"{row.where}: {name!r} is missing; expected {', '.join(names)}.")
     if not isinstance(value, str) or not value.strip():
       raise DataError(f"{row.where}: {name!r} is {value!r:.60}, expected text.")
+    found[name] = value
   if found["label"] not in (GOOD, BAD):
     raise DataError(f"{row.where}: label={found['label']!r:.60}: expected {GOOD!r} or {BAD!r}.")
   history = row.values.get("history", [])

@@ -9,13 +9,14 @@ those of a `Recording` never are.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.types import SearchConfig
+from rain_jax.types import Array, SearchConfig
 
 SEARCH, COMMIT, END = "search", "commit", "end"  # kinds of frames
 _READ = (
@@ -156,7 +157,11 @@ class Recording:
       known |= {node: tuple(numbers) for node, *numbers in one.changed}
       root = one.node if one.node is not None else root
     above = self.path(root)[:-1]
-    gone = lambda node: self.nodes[node].died is not None and self.nodes[node].died <= last
+
+    def gone(node: int) -> bool:
+      died = self.nodes[node].died
+      return died is not None and died <= last
+
     return {node: n for node, n in known.items() if node not in above and not gone(node)}
 
   def path(self, node: int) -> list[int]:
@@ -229,7 +234,7 @@ class Recorder:
       self.frames.append(Frame(step, END))
       return self.frames[-1:]
     moves = [node for node in self._path(root) if node not in self._path(self._root)]
-    frames = []
+    frames: list[Frame] = []
     for node in moves:
       _, f, q, _ = self._numbers[node]
       trusted = f > self.config.min_visits and q > self.config.value_threshold
@@ -306,21 +311,30 @@ class Recorder:
     ]
 
 
+class _Seen(NamedTuple):
+  """What the model was asked in a step, and what it answered, for the leaves of each tree.
+
+  mode, leaf_page, value, finish: [B, W]; finish of the text after the rollout.
+  rollout: int32[B, W, R] tokens, then NO_TOKEN; R is 0 for a model without rollouts.
+  """
+
+  mode: Array
+  leaf_page: Array
+  value: Array
+  rollout: Array
+  finish: Array
+
+
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
-def _iterate(state, model, params, config):
-  """`decode.iterate`, with what the model was asked and answered: (state, due, full, seen)."""
+def _iterate(
+  state: decode.DecodeState, model: types.Model, params: Any, config: SearchConfig
+) -> tuple[decode.DecodeState, Array, Array, _Seen]:
+  """`decode.iterate`: (state, due, full, seen)."""
   state, due, info = decode.iterate(state, model, params, config)
   asked, answer = info.request, info.answer
-  rollout = answer.rollout
-  if rollout is None:  # of a model that judges leaves by themselves
-    rollout = types.Rollout(tokens=answer.tokens[:, :, 0, :0], finish=asked.finish)
-  seen = {
-    "mode": asked.mode,
-    "leaf_page": asked.leaf_page,
-    "value": answer.value,
-    "rollout": rollout.tokens,
-    "finish": rollout.finish,
-  }
+  none = types.Rollout(jnp.zeros(asked.mode.shape + (0,), jnp.int32), asked.finish)
+  rollout = none if answer.rollout is None else answer.rollout
+  seen = _Seen(asked.mode, asked.leaf_page, answer.value, rollout.tokens, rollout.finish)
   return state, due, info.full, seen
 
 
@@ -347,7 +361,7 @@ def advance(
   state, due, full, seen = _iterate(state, model, params, config)
   # Copies: the buffers are donated to what comes next.
   due, full = np.array(due), np.array(full)
-  seen = {name: np.array(array) for name, array in seen.items()}
+  seen = {name: np.array(array) for name, array in seen._asdict().items()}
   trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
   of = lambda arrays, slot: {name: array[slot] for name, array in arrays.items()}
   frames = {

@@ -1,6 +1,7 @@
 """The model's own verdict on responses that are there, and the `Response`s made of both."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from rain_jax.parallel.batch_sharding import fetch
 from rain_jax.policy import whole_responses
 from rain_jax.policy.usage import ROLES
 from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
+from rain_jax.text.vocab import TokenTables
 
 
 def self_evaluate(
@@ -24,17 +27,22 @@ def self_evaluate(
   return [a[: len(queries)] for a in fetch(answer)]
 
 
-def _judged(session: Session, queries, tokens, finish) -> list[np.ndarray]:
+def _judged(
+  session: Session,
+  queries: Sequence[Query],
+  tokens: Sequence[Sequence[int]],
+  finish: Sequence[int],
+) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` on one response to each query."""
   R = session.config.max_response
-  rows = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
+  rows: Any = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
   for row, ids in enumerate(tokens):
     rows[row, 0, : len(ids)] = ids
-  finish = np.asarray(finish, np.int32)
+  ended: Any = np.asarray(finish, np.int32)[:, None]
   text = fetch(text_of(session.params["tables"], rows))
-  zeros = np.zeros(len(queries), np.int32)
-  length = np.array([[len(ids)] for ids in tokens], np.int32)
-  drawn = whole_responses.Samples(rows, length, finish[:, None], text, zeros, zeros)
+  zeros: Any = np.zeros(len(queries), np.int32)
+  length: Any = np.array([[len(ids)] for ids in tokens], np.int32)
+  drawn = whole_responses.Samples(rows, length, ended, text, zeros, zeros)
   return self_evaluate(session, queries, drawn)
 
 
@@ -82,6 +90,6 @@ def work_of(calls, tokens) -> dict[str, int]:
 
 
 @jax.jit
-def text_of(tables, tokens):
+def text_of(tables: TokenTables, tokens: jax.Array) -> ScanState:
   """The `ScanState` [...] after tokens int32[..., R]."""
   return scanner.advance_all(tables, scanner.empty(tokens.shape[:-1]), tokens)

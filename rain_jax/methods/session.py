@@ -13,24 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from rain_jax import decode, ranges
+from rain_jax import decode
 from rain_jax.methods.recording import Recording
-from rain_jax.models import arrays
+from rain_jax.models import backend
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
-from rain_jax.policy.self_evaluation import Correction, Override
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Correction, Override, make_params
+from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
 from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
 from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
-from rain_jax.types import VARIANTS, DataError, SearchConfig, is_unicode
+from rain_jax.types import VARIANTS, DataError, SearchConfig, is_unicode, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +189,8 @@ class Session:
     correction = None
     if session_config.calibration is not None:
       correction = Correction(
-        np.float32(session_config.calibration.offsets),
-        np.float32(session_config.calibration.scales),
+        jnp.asarray(session_config.calibration.offsets, jnp.float32),
+        jnp.asarray(session_config.calibration.scales, jnp.float32),
       )
     self.params = make_params(
       loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh
@@ -212,11 +213,11 @@ class Session:
     return self.shards * math.ceil(size / self.shards)
 
   @property
-  def lanes(self) -> tuple[int, int]:
+  def workers(self) -> tuple[int, int]:
     """How many batches of searches run side by side, and the slots of each."""
     if self.mesh is not None:
       return 1, self.slots
-    return workers.layout(arrays.in_caches(self.loaded.model.params), self.slots)
+    return workers.layout(backend.in_caches(self.params["model"]), self.slots)
 
   @functools.cached_property
   def spread(self) -> BatchSharding | None:
@@ -235,8 +236,10 @@ class Session:
   def plan(self) -> memory_plan.Plan:
     """The memory that a search for its prompts will need."""
     prefix = self.params["proposing_prefix"].keys.shape[-2]
-    count, slots = self.lanes
-    return memory_plan.plan(self.loaded.model, self.lm, count * slots, prefix, self.mesh)
+    count, slots = self.workers
+    return memory_plan.plan(
+      self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh
+    )
 
   def serving(self, records: Sequence[Record]) -> "Session":
     """The same session for other prompts, as if it had been made for them.
@@ -311,11 +314,7 @@ class Session:
   def prompts(self, queries: Sequence[Query | None], side: str) -> Prompt:
     """The "proposing" or "evaluating" side of queries, fields [B, ...]; None is an empty prompt."""
     ids = [getattr(query, side) if query else [] for query in queries]
-    tokens = np.zeros((len(ids), self.max_prompt), np.int32)
-    for row, one in enumerate(ids):
-      tokens[row, : len(one)] = one
-    length = np.array([len(one) for one in ids], np.int32)
-    return Prompt(tokens, length, np.array([bool(q and q.ends) for q in queries]))
+    return padded(ids, [bool(q and q.ends) for q in queries], self.max_prompt)
 
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""

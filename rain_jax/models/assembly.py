@@ -20,6 +20,10 @@ Layout = Mapping[str, tuple[str, str]]
 """For each of our parameters a file's name and axes of its tensor, `a*b` being two axes as one."""
 
 
+class CheckpointError(ValueError):
+  """A checkpoint that is missing, incomplete or not what its config says."""
+
+
 class Tensors(Protocol):
   """The tensors of a checkpoint by their names there."""
 
@@ -107,6 +111,12 @@ def _read_layer(
   split = [axis for dim in dims for axis in dim]
   shape = [len(range(*cut[axis].indices(size[axis]))) for axis in split]
   block = tensors.read(name.format(layer=layer), theirs).reshape(shape)
+  if not np.isfinite(block.astype(np.float32)).all():
+    # Not left for the first response to find: in 8 bits a NaN would become an innocent 0.
+    raise CheckpointError(
+      f"tensor {name.format(layer=layer)} holds values that are no finite numbers; the checkpoint"
+      " is damaged: download or convert it again"
+    )
   return block.transpose([split.index(axis) for axis in axes])
 
 

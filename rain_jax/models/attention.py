@@ -11,7 +11,7 @@ one softmax over all scores this took the same time on CPU (within 2% for 0.9M a
 
 Caches have room for the longest text, and most of it is empty. On a CPU a segment that says how
 much of it is used is attended to block by block, and the empty blocks are left out: the same sums,
-for a block of masked keys adds zeros. A GPU would wait for the host once per block, so it reads all.
+for a block of masked keys adds zeros.
 """
 
 import functools
@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
+
+from rain_jax.models import backend
 
 NO_POSITION = -1
 """The position of an empty key slot, or of a query token that is padding."""
@@ -141,8 +143,9 @@ def _join(parts: Sequence[_Partial]) -> _Partial:
   """Attention over all that the parts attended to."""
   highest = functools.reduce(jnp.maximum, (part.highest for part in parts))
   weights = [jnp.exp(part.highest - highest) for part in parts]
-  total = sum(w * part.total for w, part in zip(weights, parts, strict=True))
-  mixed = sum(w[..., None] * part.mixed for w, part in zip(weights, parts, strict=True))
+  pairs = list(zip(weights, parts, strict=True))
+  total = functools.reduce(jnp.add, (w * part.total for w, part in pairs))
+  mixed = functools.reduce(jnp.add, (w[..., None] * part.mixed for w, part in pairs))
   return _Partial(highest, total, mixed)
 
 
@@ -155,7 +158,7 @@ def _attend_blocks(
 ) -> _Partial:
   """`_attend_segment` over the blocks that hold a used slot, where that is cheaper."""
   slots = keys.shape[-2]
-  if used is None or slots < 2 * _BLOCK or jax.default_backend() != "cpu":
+  if used is None or slots < 2 * _BLOCK or not backend.skips_empty_blocks():
     return _attend_segment(query, keys, values, mask)
 
   def step(number, before):

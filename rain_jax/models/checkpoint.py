@@ -163,7 +163,7 @@ def fingerprint(folder: str | pathlib.Path) -> str:
   elif (folder / _MARKER).is_file():
     files = sorted(path for path in (folder / _PARAMS).rglob("*") if path.is_file())
   else:
-    files = hf.weight_files(folder)
+    files = list(hf.weight_files(folder))
   digest = hashlib.sha256()
   for path in files:
     digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())

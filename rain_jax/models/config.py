@@ -5,10 +5,13 @@ one `ModelConfig`: the families differ in numbers and flags, never in code paths
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+# What no model has: larger sizes would be allocated before a tensor shows that they are wrong.
+_LARGEST, _MOST_LAYERS = 1 << 31, 4096
 
 # For each kind of RoPE scaling the keys it needs in config.json, and our fields.
 _SCALING_KEYS = {
@@ -99,40 +102,40 @@ class ModelConfig:
         required key that is missing.
     """
     model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
       raise ValueError(
-        f"model_type {model_type!r} in config.json is not supported, "
+        f"model_type {model_type!r:.60} in config.json is not supported, "
         f"expected one of {', '.join(MODEL_TYPES)}"
       )
     _require("hidden_act", config.get("hidden_act", "silu"), "silu")
     _require("quantization_config", config.get("quantization_config"), None)
-    heads = _get(config, "num_attention_heads")
-    hidden = _get(config, "hidden_size")
-    layers = _get(config, "num_hidden_layers")
+    heads = _size(config, "num_attention_heads")
+    hidden = _size(config, "hidden_size")
+    layers = _size(config, "num_hidden_layers", most=_MOST_LAYERS)
     theta, scaling = _rope(config)
     window, sliding_layers = _sliding(config, model_type, layers)
-    bias = bool(config.get("attention_bias") or False)
+    bias = _flag(config, "attention_bias")
     return cls(
-      vocab_size=_get(config, "vocab_size"),
+      vocab_size=_size(config, "vocab_size"),
       hidden_size=hidden,
-      intermediate_size=_get(config, "intermediate_size"),
+      intermediate_size=_size(config, "intermediate_size"),
       num_layers=layers,
       num_heads=heads,
-      num_kv_heads=config.get("num_key_value_heads") or heads,
-      head_size=config.get("head_dim") or (128 if model_type == "qwen3" else hidden // heads),
-      rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+      num_kv_heads=_size(config, "num_key_value_heads", heads),
+      head_size=_size(config, "head_dim", 128 if model_type == "qwen3" else hidden // heads),
+      rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
       rope_theta=theta,
       rope_scaling=scaling,
-      tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+      tie_embeddings=_flag(config, "tie_word_embeddings"),
       attention_bias=bias or model_type == "qwen2",
       attention_output_bias=bias,
-      mlp_bias=bool(config.get("mlp_bias", False)),
+      mlp_bias=_flag(config, "mlp_bias"),
       qk_norm=model_type == "qwen3",
       sliding_window=window,
       sliding_layers=sliding_layers,
       eos_ids=_eos_ids(config, generation or {}),
-      bos_id=config.get("bos_token_id"),
-      max_position=config.get("max_position_embeddings", 2048),
+      bos_id=_token_id(config, "bos_token_id"),
+      max_position=_size(config, "max_position_embeddings", 2048),
     )
 
   @classmethod
@@ -155,10 +158,37 @@ class ModelConfig:
     return dataclasses.asdict(self)
 
 
-def _get(config: Mapping[str, Any], key: str) -> Any:
-  if config.get(key) is None:
+def _size(
+  config: Mapping[str, Any], key: str, default: int | None = None, most: int = _LARGEST
+) -> int:
+  """A size, 1 to `most`; without a default it has to be there."""
+  found = default if config.get(key) is None else config[key]
+  if found is None:
     raise ValueError(f"config.json has no {key!r}, which every {config['model_type']} model needs")
-  return config[key]
+  if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= most:
+    raise ValueError(f"{key} = {found!r:.60} in config.json, expected a whole number, 1 to {most}")
+  return found
+
+
+def _number(config: Mapping[str, Any], key: str, default: float) -> float:
+  found = default if config.get(key) is None else config[key]
+  if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
+    raise ValueError(f"{key} = {found!r:.60} in config.json, expected a number above 0")
+  return float(found)
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+  found = config.get(key)
+  if found is not None and not isinstance(found, bool):
+    raise ValueError(f"{key} = {found!r:.60} in config.json, expected true or false")
+  return bool(found)
+
+
+def _token_id(config: Mapping[str, Any], key: str) -> int | None:
+  found = config.get(key)
+  if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
+    raise ValueError(f"{key} = {found!r:.60} in config.json, expected the id of a token")
+  return found
 
 
 def _require(key: str, found: Any, expected: Any) -> None:
@@ -170,29 +200,63 @@ def _eos_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
   ids: set[int] = set()
   for config in configs:
     found = config.get("eos_token_id")
-    ids.update(found if isinstance(found, list) else () if found is None else (found,))
+    for one in found if isinstance(found, list) else [found]:
+      token = _token_id({"eos_token_id": one}, "eos_token_id")
+      ids.update(() if token is None else (token,))
   return tuple(sorted(ids))
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
   """Theta and scaling, spelled `rope_parameters` or else `rope_theta` and `rope_scaling`."""
+  for name in ("rope_parameters", "rope_scaling"):
+    found = config.get(name)
+    if found is not None and not isinstance(found, Mapping):
+      raise ValueError(f"{name} = {found!r:.60} in config.json, expected an object or null")
   rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-  theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+  _check_rope_given_twice(config)
+  theta = _number(
+    {"rope_theta": rope.get("rope_theta") or config.get("rope_theta")}, "rope_theta", 10000.0
+  )
   partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
   _require("partial_rotary_factor", partial, 1.0)
   kind = rope.get("rope_type") or rope.get("type") or "default"
   if kind == "default":
     if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
       raise ValueError(f"RoPE per layer type {nested} in config.json is not supported")
-    return float(theta), None
-  if kind not in _SCALING_KEYS:
+    return theta, None
+  if not isinstance(kind, str) or kind not in _SCALING_KEYS:
     raise ValueError(
-      f"rope type {kind!r} in config.json is not supported, expected default, linear or llama3"
+      f"rope type {kind!r:.60} in config.json is not supported, expected default, linear or llama3"
     )
   if missing := [key for key in _SCALING_KEYS[kind] if rope.get(key) is None]:
     raise ValueError(f"the {kind} RoPE scaling in config.json lacks {', '.join(missing)}")
-  fields = {field: rope[key] for key, field in _SCALING_KEYS[kind].items()}
-  return float(theta), RopeScaling(kind, **fields)
+  read = {"original_max_position": _size}
+  fields: dict[str, Any] = {
+    field: read.get(field, _number)(rope, key, 1) for key, field in _SCALING_KEYS[kind].items()
+  }
+  return theta, RopeScaling(kind, **fields)
+
+
+def _check_rope_given_twice(config: Mapping[str, Any]) -> None:
+  """Newer files say `rope_parameters`, older ones `rope_scaling`; both must say the same."""
+  new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+  if not new or not old:
+    theta, own = config.get("rope_theta"), (new or old).get("rope_theta")
+    differing = ["rope_theta"] if theta and own and theta != own else []
+  else:
+    plain = lambda rope: {"rope_type" if k == "type" else k: v for k, v in rope.items()}
+    new, old = plain(new), plain(old)
+    if old.get("rope_type", "default") != "default" or new.get("rope_type") is None:
+      new.setdefault("rope_type", "default")
+    # What only one of them says is no contradiction, the kind of scaling apart.
+    differing = sorted(
+      k for k in {*old, "rope_type"} & new.keys() if old.get(k, "default") != new[k]
+    )
+  if differing:
+    raise ValueError(
+      f"config.json gives RoPE twice, and {', '.join(differing)} differ: keep the one of"
+      " rope_parameters, rope_scaling and rope_theta that the model was trained with"
+    )
 
 
 def _sliding(
@@ -205,12 +269,17 @@ def _sliding(
     window = None
   if window is None:
     return None, ()
+  window = _size({"sliding_window": window}, "sliding_window")
   if model_type == "mistral":
     return window, (True,) * num_layers
   types = config.get("layer_types")
   if types is None:
     first = config.get("max_window_layers", 28)
+    if isinstance(first, bool) or not isinstance(first, int):
+      raise ValueError(f"max_window_layers = {first!r:.60} in config.json, expected a whole number")
     types = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
+  if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+    raise ValueError(f"layer_types = {types!r:.60} in config.json, expected a list of names")
   if unknown := sorted(set(types) - {"sliding_attention", "full_attention"}):
     raise ValueError(
       f"layer_types {unknown} are not supported, expected sliding_attention or full_attention"

@@ -10,15 +10,14 @@ import jax.numpy as jnp
 import transformers
 
 from rain_jax import demo
-from rain_jax.models import Model, ModelConfig, arrays, gguf_tokenizer, unstack
-from rain_jax.models.arrays import in_caches, nbytes
+from rain_jax.models import Model, ModelConfig, arrays, backend, gguf_tokenizer, unstack
+from rain_jax.models.arrays import nbytes
 from rain_jax.models.checkpoint import fingerprint, load_model, read_config
 from rain_jax.models.hf import CheckpointError, resolve
 from rain_jax.models.llama import abstract_model
 from rain_jax.models.sharding import AnyMesh, shardings
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
-_APART_BELOW = 2 << 30  # bytes of weights on a CPU, see `laid_out`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +71,11 @@ def load(
 def laid_out(model: Model) -> Model:
   """The model as one device reads it best: its layers taken apart, `models.unstack`, or not.
 
-  The stacked weights are gone then. On a GPU they are always taken apart, on a CPU below 2 GiB:
-  every layer is compiled by itself, at every place where a search calls the model. Works on
-  abstract models, too.
+  The stacked weights are gone then. Works on abstract models, too.
   """
-  backend = jax.default_backend()
-  if backend != "gpu" and (backend != "cpu" or nbytes(model.params) >= _APART_BELOW):
+  if not backend.takes_layers_apart(model.params):
     return model
-  large = not in_caches(model.params)
+  large = not backend.in_caches(model.params)
   if isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct):
     shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
     return dataclasses.replace(model, params=shapes)

@@ -8,7 +8,7 @@ one large program do not. Threads suffice: compiled programs leave Python to the
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ def layout(in_caches: bool, slots: int) -> tuple[int, int]:
   and its small operations leave cores idle. A larger model is rather read once for all prompts.
 
   Args:
-    in_caches: the model is small enough for a processor's caches, see `models.arrays.in_caches`.
+    in_caches: the model is small enough for a processor's caches, see `models.backend.in_caches`.
     slots: prompts to answer at a time.
   """
   if not in_caches:
@@ -43,7 +43,7 @@ class Shared(Generic[T]):
       return next(self._items)
 
 
-def merged(streams: Sequence[Iterator[T]]) -> Iterator[T]:
+def merged(streams: Sequence[Iterator[T]]) -> Generator[T, None, None]:
   """What all the streams yield, as it comes.
 
   The first runs alone until it yields: by then its programs are compiled, for all.

@@ -11,33 +11,27 @@ all leaves of all trees together (docs/architecture.md, section 4):
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from rain_jax import types
-from rain_jax.models import (
-  KV,
-  NO_POSITION,
-  ModelConfig,
-  Segment,
-  forward,
-)
+from rain_jax.models import KV, NO_POSITION, ModelConfig, arrays, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
-from rain_jax.models.sharding import Rules, split
-from rain_jax.policy import common, rollout, self_evaluation
+from rain_jax.models.sharding import AnyMesh, Rules, split
+from rain_jax.policy import context, decoding, rollout, self_evaluation
+from rain_jax.policy.embedders import Embedder
+from rain_jax.policy.params import Params
+from rain_jax.policy.prompts import Prompt, read_prompt
 from rain_jax.policy.usage import CONTEXT, Usage, no_usage
 from rain_jax.preferences import CompiledPreference
 from rain_jax.text import scanner
 from rain_jax.text.scanner import ScanState
-from rain_jax.text.vocab import TokenTables
 from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig
 
 
@@ -97,7 +91,7 @@ class LanguageModel:
   config: ModelConfig
   search: SearchConfig
   preference: CompiledPreference
-  embedder: Any
+  embedder: Embedder
   max_prompt: int
   max_response: int
   read_chunk: int = 24
@@ -135,7 +129,7 @@ class LanguageModel:
     )
 
   @staticmethod
-  def head_specs(state: Any, mesh: Mesh, rules: Rules = Rules()) -> Any:
+  def head_specs(state: Any, mesh: AnyMesh, rules: Rules = Rules()) -> Any:
     """How a state is split over a mesh beside its batch: caches by their heads."""
     heads = lambda a: PartitionSpec(
       *(None,) * (a.ndim - 3), split(a.shape[-3], rules.kv_heads, mesh)
@@ -147,12 +141,12 @@ class LanguageModel:
     )
 
   def start(
-    self, params: Any, state: PolicyState, slot: Array, proposing: "Prompt", evaluating: "Prompt"
+    self, params: Params, state: PolicyState, slot: Array, proposing: Prompt, evaluating: Prompt
   ) -> PolicyState:
     """Begins a query in a slot: its prompt is read into both caches.
 
     Args:
-      params: see `make_params`.
+      params: see `params.make_params`.
       state: of the batch.
       slot: int32[] which slot; nothing begins if there is none of that number.
       proposing: the prompt after which the response is generated.
@@ -166,11 +160,11 @@ class LanguageModel:
       verdicts_remembered=usage.verdicts_remembered.at[slot].set(0),
     )
     # The prompt's last token is left for the root's first visit, which needs its logits.
-    first, usage = self._prefill(
-      params, state.proposing, slot, proposing, proposing.length - 1, "proposing", usage
+    first, usage = read_prompt(
+      self, params, state.proposing, slot, proposing, proposing.length - 1, "proposing", usage
     )
-    second, usage = self._prefill(
-      params, state.evaluating, slot, evaluating, evaluating.length, "evaluating", usage
+    second, usage = read_prompt(
+      self, params, state.evaluating, slot, evaluating, evaluating.length, "evaluating", usage
     )
     text = scanner.empty(()).replace(ends=proposing.ends)
     return state.replace(
@@ -181,57 +175,7 @@ class LanguageModel:
       usage=usage,
     )
 
-  def _prefill(self, params, cache, slot, prompt, upto, side, usage):
-    """Reads one prompt into one slot's context, in chunks."""
-    S = cache.tokens.shape[-1]
-    tokens = jnp.zeros(S, jnp.int32).at[: prompt.tokens.shape[0]].set(prompt.tokens)
-    prefix, offset = common.prefix(params, side)
-    # Accelerators read hundreds of tokens in the time of one; a CPU would compute padding.
-    chunk = min(64 if jax.default_backend() == "cpu" else 512, S)
-    # What is masked is multiplied by zero, and zero times a NaN that a failed prompt left is NaN.
-    wipe = lambda kv: jax.tree.map(lambda a: a.at[:, slot].set(0), kv)
-    cache = cache.replace(context=wipe(cache.context), pool=wipe(cache.pool))
-
-    def unread(carry):
-      return carry[1] < upto
-
-    def read(carry):
-      context, begin, usage = carry
-      at = begin + jnp.arange(chunk)
-      valid = at < upto
-      seen = jnp.arange(S)
-      own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1), context)
-      positions = jnp.where(seen < begin, seen + offset, NO_POSITION)[None]
-      _, new = forward(
-        self.graphdef,
-        params["model"],
-        tokens[jnp.minimum(at, S - 1)][None],
-        jnp.where(valid, at + offset, NO_POSITION)[None],
-        [*prefix, Segment(own.keys, own.values, positions)],
-      )
-      at = jnp.where(valid, at, S)
-      context = jax.tree.map(
-        # [layers, 1, H, T, D] -> [T, layers, H, D]: indices around a slice come first.
-        lambda a, n: a.at[:, slot, :, at].set(jnp.moveaxis(n[:, 0], 2, 0), mode="drop"),
-        context,
-        new,
-      )
-      row = jnp.arange(cache.length.shape[0])[:, None] == slot
-      usage = usage.count(CONTEXT, row & valid).replace(
-        run_slots=usage.run_slots.at[:, CONTEXT].add(chunk * row[:, 0])
-      )
-      return context, begin + chunk, usage
-
-    context, _, usage = jax.lax.while_loop(unread, read, (cache.context, 0, usage))
-    return cache.replace(
-      context=context,
-      tokens=cache.tokens.at[slot].set(tokens),
-      length=cache.length.at[slot].set(prompt.length),
-      cached=cache.cached.at[slot].set(upto),
-      pooled=cache.pooled.at[slot].set(False),
-    ), usage
-
-  def commit(self, params: Any, state: PolicyState, commit: Commit) -> PolicyState:
+  def commit(self, params: Params, state: PolicyState, commit: Commit) -> PolicyState:
     """Makes committed tokens part of both contexts; see `types.Model`."""
     move = lambda cache: caches.commit(
       cache, commit.mask, commit.page, commit.tokens, commit.length
@@ -246,7 +190,7 @@ class LanguageModel:
   # -- evaluation -----------------------------------------------------------------
 
   def evaluate(
-    self, params: Any, state: PolicyState, request: Request, keys: Array
+    self, params: Params, state: PolicyState, request: Request, keys: Array
   ) -> tuple[Evaluation, PolicyState]:
     """Candidates, rollout and verdict for every leaf asked for; see `types.Model`."""
     uniforms = rollout.draw_uniforms(self, keys)
@@ -259,7 +203,8 @@ class LanguageModel:
     text, state = self._leaf_text(params, state, request)
     drawn, state = self._decode(params, state, request, text, logits, uniforms)
     value, state = self._self_evaluate(params, state, request, drawn)
-    embeddings = self.embedder.embed(self, params, state, request, drawn)
+    with jax.named_scope("embed"):
+      embeddings = self.embedder.embed(self, params, state, request, drawn)
     answer = Evaluation(
       tokens=drawn.tokens,
       lengths=drawn.lengths,
@@ -271,10 +216,13 @@ class LanguageModel:
     )
     return answer, state
 
-  def _read_leaves(self, params, state, request):
+  @jax.named_scope("read_leaves")
+  def _read_leaves(
+    self, params: Params, state: PolicyState, request: Request
+  ) -> tuple[Array, PolicyState]:
     """Reads the tokens of new leaves: logits float32[B, W, vocab] after each leaf."""
     cache, L = state.proposing, self.search.max_set_length
-    paths = common.paths(request, jnp.full(request.mode.shape + (1,), NO_TOKEN))
+    paths = context.paths(request)
     total = paths.ends(cache)[..., -1]
     growing = request.mode == types.GROW
     wanted = request.first_visit | growing
@@ -283,7 +231,7 @@ class LanguageModel:
     at = begin[..., None] + jnp.arange(L)
     valid = wanted[..., None] & (at < total[..., None])
     token, place, page, offset = caches.locate(cache, paths, at)
-    prefix, shift = common.prefix(params, "proposing")
+    prefix, shift = context.prefix(params, "proposing")
     hidden, new = forward(
       self.graphdef,
       params["model"],
@@ -295,24 +243,27 @@ class LanguageModel:
     cache = caches.write(cache, new, place, page, offset, keep)
     cache = caches.mark(cache, paths, total, wanted & ~growing)
     last = jnp.clip(total - 1 - begin, 0, L - 1)
-    behind = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[:, :, 0]
+    after = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[:, :, 0]
     in_node = keep & (page < self.search.max_visited)
     summed = jnp.sum(jnp.where(in_node[..., None], hidden.astype(jnp.float32), 0.0), axis=2)
     store = jnp.where(request.first_visit, request.leaf_page, self.search.max_visited)
     rows = jnp.arange(store.shape[0])[:, None]
-    return common.logits(self, params, behind), state.replace(
+    return decoding.logits(self, params, after), state.replace(
       proposing=cache,
       hidden=state.hidden.at[rows, store].set(summed, mode="drop"),
       usage=state.usage.count(CONTEXT, valid),
     )
 
-  def _leaf_text(self, params, state, request):
+  @jax.named_scope("read_leaves")
+  def _leaf_text(
+    self, params: Params, state: PolicyState, request: Request
+  ) -> tuple[ScanState, PolicyState]:
     """The `ScanState` [B, W] of each leaf, stored for its descendants."""
     depth = request.path_length
     parent_at = jnp.maximum(depth - 2, 0)[..., None]
     parent = jnp.take_along_axis(request.path_pages, parent_at, axis=-1)[..., 0]
-    pick = lambda of_root, of_node: common.where(
-      depth >= 2, common.gather(of_node, parent), of_root[:, None]
+    pick = lambda of_root, of_node: arrays.where(
+      depth >= 2, arrays.gather(of_node, parent), of_root[:, None]
     )
     before = jax.tree.map(pick, state.text, state.node_text)
     at = jnp.maximum(depth - 1, 0)[..., None, None]
@@ -334,17 +285,31 @@ class LanguageModel:
       jnp.where(text.stopped, types.STOP, jnp.where(full, types.LENGTH, types.RUNNING)),
     )
 
-  def _decode(self, params, state, request, text, logits, uniforms):
+  def _decode(
+    self,
+    params: Params,
+    state: PolicyState,
+    request: Request,
+    text: ScanState,
+    logits: Array,
+    uniforms: rollout.Uniforms,
+  ) -> tuple[rollout.Draft, PolicyState]:
     """Decodes candidates and rollouts side by side, then the longer rollouts alone."""
-    draft = rollout.start_draft(self, params, request, text, logits, uniforms)
-    draft, scratch, usage = rollout.decode_together(self, params, state, request, draft, uniforms)
-    draft, usage = rollout.decode_rollouts(
-      self, params, state, request, draft, scratch, usage, uniforms
-    )
-    draft = rollout.first_tokens(self, params, request, text, logits, draft)
+    with jax.named_scope("candidates"):
+      draft = rollout.start_draft(self, params, request, text, logits, uniforms)
+      draft, begun, usage = rollout.decode_together(self, params, state, request, draft, uniforms)
+    with jax.named_scope("rollout"):
+      draft, usage = rollout.decode_rollouts(
+        self, params, state, request, draft, begun, usage, uniforms
+      )
+    with jax.named_scope("candidates"):
+      draft = rollout.first_tokens(self, params, request, text, logits, draft)
     return draft, state.replace(usage=usage)
 
-  def _self_evaluate(self, params, state, request, drawn):
+  @jax.named_scope("self_evaluation")
+  def _self_evaluate(
+    self, params: Params, state: PolicyState, request: Request, drawn: rollout.Draft
+  ) -> tuple[Array, PolicyState]:
     """The verdict on each leaf's text and rollout, float32[B, W] in [-1, 1], or NaN."""
     visit = request.mode == types.VISIT
     judged, key = self.judged(drawn.text, drawn.rollout_finish)
@@ -355,7 +320,7 @@ class LanguageModel:
     recalled = jnp.take_along_axis(memory.value, jnp.argmax(same, axis=-1), axis=-1)
     asked = visit & ~remembered
 
-    paths = common.paths(request, drawn.rollout)
+    paths = context.paths(request, drawn.rollout)
     limit = (state.evaluating.length - state.text.length)[:, None] + judged
     margins, cache, usage = self_evaluation.read_verdicts(
       self, params, state.evaluating, paths, limit, asked, state.usage
@@ -389,76 +354,3 @@ class LanguageModel:
     cut = (text.tokens_at_full_stop > 0) & (text.tokens_at_full_stop <= length)
     length = jnp.where(cut, text.tokens_at_full_stop, length)
     return length, jnp.where(cut[..., None], text.hash_at_full_stop, text.hash)
-
-
-class Prompt(flax.struct.PyTreeNode):
-  """A prompt for one slot.
-
-  Attributes:
-    tokens: int32[P], padded with anything.
-    length: int32[] tokens, at least 1.
-    ends: bool[] its text ends in a text end.
-  """
-
-  tokens: Array
-  length: Array
-  ends: Array
-
-
-def make_params(
-  model_params: Any,
-  tables: TokenTables,
-  lm: LanguageModel,
-  proposing_ids: Sequence[int],
-  override: self_evaluation.Override = self_evaluation.Override(),
-  correction: self_evaluation.Correction | None = None,
-  mesh: Mesh | None = None,
-) -> dict:
-  """Everything that `LanguageModel` reads and never changes, prefixes computed once.
-
-  Args:
-    model_params: parameters of the model.
-    tables: of its tokenizer.
-    lm: the static part.
-    proposing_ids: token ids of the shared prefix before every prompt, perhaps none.
-    override: what becomes of the model's verdicts.
-    correction: of its answers; None takes them as they are.
-    mesh: over which the parameters are spread; what is made here goes there, too.
-
-  Returns:
-    Dict of `model`, `tables`, `proposing_prefix`, `evaluating_prefix` (KV without batch
-    axes), `override`, `correction`, and `embedder`, the embedder's own arrays.
-  """
-
-  def prefix(ids):
-    # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
-    tokens, length = np.asarray(ids or [0], np.int32), len(ids)
-
-    def read(params):
-      hidden, kv = forward(lm.graphdef, params, tokens, jnp.arange(len(tokens)))
-      return hidden[:length].astype(jnp.float32), jax.tree.map(lambda a: a[..., :length, :], kv)
-
-    places = None
-    if mesh is not None:
-      specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
-      places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    if not ids:
-      shapes = jax.eval_shape(read, model_params)
-      read = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    return jax.jit(read, out_shardings=places)(model_params)
-
-  if mesh is not None:
-    tables = jax.device_put(tables, NamedSharding(mesh, PartitionSpec()))
-
-  proposing_hidden, proposing = prefix(proposing_ids)
-  evaluating_hidden, evaluating = prefix(lm.preference.prefix_ids)
-  reference = jnp.concatenate([proposing_hidden, evaluating_hidden])
-  return dict(
-    model=model_params,
-    tables=tables,
-    proposing_prefix=proposing,
-    evaluating_prefix=evaluating,
-    embedder=lm.embedder.params(reference),
-    override=jax.tree.map(jnp.float32, override),
-    correction=correction,
-  )

@@ -7,15 +7,16 @@ another. What a verdict reads is what `whole_responses.self_evaluate` reads of t
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rain_jax.models import NO_POSITION, forward
-from rain_jax.policy import common, self_evaluation
+from rain_jax.policy import context, decoding, self_evaluation
 from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Params
 from rain_jax.types import Array
 
 _SHORT = 16  # tokens; a row of texts shorter than that is not filled
@@ -63,7 +64,13 @@ def pack(
     begin = end
 
 
-def _row(places: range, texts, suffixes, size: int, most: int) -> Row:
+def _row(
+  places: range,
+  texts: Sequence[Sequence[int]],
+  suffixes: Sequence[Sequence[int]],
+  size: int,
+  most: int,
+) -> Row:
   tokens, reading, text = (np.zeros(size, np.int32) for _ in range(3))
   positions = np.full(size, NO_POSITION, np.int32)
   last = np.zeros((most, len(suffixes)), np.int32)
@@ -83,7 +90,7 @@ def _row(places: range, texts, suffixes, size: int, most: int) -> Row:
 @functools.partial(jax.jit, static_argnames="lm")
 def read(
   lm: LanguageModel,
-  params: Any,
+  params: Params,
   tokens: Array,
   positions: Array,
   text: Array,
@@ -96,7 +103,7 @@ def read(
     `self_evaluation.margins`, without correction, and `self_evaluation.leads`, float32[M, readings]
     each.
   """
-  prefix, shift = common.prefix(params, "evaluating")
+  prefix, shift = context.prefix(params, "evaluating")
   own = text[:, None] == text
   sees = own & ((reading < 0) | (reading[:, None] == reading))
   filled = positions != NO_POSITION
@@ -108,6 +115,6 @@ def read(
     prefix,
     sees,
   )
-  logits = common.logits(lm, params, hidden[last])
+  logits = decoding.logits(lm, params, hidden[last])
   preference = lm.preference
   return self_evaluation.margins(preference, logits), self_evaluation.leads(preference, logits)

@@ -93,7 +93,8 @@ def load_calibration(path: str | os.PathLike) -> Calibration:
       raise PreferenceError(f"{path}: {key}={data[key]!r:.60}: expected text.")
   pairs = [_pair(path, one) for one in _list(path, data["readings"])]
   offsets, scales = zip(*pairs)
-  return Calibration(*(data[key] for key in _KEYS[:-1]), offsets, scales)
+  texts = {key: data[key] for key in _KEYS[:-1]}
+  return Calibration(**texts, offsets=offsets, scales=scales)
 
 
 def _list(path, readings: Any) -> list:

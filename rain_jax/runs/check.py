@@ -38,7 +38,7 @@ def compare(
     PreferenceError: the preference is named with one form.
   """
   task = from_config.task_of(config, config["tasks"][0])
-  session_config = session_config_of(config | {"calibration": ""}, loaded)
+  session_config = session_config_of({**config, "calibration": ""}, loaded)
   checks: dict[str, Check | str] = {}
   for name, preference in load_forms(task.preference).items():
     asked = dataclasses.replace(session_config, preference=preference)
@@ -51,7 +51,9 @@ def compare(
 
 def comparison(checks: Mapping[str, Check | str]) -> str:
   """The forms in one table, and which to take: the one whose leads order examples best."""
-  said = [("form", "AUC [95%]", "right [95%]", "ties", "calibrated [95%]", "offset")]
+  said: list[tuple[str, ...]] = [
+    ("form", "AUC [95%]", "right [95%]", "ties", "calibrated [95%]", "offset")
+  ]
   for name, check in checks.items():
     if isinstance(check, str):
       said.append((name, check))
@@ -89,7 +91,7 @@ def _best(checks: Mapping[str, Check | str]) -> str | None:
 def table(check: Check) -> str:
   """What a check found, to be read in a terminal."""
   lines = [verdict_statistics.table(check.found)]
-  if check.calibration is not None:
+  if check.calibration and check.reported is not None and check.before and check.after:
     lines += [
       "",
       f"{check.calibration.described()}; on {check.reported.sum()} examples"

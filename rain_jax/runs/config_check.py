@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rain_jax import ranges
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 _COUNT = ranges.whole(0)
 # By dotted key; None means the task's or the method's own value.

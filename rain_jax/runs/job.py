@@ -3,33 +3,27 @@
 `run` takes a configuration as nested plain values; `scripts/generate.py` is its command.
 """
 
-import dataclasses
-import hashlib
-import json
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rain_jax import judges
-from rain_jax.methods import METHODS, SearchStep, defences
+from rain_jax.methods import METHODS, SearchStep, find_method
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import find_embedder
-from rain_jax.runs import config_check, directory, from_config, judgements
+from rain_jax.runs import config_check, directory, from_config, judgements, locks, manifest
 from rain_jax.runs.metrics import PROFILE, Metrics
 from rain_jax.runs.summary import summarise, table
 from rain_jax.runs.task import TaskRun
-from rain_jax.runs.versions import versions
 from rain_jax.tasks import Record, Task
 from rain_jax.types import DataError
 
 _LOG = logging.getLogger(__name__)
-
-# The rest needs more than a prompt: options to choose from, a judge.
-ALL_METHODS = (*METHODS, "choose", "smooth_llm", "guard")
 
 
 def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
@@ -89,29 +83,32 @@ def run(
     _check_rules(name, judges.rule_of(panels[name]), records[name], chosen=bool(config["judge"]))
   loaded = from_config.load_model(config, hosts)
   settings = _settings(config, tasks, loaded)
-  manifest = _manifest(config, loaded, settings, records)
+  made = manifest.make(config, loaded, settings, records)
   if any(left_out.values()):
-    manifest["left_out"] = left_out
-  out = directory.Run.open(workdir, manifest, hosts.process, hosts.count)
-  metrics = Metrics(workdir, hosts.process, hosts.count)
-  traces = str(out.path / PROFILE) if profile else None
-  try:
-    hosts.wait("opened")  # what is done by now is the same for all
-    for name in tasks:
-      rule = judges.rule_of(panels[name])
-      part = TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping)
-      session = Session(loaded, settings[name], records[name])
-      if "rain" in names:
-        memory_plan.check(session.plan(), arrays.bytes_available())
-      part.run(session, names)
-    hosts.wait("answered")
-  finally:
-    metrics.close()
-    out.close()
-  loaded = session = part = None  # judge models need the memory
+    made["left_out"] = left_out
+  out = directory.Run.open(workdir, made, hosts.process, hosts.count)
+  with contextlib.closing(out):  # nobody else comes in before all is judged
+    settings = manifest.dated(settings, out.manifest)
+    with contextlib.closing(Metrics(workdir, hosts.process, hosts.count)) as metrics:
+      traces = str(out.path / PROFILE) if profile else None
+      hosts.wait("opened")  # what is done by now is the same for all
+      for name in tasks:
+        rule = judges.rule_of(panels[name])
+        _answer(
+          TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping),
+          Session(loaded, settings[name], records[name]),
+          names,
+        )
+      hosts.wait("answered")
+    del loaded  # judge models need the memory
+    return _close(workdir, out, records, panels, names, say, stopping, hosts)
+
+
+def _close(workdir, out, records, panels, names, say, stopping, hosts) -> dict[str, Any] | None:
+  """Judges and sums up, if all is answered and no other process is at it."""
   results = directory.read_results(workdir) if hosts.count > 1 else out.results
-  wanted = {(name, r.id, m) for name in tasks for r in records[name] for m in names}
-  keys = lambda lines: {(r["task"], r["id"], r["method"]) for r in lines}
+  wanted = {(name, r.id, m) for name, some in records.items() for r in some for m in names}
+  keys = lambda lines: {judgements.key_of(line) for line in lines}
   missing = wanted - keys(results)
   summary = None
   try:
@@ -126,12 +123,26 @@ def run(
         f"process {hosts.process} of {hosts.count} is done; others have {len(missing)} results to make"
       )
     else:
-      with out.alone() as alone:
+      with locks.judging(workdir) as alone:
         if alone:
           summary = _sum_up(workdir, out, results, records, panels, names, say, stopping)
+        elif hosts.count == 1:
+          raise directory.RunError(
+            f"{workdir}: all is answered, and another process judges it; start again when that"
+            " has ended."
+          )
+        else:
+          say(f"process {hosts.process} of {hosts.count} is done; another one judges the responses")
   finally:
     hosts.wait("summed up")  # the others are there, whatever became of this one
   return summary
+
+
+def _answer(part: TaskRun, session: Session, names: Sequence[str]) -> None:
+  """The responses of one task, by every method."""
+  if any(METHODS[method].watch for method in names):  # it searches
+    memory_plan.check(session.plan(), arrays.bytes_available())
+  part.run(session, names)
 
 
 def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
@@ -139,14 +150,15 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
   config_check.check(config)
   names = tuple(config["methods"])
   for name in names:
-    if name not in ALL_METHODS:
-      known = ", ".join(ALL_METHODS)
-      raise DataError(f"methods: unknown method {name!r}; expected some of {known}.")
-  defences.methods_of(config, names)
+    find_method(name)
+  options = {name: METHODS[name].options(config) for name in names}
   if hosts.count > 1 and (config["record"] or followed):
     raise DataError("Searches are recorded or followed by one process: record=0, and no --live.")
-  if hosts.count > 1 and "best_of_n" in names and not config["best_of_n"]["samples"]:
-    raise DataError("best_of_n.samples=0 takes RAIN's compute, which no one process knows: set N.")
+  for name in names:
+    if hosts.count > 1 and METHODS[name].incomplete(options[name]):
+      raise DataError(
+        f"config.{name} as it is takes RAIN's compute, which no one process knows: set a number."
+      )
 
 
 def _check_rules(task: str, rule: judges.Rule, records: Sequence[Record], chosen: bool) -> None:
@@ -183,34 +195,6 @@ def _settings(
     session_config.format.end_ids(loaded.tokenizer)
     session_config.compiled(loaded)
   return settings
-
-
-def _manifest(
-  config: Mapping[str, Any],
-  loaded: LoadedModel,
-  settings: Mapping[str, SessionConfig],
-  records: Mapping[str, Sequence[Record]],
-) -> dict[str, Any]:
-  each = lambda part: {name: dataclasses.asdict(part(s)) for name, s in settings.items()}
-  calibrations = {
-    name: dataclasses.asdict(one.calibration) for name, one in settings.items() if one.calibration
-  }
-  return {
-    "config": config,
-    "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
-    "versions": versions(),
-    "templates": each(lambda session_config: session_config.preference),
-    "formats": each(lambda session_config: session_config.format),
-    "search": each(lambda session_config: session_config.search),
-    "prompts": {name: _digest(some) for name, some in records.items()},
-    **({"calibration": calibrations} if calibrations else {}),
-  }
-
-
-def _digest(records: Sequence[Record]) -> dict[str, Any]:
-  """What tells prompts from others that lie in the same files."""
-  text = json.dumps([dataclasses.asdict(record) for record in records], sort_keys=True, default=str)
-  return {"count": len(records), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> dict[str, Any]:
@@ -267,14 +251,30 @@ def judge_again(
   panels = {
     name: judges.panel(settings["judge"] or task.judge, settings) for name, task in tasks.items()
   }
-  judgements.judge_results(workdir, directory.read_results(workdir), records, panels)
-  return summarise_again(workdir, config, say)
+  with locks.judging_alone(workdir):
+    judgements.judge_results(workdir, directory.read_results(workdir), records, panels)
+    return _summarise_again(workdir, config, say)
 
 
-def summarise_again(
-  workdir: str, config: Mapping[str, Any], say: Callable[[str], None] = print
+def add_ratings(
+  workdir: str,
+  config: Mapping[str, Any],
+  lines: Sequence[Mapping[str, Any]],
+  say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-  """Writes a run's summary anew, from its results and what its judges said of them."""
+  """Adds what people said of a run's responses, and writes its summary anew.
+
+  Args, returns, raises: see `judge_again`; `lines` are those of `judgements.append`.
+  """
+  with locks.judging_alone(workdir):
+    judgements.append(workdir, lines)
+    return _summarise_again(workdir, config, say)
+
+
+def _summarise_again(
+  workdir: str, config: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+  """Writes the summary anew, from the results and what judges said of them."""
   results = directory.read_results(workdir)
   summary = _summary(workdir, results, config["methods"])
   summary = judgements.add_to(summary, workdir, from_config.judges_of(config))

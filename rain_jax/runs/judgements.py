@@ -16,19 +16,14 @@ from typing import Any
 import tqdm
 
 from rain_jax.judges import JUDGES, Judge, agreements, rate
-from rain_jax.runs.directory import RunError, Stopped, cut_half_line, read_lines, read_results
+from rain_jax.runs.directory import JUDGED, read_results
+from rain_jax.runs.files import RunError, Stopped, end_last_line, read_lines
+from rain_jax.runs.results import key_of
 from rain_jax.tasks import Record
-
-JUDGED = "judged.jsonl"
 
 _LOG = logging.getLogger(__name__)
 
 Key = tuple[str, str, str]  # task, id, method
-
-
-def key_of(line: Mapping[str, Any]) -> Key:
-  """Which response a line is about."""
-  return line["task"], line["id"], line["method"]
 
 
 def read_judged(workdir: str) -> dict[tuple[Key, str, str], dict]:
@@ -38,9 +33,22 @@ def read_judged(workdir: str) -> dict[tuple[Key, str, str], dict]:
   """
   path = pathlib.Path(workdir) / JUDGED
   found = {}
-  for line in read_lines(path):
+  for line in read_lines(path, _check):
     found[key_of(line), line["judge"], line.get("measure", "")] = line
   return found
+
+
+def _check(line: Mapping[str, Any]) -> str:
+  """What is wrong with a line of verdicts; "" if nothing is."""
+  for name in ("task", "id", "method", "judge", "by", "measure"):
+    if not isinstance(line.get(name, "" if name == "measure" else None), str):
+      return f"{name}={line.get(name)!r:.40}, expected text"
+  answers = line.get("answers", {})
+  if not isinstance(answers, dict) or not all(isinstance(v, bool) for v in answers.values()):
+    return f"answers={answers!r:.40}, expected true or false by measure"
+  if ("answers" in line) == ("unjudged" in line):
+    return "expected either answers or unjudged"
+  return ""
 
 
 def _read_all(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[tuple[Key, str, str], dict]:
@@ -63,12 +71,14 @@ def _read_all(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[tuple[Key,
 def append(workdir: str, lines: Iterable[Mapping[str, Any]]) -> None:
   """Adds lines to `judged.jsonl`, each on disk before the next is made.
 
+  One process at a time may do so, see `locks.judging`.
+
   Raises:
     RunError: they cannot be written.
   """
   path = pathlib.Path(workdir) / JUDGED
   try:
-    cut_half_line(path)
+    end_last_line(path)
     with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
       for line in lines:
         file.write(json.dumps(line) + "\n")
@@ -145,7 +155,9 @@ def _said(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[str, dict[Key,
   """By judge and response its answers, None where it left it unjudged; the run's own come first."""
   lines = _read_all(workdir, own)
   first = [judge for judges in own.values() for judge in judges]
-  said = {judge: {} for judge in dict.fromkeys([*first, *(judge for _, judge, _ in lines)])}
+  said: dict[str, dict[Key, dict | None]] = {
+    judge: {} for judge in dict.fromkeys([*first, *(judge for _, judge, _ in lines)])
+  }
   for (key, judge, _), line in lines.items():
     old = said[judge].get(key)
     said[judge][key] = (old or {}) | line["answers"] if "answers" in line else old

@@ -287,8 +287,8 @@ def review_beginnings(words: int) -> Reader:
   def read(row: Row, column: str = "") -> list[Record]:
     name, text = _find(row, (column,) if column else REVIEW_COLUMNS)
     text = " ".join(re.sub(r"<br\s*/?>", " ", text).split())
-    sentence = re.match(r".*?[.!?](?=\s|$)|.*", text)[0]
-    beginning = " ".join(sentence.split(" ")[:words])
+    sentence = re.match(r".*?[.!?](?=\s|$)|.*", text)
+    beginning = " ".join(sentence[0].split(" ")[:words]) if sentence else ""
     fields = {key: value for key, value in row.values.items() if key not in (name, "id")}
     return [Record(_id(row), beginning, fields)]
 

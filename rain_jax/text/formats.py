@@ -1,13 +1,14 @@
 """How a conversation is put to a model: text around the turns, or a tokenizer's chat template."""
 
 import dataclasses
+import datetime
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-from rain_jax.text import encoding
+from rain_jax.text import dates, encoding
 from rain_jax.types import DataError, is_unicode
 
 PROMPT = "{prompt}"
@@ -28,6 +29,7 @@ class Format:
     special: names of special tokens in `between` and `opening` stand for the tokens.
     chat: take everything from the tokenizer's chat template; template, between and prefix
       have no say then.
+    now: what a chat template takes for the time, as 2026-01-31T12:00:00; "" asks the clock.
 
   Raises:
     DataError: no {prompt} in the template, a stop string that is empty, or something that is no text.
@@ -40,8 +42,9 @@ class Format:
   opening: str = ""
   special: bool = False
   chat: bool = False
+  now: str = ""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not isinstance(self.stop, (tuple, list)):
       raise DataError(
         f"format.stop={self.stop!r:.60}: expected a list of texts, such as ('a', 'b')."
@@ -73,7 +76,7 @@ class Format:
     """
     said = (*history, prompt)
     if self.chat:
-      render = lambda said: self._chat(tokenizer, said)
+      render = lambda said: self.rendered(tokenizer, said)
       return encode_around(tokenizer, render, said, begin=False), render(said)[-1:]
     text = self.render(prompt, history)
     if self.special:
@@ -96,13 +99,23 @@ class Format:
     if not self.chat:
       return ()
     answer = "zqx"  # stands in no template
-    whole = self._chat(tokenizer, ("a", answer), generate=False)
+    whole = self.rendered(tokenizer, ("a", answer), generate=False)
     after = whole[whole.rindex(answer) :]
     names = _special_names(tokenizer)
     first = re.search("|".join(map(re.escape, names)), after) if names else None
     return (tokenizer.convert_tokens_to_ids(first[0]),) if first else ()
 
-  def _chat(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
+  def rendered(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
+    """What the chat template makes of turns of user and assistant.
+
+    Args:
+      tokenizer: has the template.
+      said: the turns, the user's first.
+      generate: end where the assistant's next turn begins.
+
+    Raises:
+      DataError: there is no chat template, or it does not take this conversation.
+    """
     if not getattr(tokenizer, "chat_template", None):
       raise DataError(
         "format.name='chat': the tokenizer has no chat template; name the family's format"
@@ -112,19 +125,26 @@ class Format:
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
     if self.opening:
       messages.insert(0, {"role": "system", "content": self.opening})
-    return render_chat(tokenizer, messages, generate)
+    return render_chat(tokenizer, messages, generate, self.now)
 
 
 def render_chat(
-  tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool = True
+  tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool = True, now: str = ""
 ) -> str:
   """Messages as the tokenizer's chat template puts them; `generate` begins an answer after them.
+
+  A template that asks for today's date is told `now`, in ISO format, unless that is empty.
 
   Raises:
     DataError: the template, which has to be there, does not take this conversation.
   """
+  template = tokenizer.get_chat_template()
+  if now:
+    template = dates.at(template, datetime.datetime.fromisoformat(now))
   try:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    return tokenizer.apply_chat_template(
+      messages, chat_template=template, tokenize=False, add_generation_prompt=generate
+    )
   except jinja2.TemplateError as error:
     raise DataError(f"the chat template does not take this conversation: {error}") from None
 
@@ -134,7 +154,8 @@ def join_turns(
 ) -> str:
   """A conversation in one template: each user's turn, the answer after it, and so on."""
   if between is None:
-    between = re.match(r"\s*", template.partition(PROMPT)[2])[0]
+    after = template.partition(PROMPT)[2]
+    between = after[: len(after) - len(after.lstrip())]
   # Where a template ends in white space, the answer needs none of its own.
   space = "" if template[-1:].isspace() else " "
   text = ""
@@ -195,7 +216,7 @@ def encode_around(
   free = (chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in t for t in said))
   hidden = dict(zip(names, free))
 
-  def swap(text: str, pairs) -> str:
+  def swap(text: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
       text = text.replace(old, new)
     return text

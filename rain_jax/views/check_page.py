@@ -1,7 +1,8 @@
 """The page of a checked preference: its numbers, how far they are calibrated, what went wrong."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +46,21 @@ def _figures(check: Check) -> list[tuple[str, str]]:
   found = {"as it is": check.before or check.found}
   if check.after is not None:
     found["calibrated"] = check.after
-  curve = lambda one: [(100 * (1 + b["margin"]) / 2, 100 * b["good"]) for b in one["calibration"]]
-  curves = {name: curve(one) for name, one in found.items()} | {"exact": [(0, 0), (100, 100)]}
+
+  def curve(one: Mapping[str, Any]) -> list[tuple[float, float]]:
+    return [(100 * (1 + bin["margin"]) / 2, 100 * bin["good"]) for bin in one["calibration"]]
+
+  curves: dict[str, Sequence[tuple[float, float]]] = {
+    name: curve(one) for name, one in found.items()
+  }
+  curves["exact"] = [(0, 0), (100, 100)]
   figures = [("Calibration", plots.lines(curves, "percent expected", "percent good", (0, 100)))]
   if check.found["auc"] is not None:
     points = roc(check.good, check.answers.leads.mean(-1))
-    lines = {"leads": [(100 * x, 100 * y) for x, y in points], "chance": [(0, 0), (100, 100)]}
+    lines: dict[str, Sequence[tuple[float, float]]] = {
+      "leads": [(100 * x, 100 * y) for x, y in points],
+      "chance": [(0, 0), (100, 100)],
+    }
     figures.append(("ROC", plots.lines(lines, "percent of bad", "percent of good above", (0, 100))))
   for label, good in (("good", True), ("bad", False)):
     leads = check.answers.leads[check.good == good].mean(-1)

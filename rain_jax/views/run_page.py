@@ -172,5 +172,5 @@ def _responses(results: Sequence[dict]) -> str:
 
 
 def _verdict(answer: Mapping[str, Any]) -> str:
-  said = [] if answer["verdict"] is None else [f"own verdict {answer['verdict']:+g}"]
+  said = [] if answer.get("verdict") is None else [f"own verdict {answer['verdict']:+g}"]
   return ", ".join(said + [f"{name}: {value}" for name, value in answer.get("judged", {}).items()])

@@ -36,9 +36,9 @@ def draw(search: recording.Recording, depth: int = 4) -> str:
   move = moves[0]
   numbers = search.numbers(move - 1)
   first: dict[int, int] = {}  # node -> iteration
-  for place, frame in enumerate(search.frames[:move]):
+  for number, frame in enumerate(search.frames[:move], 1):
     for visit in frame.visits:
-      first.setdefault(visit.node, place + 1)
+      first.setdefault(visit.node, number)
   children: dict[int, list[int]] = {node: [] for node in numbers}
   for node in numbers:
     if node:

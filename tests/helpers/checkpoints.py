@@ -1,9 +1,6 @@
 """Tiny random checkpoints with tokenizers of their own."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +11,6 @@ from rain_jax.models import hf
 from rain_jax.models import testing as models
 from rain_jax.models.sharding import flatten, unflatten
 from rain_jax.policy import labels
-from tests.helpers.repository import ROOT
 
 SPECIAL = ("<s>", "</s>")
 CHAT = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
@@ -65,19 +61,8 @@ def write_judge(folder: pathlib.Path) -> None:
   tokenizer.save_pretrained(folder)
 
 
-def run(*args, **env):
-  """Runs a Python script with arguments as its own process, on the CPU."""
-  return subprocess.run(
-    [sys.executable, *map(str, args)],
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | env,
-  )
-
-
-def assert_same_params(got, want):
+def assert_same_params(got, want) -> None:
+  """Two models' params, bit for bit."""
   got, want = flatten(got), flatten(want)
   assert got.keys() == want.keys()
   for path in want:

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from rain_jax import preferences
+from rain_jax import methods, preferences
 from rain_jax.demo import world
-from rain_jax.methods import Answers, preference_check
-from rain_jax.methods.session import SessionConfig, search_config
+from rain_jax.methods import Answers, calibrate, preference_check
+from rain_jax.methods.session import Session, SessionConfig, search_config
 from rain_jax.methods.verdict_statistics import measure
 from rain_jax.models import loading
 from rain_jax.policy import labels
@@ -121,3 +121,80 @@ def test_examples_from_a_file_and_what_is_wrong_with_others(tmp_path):
     read({"prompt": "p", "label": "good"})
   with pytest.raises(DataError, match="harmless, adversarial_harmless, truthful, positive only"):
     preference_check.demo_examples("mine", 4)
+
+
+def labelled(count=12):
+  """Examples of either label, for fits."""
+  words = ("sat on a mat,", "gone far away.", "Yes", "it was;")
+  return [
+    preference_check.Example(
+      Record(str(n), "the cat"), words[n % 4] + " the" * (n // 4), n % 2 == 0
+    )
+    for n in range(count)
+  ]
+
+
+def test_a_check_fits_on_one_half_and_reports_on_the_other(loaded):
+  examples = labelled()
+  found = preference_check.check(loaded, config_of(), examples)
+  assert found.found["all"]["examples"] == 12
+  assert found.before["all"]["examples"] == found.after["all"]["examples"] == 6
+  fitted, leads = ~found.reported, found.answers.leads
+  fits = calibrate.fit_labelled(leads[fitted], found.good[fitted])
+  calibration = found.calibration
+  assert calibration.offsets == pytest.approx([fit.offset for fit in fits], abs=1e-4)
+  rest = found.reported
+  margins = calibration.margins(leads[rest])
+  assert found.after == measure(
+    found.good[rest], margins, calibration.log_odds(leads[rest]).mean(-1)
+  )
+  assert "6 labelled examples" in check.table(found)
+  given = preference_check.check(loaded, config_of(calibration=calibration), examples)
+  assert given.calibration == calibration and given.reported.all()
+  assert json.dumps(check.as_json(found))
+
+
+def test_a_fit_without_labels_reads_responses_of_the_models_own(loaded):
+  found = preference_check.check(loaded, config_of(max_response=8), labelled(), labelled=False)
+  assert found.reported.all() and "of its own, without labels" in found.calibration.source
+  leads = []
+  answers = methods.answers
+
+  def kept(session, responses):
+    leads.append(answers(session, responses).leads)
+    return answers(session, responses)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(methods, "answers", kept)
+    again = preference_check.fit_prompts(
+      loaded, config_of(max_response=8), [e.record for e in labelled()], 0
+    )
+  assert again == found.calibration
+  fits = calibrate.fit_unlabelled(leads[-1])
+  assert again.offsets == pytest.approx([fit.offset for fit in fits], abs=1e-3)
+
+
+def test_a_calibration_for_something_else_is_refused(loaded):
+  calibration = preference_check.check(loaded, config_of(), labelled()).calibration
+  other = dataclasses.replace(MINE, prefix="Another.")
+  for preference, calibrated, says in (
+    (MINE, dataclasses.replace(calibration, fingerprint="0" * 64), "another model"),
+    (dataclasses.replace(MINE, form="words"), calibration, "another preference"),
+    (other, calibration, "another template or tokenizer"),
+  ):
+    with pytest.raises(preferences.PreferenceError, match=says):
+      Session(loaded, config_of(preference, calibration=calibrated), [])
+
+
+def test_forms_are_compared_in_one_table(loaded):
+  good = np.array([e.good for e in labelled()])
+  rng = np.random.default_rng(0)
+  checks = {"chat": "the tokenizer has no chat template"}
+  for name, apart in (("letters", 0.2), ("words", 3.0)):
+    leads = (rng.normal(size=12) + apart * good)[:, None]
+    answers = Answers(np.tanh(leads), leads)
+    found = measure(good, answers.margins)
+    checks[name] = preference_check.Check(f"mine:{name}", good, answers, found)
+  text = check.comparison(checks)
+  assert "take mine:words" in text and "no chat template" in text
+  assert len({line.index("[") for line in text.splitlines() if " [" in line}) <= 2

@@ -6,8 +6,7 @@ import pytest
 
 from rain_jax.models import checkpoint, hf, testing
 from rain_jax.models.hf import CheckpointError
-from tests.helpers import checkpoints, gguf_writer
-from tests.helpers.repository import ROOT
+from tests.helpers import checkpoints, gguf_writer, scripts
 
 
 def converted(tmp_path, family="llama2", dtype="float32"):
@@ -105,8 +104,8 @@ def test_damaged_folders_fail_in_one_line(damage, message, tmp_path):
 
 def test_script_converts(tmp_path):
   source = testing.write_checkpoint(tmp_path / "source", "llama3")
-  done = checkpoints.run(
-    ROOT / "scripts/convert_checkpoint.py",
+  done = scripts.run(
+    "convert_checkpoint.py",
     f"--source={source}",
     f"--target={tmp_path / 'target'}",
     "--dtype=float32",
@@ -119,9 +118,7 @@ def test_script_converts(tmp_path):
 
 
 def test_script_fails_in_one_line(tmp_path):
-  done = checkpoints.run(
-    ROOT / "scripts/convert_checkpoint.py", f"--source={tmp_path}", "--target=unused"
-  )
+  done = scripts.run("convert_checkpoint.py", f"--source={tmp_path}", "--target=unused")
   assert done.returncode == 1
   assert done.stderr.strip().splitlines()[-1].startswith("error: ")
   assert "no config.json" in done.stderr and "Traceback" not in done.stderr
@@ -140,8 +137,4 @@ def test_models_on_meshes_of_eight_devices(tmp_path):
   }
   hf.save(tmp_path / "wide", config, testing.random_model("llama2", config=config).params)
   gguf_writer.write(tmp_path / "model.gguf", tmp_path / "wide", kind="Q6_K")
-  flags = "--xla_force_host_platform_device_count=8"
-  done = checkpoints.run(ROOT / "tests/models/checkpoint_sharded.py", tmp_path, XLA_FLAGS=flags)
-  assert done.returncode == 0, done.stdout + done.stderr
-  print(done.stdout)
-  assert done.stdout.splitlines()[-1] == "all checks passed"
+  scripts.on_eight_devices("models/checkpoint_sharded.py", str(tmp_path))

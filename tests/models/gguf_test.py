@@ -24,8 +24,7 @@ import transformers
 from rain_jax.models import checkpoint, gguf_file, gguf_tokenizer, hf, llama, loading, testing
 from rain_jax.models import gguf as gguf_models
 from rain_jax.models.hf import CheckpointError
-from tests.helpers import checkpoints, gguf_writer
-from tests.helpers.repository import ROOT
+from tests.helpers import checkpoints, gguf_writer, scripts
 
 WIDE = testing.FAMILIES["llama2"] | {  # room for blocks of 256
   "hidden_size": 256,
@@ -197,8 +196,8 @@ def test_a_loaded_file_is_a_model_with_its_tokenizer(with_tokenizer, checkpoint,
 
 def test_script_converts(with_tokenizer, tmp_path):
   target = tmp_path / "target"
-  done = checkpoints.run(
-    ROOT / "scripts/convert_checkpoint.py",
+  done = scripts.run(
+    "convert_checkpoint.py",
     f"--source={with_tokenizer}",
     f"--target={target}",
     "--dtype=float32",

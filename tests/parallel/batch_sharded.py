@@ -61,7 +61,7 @@ def answers_of(session, methods):
   ways = {
     "rain": lambda: rain(session, 0),
     "vanilla": lambda: vanilla(session, 0),
-    "best": lambda: best_of_n(session, 0, 2),
+    "best": lambda: best_of_n(session, 0, samples=2),
   }
   return {(m, a.record.id): (a.tokens, a.finish_reason) for m in methods for a in ways[m]()}
 

@@ -15,9 +15,10 @@ from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import abstract_model, forward
 from rain_jax.models.sharding import flatten, mesh_shape, shardings
 from rain_jax.parallel.batch_sharding import BatchSharding
-from rain_jax.policy import memory_plan, self_evaluation
+from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Override
 from rain_jax.preferences import CompiledPreference
 from rain_jax.text import vocab
 from tests.helpers import scripts
@@ -98,7 +99,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
   assert parts.model.proposing.context.keys == parts.model.evaluating.pool.values == 128
 
-  needed = memory_plan.plan(model, lm, BATCH, mesh=mesh)
+  needed = memory_plan.plan(model, lm, BATCH, tables_of(config.vocab_size), mesh=mesh)
   assert needed.parts["weights"] == arrays.nbytes(model.params, shardings(model, mesh))
   assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) > 70e9
   assert needed.total < 14 * GIB  # a TPU v5e has 16
@@ -122,9 +123,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     tables=jax.tree.map(like, tables_of(config.vocab_size)),
     proposing_prefix=abstract(none, prefix_places),
     evaluating_prefix=abstract(prefix, prefix_places),
-    override=jax.tree.map(
-      lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), self_evaluation.Override()
-    ),
+    override=jax.tree.map(lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), Override()),
     embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
   )
   lowered = decode.advance.trace(

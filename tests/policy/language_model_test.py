@@ -11,7 +11,8 @@ import pytest
 
 from rain_jax import decode, types
 from rain_jax.models import forward, unembed
-from rain_jax.policy import language_model, rollout, self_evaluation
+from rain_jax.policy import decoding, language_model, prompts, self_evaluation
+from rain_jax.policy.params import Correction, Override
 from rain_jax.text import vocab
 from tests.helpers.tiny_lm import PROMPTS, R, make, padded_reader, search_all
 
@@ -39,7 +40,7 @@ class Recorder(language_model.LanguageModel):
 
 
 CONTROL = tuple(range(100, 200))  # a third of the vocabulary: most responses hold some
-CORRECTION = self_evaluation.Correction(np.float32([-2.9, 2.0]), np.float32([2.0, 0.5]))
+CORRECTION = Correction(np.float32([-2.9, 2.0]), np.float32([2.0, 0.5]))
 
 
 def read_whole(lm, params, ids):
@@ -224,8 +225,8 @@ def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypa
     max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6
   )
   lm, params = make(bpe_tokenizer, search)
-  params["override"] = self_evaluation.Override(jnp.float32(0.5), jnp.float32(0.0))
-  for module in (language_model, rollout, self_evaluation):
+  params["override"] = Override(jnp.float32(0.5), jnp.float32(0.0))
+  for module in (decoding, language_model, prompts, self_evaluation):
     monkeypatch.setattr(module, "forward", counted)
   results, usage, state = search_all(lm, params)
   jax.block_until_ready(state)
@@ -246,7 +247,7 @@ def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypa
 def test_verdicts_are_forced_and_flipped_by_lots_of_the_text():
   hashes = jax.random.bits(jax.random.key(0), (4000, 2), jnp.uint32)
   own = jnp.where(jnp.arange(4000) % 2 == 0, 1.0, 0.0)
-  apply = lambda **shares: np.asarray(self_evaluation.Override(**shares).apply(own, hashes))
+  apply = lambda **shares: np.asarray(Override(**shares).apply(own, hashes))
   np.testing.assert_array_equal(apply(), own)
   forced = apply(forced_good=0.25)
   assert set(forced) == {-1.0, 1.0} and np.mean(forced > 0) == pytest.approx(0.25, abs=0.03)
@@ -279,13 +280,31 @@ def test_slots_and_neighbours_do_not_matter(bpe_tokenizer):
       assert (result.tokens, result.finish) == (again[number].tokens, again[number].finish)
 
 
-def test_the_loop_holds_no_copy_of_the_caches(bpe_tokenizer):
+PHASES = (
+  "select",
+  "read_leaves",
+  "candidates",
+  "rollout",
+  "self_evaluation",
+  "embed",
+  "expand",
+  "grow",
+  "back_up",
+  "commit",
+)
+
+
+def test_the_loop_names_its_phases_and_holds_no_copy_of_the_caches(bpe_tokenizer):
   search = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
   lm, params = make(bpe_tokenizer, search)
   state = jax.eval_shape(
     lambda: decode.init(4, lm.init(4, jnp.float32), search, lm.embedding_size, R)
   )
-  compiled = decode.advance.lower(state, lm, params, search, 8).compile()
+  lowered = decode.advance.lower(state, lm, params, search, 8)
+  named = lowered.as_text(debug_info=True)
+  for phase in PHASES:  # a profile names them
+    assert f"/{phase}/" in named, phase
+  compiled = lowered.compile()
   caches = sum(
     a.size * 4
     for c in (state.model.proposing, state.model.evaluating)

@@ -5,14 +5,13 @@ import math
 
 import pytest
 
-from rain_jax import ranges
 from rain_jax.methods import session
 from rain_jax.methods.defences import SmoothLLM
 from rain_jax.models import loading
 from rain_jax.preferences import load_preference
 from rain_jax.runs import config_check, from_config, job
 from rain_jax.text.formats import DIALOGUE, Format
-from rain_jax.types import DataError, SearchConfig
+from rain_jax.types import DataError, SearchConfig, ranges
 from tests.helpers import repository
 
 NAN, INF = math.nan, math.inf

@@ -321,6 +321,49 @@ def test_messages_quote_files_without_their_control_characters(monkeypatch):
   assert cli._made_printable(record) and record.getMessage() == r"a\x9bb: \x1b[31m"
 
 
+@pytest.mark.parametrize(
+  "text,says",
+  [
+    ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'; fix the file"),
+    ("def get_config():\n  return 1 / 0", "ZeroDivisionError: division by zero; fix the file"),
+    ("def get_config(:", "SyntaxError: invalid syntax (mine.py, line 1); fix the file"),
+    ("x = 1", "defines no get_config(); give the path of a config"),
+  ],
+)
+def test_a_config_file_that_raises_anything_is_named(say, tmp_path, text, says):
+  path = tmp_path / "mine.py"
+  path.write_text(text, "utf-8")
+  sys.modules.pop("config_config", None)  # of another config file in this process
+  code, said = say("generate.py", f"--config={path}")
+  assert code == 2 and said == f"error: {path}: {says}\n"
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nowhere"])
+def test_a_user_without_a_home_runs_without_kept_programs(monkeypatch, capsys, home):
+  """As containers have them: a number that the system has no name for, or a folder that is not."""
+  monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+  import cli  # pylint: disable=import-outside-toplevel
+
+  if home is None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(cli.pathlib.Path, "home", no_home)
+  else:
+    monkeypatch.setenv("HOME", home)
+  changed = []
+  config = types.SimpleNamespace(
+    jax_compilation_cache_dir=None, update=lambda *change: changed.append(change)
+  )
+  monkeypatch.setattr(cli, "jax", types.SimpleNamespace(config=config))
+  cli._keep_programs()
+  assert changed == []
+  (said,) = capsys.readouterr().err.splitlines()
+  assert said.startswith("no home directory to keep compiled programs in")
+
+
+def no_home():
+  raise RuntimeError("Could not determine home directory.")
+
+
 def test_help_says_where_the_keys_of_a_config_are_listed(say):
   _, said = say("generate.py", "--help")
   assert "docs/options.md" in said and "--workdir" in said

@@ -9,13 +9,14 @@ from rain_jax import decode
 from rain_jax.experiments.benchmark.subjects import (
   Workload,
   abstract_subject,
+  abstract_tables,
   model_dtype,
-  synthetic_tables,
 )
 from rain_jax.models import Model
 from rain_jax.policy import memory_plan
-from rain_jax.policy.language_model import LanguageModel, make_params
-from rain_jax.types import SearchConfig
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import make_params
+from rain_jax.types import DataError, SearchConfig
 
 
 def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "float32") -> int:
@@ -27,14 +28,17 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
     batch: trees side by side.
     dtype: of the weights, a name of `loading.DTYPES`.
   """
-  tables = jax.eval_shape(lambda: synthetic_tables(model.config.vocab_size, 0.1))
-  params = jax.eval_shape(lambda p, t: make_params(p, t, lm, []), model.params, tables)
+  params = jax.eval_shape(
+    lambda p, t: make_params(p, t, lm, []), model.params, abstract_tables(model)
+  )
   empty = lambda: decode.init(
     batch, lm.init(batch, model_dtype(dtype)), lm.search, lm.embedding_size, lm.max_response
   )
   steps = jax.ShapeDtypeStruct((), "int32")
   lowered = decode.advance.lower(jax.eval_shape(empty), lm, params, lm.search, steps)
   memory = lowered.compile().memory_analysis()
+  if memory is None:
+    raise DataError("the compiler of this backend reports no memory; expected one that does.")
   return (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
@@ -56,7 +60,7 @@ def memory_rows(
       model, lm = abstract_subject(name, dtype, workload, search)
       for batch in batches:
         row = dict(model=name, dtype=dtype, batch=batch, leaves=search.leaves)
-        planned = memory_plan.plan(model, lm, batch).total
+        planned = memory_plan.plan(model, lm, batch, abstract_tables(model)).total
         yield {**row, "planned": planned, "compiled": compiled_bytes(model, lm, batch, dtype)}
 
 

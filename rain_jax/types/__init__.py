@@ -14,13 +14,14 @@ opaque state. A language model is one (`rain_jax.policy`); a lookup table is ano
 """
 
 import dataclasses
+import typing
 from typing import Any, Protocol
 
 import flax
 import jax
 import jax.numpy as jnp
 
-from rain_jax import ranges
+from rain_jax.types import ranges
 
 NO_NODE = -1  # no such node, in any array of node ids
 NO_PAGE = -1  # the node was never visited
@@ -111,7 +112,7 @@ class SearchConfig:
   max_visited: int = 96
   max_path: int = 16
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     wrong = ranges.fault(ranges.SEARCH, vars(self))
     if wrong:
       raise ValueError(wrong)
@@ -158,19 +159,27 @@ class SearchConfig:
     return 3 if self.redraw else 1
 
 
-def harmless_search(**overrides) -> SearchConfig:
+def harmless_search(**overrides: Any) -> SearchConfig:
   """The HH variant of the published code: `SearchConfig` as it stands."""
   return SearchConfig(**overrides)
 
 
-def adversarial_search(**overrides) -> SearchConfig:
+def adversarial_search(**overrides: Any) -> SearchConfig:
   """The adversarial variant: hotter candidates, redrawn until distinct."""
   return SearchConfig(**{**dict(redraw=True, temperature=2.0, min_visits=5), **overrides})
 
 
-def truthful_search(**overrides) -> SearchConfig:
+def truthful_search(**overrides: Any) -> SearchConfig:
   """The truthful variant: rollouts to the end of the response, more visits a move."""
   return SearchConfig(**{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides})
+
+
+def hyperparameters() -> dict[str, Any]:
+  """Name and type of each field of `SearchConfig`."""
+  return {
+    field.name: typing.get_origin(field.type) or field.type
+    for field in dataclasses.fields(SearchConfig)
+  }
 
 
 VARIANTS = {
@@ -314,7 +323,7 @@ def check_evaluation(
     }
   for name, (shape, dtype) in expected.items():
     array = fields[name]
-    if array.shape != shape or not jnp.issubdtype(array.dtype, dtype):
+    if jnp.shape(array) != shape or not jnp.issubdtype(jnp.result_type(array), dtype):
       kind = "float" if dtype is jnp.floating else "int32"
       raise ValueError(
         f"The model's evaluate: {name} must be {kind}{list(shape)}, is {_kind(array)}."
@@ -327,18 +336,18 @@ def check_state(after: Any, before: Any, method: str) -> None:
   Raises:
     ValueError: one line that names the method and what differs.
   """
-  old, new = (jax.tree_util.tree_flatten_with_path(state) for state in (before, after))
-  if old[1] != new[1]:
+  expected: Any = jax.tree.structure(before)
+  found: Any = jax.tree.structure(after)
+  if expected != found:
     raise ValueError(
-      f"The model's {method}: its state must keep its structure {old[1]}, is {new[1]}."
+      f"The model's {method}: its state must keep its structure {expected}, is {found}."
     )
-  for (path, expected), (_, found) in zip(old[0], new[0], strict=True):
-    if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+  leaves = jax.tree_util.tree_leaves_with_path(before)
+  for (path, old), new in zip(leaves, jax.tree.leaves(after), strict=True):
+    if _kind(old) != _kind(new):
       name = f"state{jax.tree_util.keystr(path)}"
-      raise ValueError(
-        f"The model's {method}: {name} must stay {_kind(expected)}, is {_kind(found)}."
-      )
+      raise ValueError(f"The model's {method}: {name} must stay {_kind(old)}, is {_kind(new)}.")
 
 
 def _kind(array: Any) -> str:
-  return f"{array.dtype}{list(array.shape)}"
+  return f"{jnp.result_type(array)}{list(jnp.shape(array))}"
