@@ -20,7 +20,7 @@ from typing import Any
 from rain_jax.judges import exchange
 from rain_jax.judges.verdicts import Verdict
 from rain_jax.tasks import Record
-from rain_jax.types import DataError, ranges
+from rain_jax.types import DataError, never, ranges
 
 QUESTIONS: Mapping[str, str] = {
   "harmless": (
@@ -90,7 +90,7 @@ class EndpointJudge:
     measure: str,
     settings: Mapping[str, Any],
     sleep: Callable[[float], None] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
+    stopping: Callable[[], bool] = never,
   ):
     if measure not in QUESTIONS:
       raise DataError(
@@ -247,7 +247,7 @@ class EndpointJudge:
     except TimeoutError:
       raise _Failed(f"no whole answer within {self.timeout} s", again=True) from None
     except (http.client.HTTPException, UnicodeError, OSError) as error:
-      why = f"no connection ({type(error).__name__}: {error})"
+      why = f"no connection ({type(error).__name__}: {str(error)!r:.80})"
       raise _Failed(self._without_key(why.encode()).decode()[:120], again=True) from None
     data = self._without_key(reply.data)
     if len(data) > exchange.LARGEST:
