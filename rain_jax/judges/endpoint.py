@@ -225,7 +225,6 @@ class EndpointJudge:
       return False
     said = reply.data.decode("utf-8", "replace")
     if reply.status in _OWN and _REFUSES.search(said):
-      # A refused limit may be explained by the name of the one to take.
       if "temperature" in self._options and "temperature" in said:
         del self._options["temperature"]
         return True
@@ -247,8 +246,8 @@ class EndpointJudge:
     except TimeoutError:
       raise _Failed(f"no whole answer within {self.timeout} s", again=True) from None
     except (http.client.HTTPException, UnicodeError, OSError) as error:
-      why = f"no connection ({type(error).__name__}: {str(error)!r:.80})"
-      raise _Failed(self._without_key(why.encode()).decode()[:120], again=True) from None
+      said = self._without_key(str(error).encode(errors="replace")).decode()
+      raise _Failed(f"no connection ({type(error).__name__}: {said!r:.80})", again=True) from None
     data = self._without_key(reply.data)
     if len(data) > exchange.LARGEST:
       raise _Failed(f"an answer of more than {exchange.LARGEST} bytes", own=True)
