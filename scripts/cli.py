@@ -72,6 +72,8 @@ def with_search(config: Any) -> Any:
     given = section.to_dict()
     with config.unlocked():
       for name, kind in types.hyperparameters().items():
+        if name in section:  # given, perhaps as a whole number for a fraction
+          del section[name]
         section[name] = config_dict.placeholder(kind)
       section.update(given)
   return config

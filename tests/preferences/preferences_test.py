@@ -1,5 +1,6 @@
 """Preference files: what is read, what is refused, and the tokens they become."""
 
+import copy
 import dataclasses
 import os
 import pathlib
@@ -216,7 +217,10 @@ def reading(**changes):
     (changed(description="a\nb"), "expected one line each"),
     (changed(prefix=None), "prefix: None is not text"),
     (changed(readings=[]), "expected a list of 1 or 2"),
-    (changed(readings=GOOD_FILE["readings"] * 3), "expected a list of 1 or 2"),
+    (
+      changed(readings=[copy.deepcopy(one) for one in GOOD_FILE["readings"] * 3]),
+      "expected a list of 1 or 2",
+    ),
     (changed(readings=["A"]), "readings[0]: expected the keys suffix, good, bad"),
     (reading(suffix=""), "readings[0].suffix='': expected the text that asks"),
     (reading(good=[]), "readings[0].good=[]: expected a list of labels, not empty"),
@@ -243,7 +247,7 @@ def reading(**changes):
     ("? [a, b]\n: c", "not valid YAML"),
     ("x" * 2_000_000, "more than 1048576 characters"),
     ("", "the file: expected the keys"),
-    ('name: "\x1b[31m"', "not valid YAML (unacceptable character #x001b"),
+    ('name: "\x1b[31m"\ncolour: 1', "unacceptable character"),
     (changed(name=["a"] * 999), "name: ['a', 'a'"),
     (changed(name={"a": 1}), "name: {'a': 1} is not text"),
     (changed(cut=3.5), "cut: 3.5 is not text"),

@@ -121,7 +121,7 @@ def _changed(config, **changes):
     (dict(search__max_nodes=4), ValueError, "max_nodes"),
     (dict(methods=("best_of_n",)), DataError, "best_of_n.samples"),
     (dict(methods=("rain", "vanilla", "rain")), DataError, "rain appears twice"),
-    (dict(batch_size=0), DataError, "batch_size=0: expected a whole number, 1 or more"),
+    (dict(batch_size=0), DataError, "batch_size=0: expected a whole number from 1 to 1048576"),
     (dict(limits__max_prompt=0), DataError, "max_prompt=0"),
     (dict(limits__max_response=-1), DataError, "max_response=-1"),
     (dict(record=-1), DataError, "record=-1: expected a whole number, 0 or more"),

@@ -243,7 +243,8 @@ LINE = TEXT.filter(lambda text: text.strip() == text and "\n" not in text and "\
 
 def as_table(prompts, sign):
   out = io.StringIO()
-  writer = csv.writer(out, delimiter=sign)
+  # With this end of a line the writer quotes texts that hold a carriage return.
+  writer = csv.writer(out, delimiter=sign, lineterminator="\r\n")
   writer.writerows([["prompt", "x"], *([prompt, "1"] for prompt in prompts)])
   return out.getvalue()
 
@@ -298,7 +299,7 @@ def test_a_file_with_a_character_missing_loses_no_row_in_silence(tmp_path_factor
   name = data.draw(st.sampled_from(["p.jsonl", "p.csv", "p.tsv"]))
   text = MAKERS[name](prompts)
   place = data.draw(st.integers(0, len(text) - 1))
-  hypothesis.assume(text[place] not in "\r\n")
+  hypothesis.assume(text[place] != "\n")
   path = write(tmp_path_factory.mktemp("cut"), name, text[:place] + text[place + 1 :])
   left_out = []
   try:
