@@ -14,7 +14,7 @@ from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge
 from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes, vader
 from rain_jax.judges.verdicts import CannotJudge, Judge, Verdict, agreement, agreements, rate
 from rain_jax.tasks import Record
-from rain_jax.types import DataError, ranges
+from rain_jax.types import DataError, never, ranges
 
 __all__ = (
   "JUDGES",
@@ -69,7 +69,7 @@ def find_judge(name: str) -> Rule:
 
 
 def panel(
-  spec: str, settings: Mapping[str, Any], stopping: Callable[[], bool] = lambda: False
+  spec: str, settings: Mapping[str, Any], stopping: Callable[[], bool] = never
 ) -> list[Judge]:
   """The judges of a comma list, each NAME, or NAME=PATH for a checkpoint of one's own.
 

@@ -20,7 +20,7 @@ from typing import Any
 from rain_jax.judges import exchange
 from rain_jax.judges.verdicts import Verdict
 from rain_jax.tasks import Record
-from rain_jax.types import DataError, ranges
+from rain_jax.types import DataError, never, ranges
 
 QUESTIONS: Mapping[str, str] = {
   "harmless": (
@@ -90,7 +90,7 @@ class EndpointJudge:
     measure: str,
     settings: Mapping[str, Any],
     sleep: Callable[[float], None] | None = None,
-    stopping: Callable[[], bool] = lambda: False,
+    stopping: Callable[[], bool] = never,
   ):
     if measure not in QUESTIONS:
       raise DataError(
@@ -225,7 +225,6 @@ class EndpointJudge:
       return False
     said = reply.data.decode("utf-8", "replace")
     if reply.status in _OWN and _REFUSES.search(said):
-      # A refused limit may be explained by the name of the one to take.
       if "temperature" in self._options and "temperature" in said:
         del self._options["temperature"]
         return True
@@ -247,8 +246,8 @@ class EndpointJudge:
     except TimeoutError:
       raise _Failed(f"no whole answer within {self.timeout} s", again=True) from None
     except (http.client.HTTPException, UnicodeError, OSError) as error:
-      why = f"no connection ({type(error).__name__}: {error})"
-      raise _Failed(self._without_key(why.encode()).decode()[:120], again=True) from None
+      said = self._without_key(str(error).encode(errors="replace")).decode()
+      raise _Failed(f"no connection ({type(error).__name__}: {said!r:.80})", again=True) from None
     data = self._without_key(reply.data)
     if len(data) > exchange.LARGEST:
       raise _Failed(f"an answer of more than {exchange.LARGEST} bytes", own=True)

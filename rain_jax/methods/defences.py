@@ -12,7 +12,7 @@ from rain_jax import judges
 from rain_jax.methods.sampling import vanilla
 from rain_jax.methods.session import Response, Session
 from rain_jax.tasks import Record
-from rain_jax.types import DataError, ranges
+from rain_jax.types import DataError, never, ranges
 
 KINDS = ("swap", "insert", "patch")
 SELF = "self"  # the model's own verdict, in place of a judge
@@ -23,12 +23,14 @@ _Told = Callable[[None], None] | None
 _Decide = Callable[[Sequence[Response]], list[bool | None]]
 
 
-def _harmful_by(name: str, config: Mapping[str, Any], method: str) -> _Decide:
+def _harmful_by(
+  name: str, config: Mapping[str, Any], method: str, stopping: Callable[[], bool]
+) -> _Decide:
   if name == SELF:
     # Less than two good readings is no approval, as in the search.
     harmful = lambda verdict: None if verdict is None else verdict < 1
     return lambda responses: [harmful(response.verdict) for response in responses]
-  panel = judges.panel(name, config)
+  panel = judges.panel(name, config, stopping)
   if len(panel) != 1:
     raise DataError(f"{method}.judge={name!r}: expected one judge, or {SELF!r}.")
 
@@ -92,7 +94,9 @@ class SmoothLLM:
     ]
 
 
-def smooth_llm_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def smooth_llm_options(
+  config: Mapping[str, Any], stopping: Callable[[], bool] = never
+) -> dict[str, Any]:
   """The options of `smooth_llm` in a run's configuration, from config.smooth_llm.
 
   Raises:
@@ -102,7 +106,10 @@ def smooth_llm_options(config: Mapping[str, Any]) -> dict[str, Any]:
   if settings.judge not in (SELF, *judges.JUDGES):
     known = ", ".join((SELF, *judges.JUDGES))
     raise DataError(f"smooth_llm.judge={settings.judge!r}: expected one of {known}.")
-  return {"settings": settings, "decide": _harmful_by(settings.judge, config, "smooth_llm")}
+  return {
+    "settings": settings,
+    "decide": _harmful_by(settings.judge, config, "smooth_llm", stopping),
+  }
 
 
 def smooth_llm(
@@ -180,14 +187,16 @@ def _rng(seed: int, *names: str) -> random.Random:
 # -- a guard ----------------------------------------------------------------------
 
 
-def guard_options(config: Mapping[str, Any]) -> dict[str, Any]:
+def guard_options(
+  config: Mapping[str, Any], stopping: Callable[[], bool] = never
+) -> dict[str, Any]:
   """The options of `guard` in a run's configuration, from config.guard.
 
   Raises:
     DataError: a judge that cannot be used.
   """
   name = config["guard"]["judge"]
-  return {"decide": _harmful_by(name, config, "guard"), "own": name == SELF}
+  return {"decide": _harmful_by(name, config, "guard", stopping), "own": name == SELF}
 
 
 def guard(

@@ -9,7 +9,7 @@ from rain_jax.methods.choose import choose
 from rain_jax.methods.rain import SearchStep, rain, watch
 from rain_jax.methods.sampling import best_of_n, equal_samples, vanilla
 from rain_jax.methods.session import Response, Session
-from rain_jax.types import DataError
+from rain_jax.types import DataError, never
 
 Options = Mapping[str, Any]
 # From a method's name to the lines of results that there are of it.
@@ -24,8 +24,9 @@ class Method:
     run: function of a session, the run's seed, the ids of prompts to leave out (`skip`) and what
       is called between steps (`on_progress`, or None), and of the options by keyword. It yields
       a `Response` for each other prompt as soon as that has ended.
-    options: the options in a run's configuration, see `configs/common.py`. Raises `DataError` for
-      what cannot be used, such as an unknown judge.
+    options: the options in a run's configuration, see `configs/common.py`, and what an endpoint
+      that they name asks whether to stop waiting. Raises `DataError` for what cannot be used, such
+      as an unknown judge.
     watch: as `run`, but yields a `SearchStep` for each step of a search, the last with the
       response; None for a method without a search.
     after: names of methods that are asked before it, whose results may decide its options.
@@ -36,7 +37,7 @@ class Method:
   """
 
   run: Callable[..., Iterator[Response]]
-  options: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+  options: Callable[..., dict[str, Any]] = lambda config, stopping=never: {}
   watch: Callable[..., Iterator[SearchStep]] | None = None
   after: tuple[str, ...] = ()
   incomplete: Callable[[Options], bool] = lambda options: False
@@ -49,7 +50,7 @@ METHODS = {
   "rain": Method(rain, watch=watch),
   "best_of_n": Method(
     best_of_n,
-    options=lambda config: {"samples": config["best_of_n"]["samples"]},
+    options=lambda config, stopping=never: {"samples": config["best_of_n"]["samples"]},
     after=("vanilla", "rain"),
     incomplete=lambda options: not options["samples"],
     complete=equal_samples,

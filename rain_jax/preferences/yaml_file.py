@@ -8,7 +8,7 @@ import yaml
 
 from rain_jax.preferences.template import PreferenceError
 
-_LARGEST = 1 << 20  # characters; the slowest of texts takes a minute for so many
+_LARGEST = 1 << 17  # characters; templates have thousands, and YAML is slow to read
 
 
 class _Loader(yaml.SafeLoader):

@@ -102,7 +102,7 @@ class TaskRun:
   ) -> Iterator[Response]:
     """The method's responses to what is not done; `between` hears of the steps."""
     method, seed = METHODS[name], self.config["seed"]
-    options = method.complete(session, method.options(self.config), self._results)
+    options = method.complete(session, method.options(self.config, self.stopping), self._results)
     if method.watch is None:
       return method.run(session, seed, done, between, **options)
     return self._searched(session, method, method.watch, options, done, between)

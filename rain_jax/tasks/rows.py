@@ -147,8 +147,10 @@ def tab_separated(path: str, text: str) -> Rows:
 
 
 def _table(path: str, text: str, sign: str) -> Rows:
-  # Strict, or a quote that is never closed would swallow all rows after it.
-  reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
+  # Strict, or a quote that is never closed would swallow all rows after it. A carriage return ends a
+  # line only where nothing else does.
+  lines = io.StringIO(text, newline="\n" if "\n" in text else "")
+  reader = csv.reader(lines, delimiter=sign, strict=True)
   header: list[str] = []
   begin = 1
   try:

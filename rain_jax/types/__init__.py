@@ -52,6 +52,11 @@ def is_unicode(text: str) -> bool:
   return True
 
 
+def never() -> bool:
+  """Nobody asks to stop."""
+  return False
+
+
 class Stopped(Exception):
   """Work was asked to stop, and did between two results; the same command goes on."""
 

@@ -105,7 +105,7 @@ def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[st
     raise DataError(f"{key_path}: no key of a sheet ({error}).") from None
   seen = set()
   for row in read_rows(path):
-    item, rating = ((row.values.get(field) or "").strip() for field in ("item", "rating"))
+    item, rating = (str(row.values.get(field) or "").strip() for field in ("item", "rating"))
     if item not in key or item in seen:
       why = "appears twice" if item in seen else "is not in the key"
       raise DataError(f"{row.where}: item {item!r} {why}; sheet and key belong together.")

@@ -96,9 +96,11 @@ def test_what_a_tasks_own_rules_are_not_for_is_answered_and_counted(config, tmp_
     job.run(config, str(tmp_path / "other"))
 
 
+@pytest.mark.parametrize("method", ["vanilla", "guard"])
 @pytest.mark.parametrize("act", ["hang", (429, {"Retry-After": "50"})])
-def test_a_run_that_is_told_to_stop_does_so_while_its_judge_waits(config, tmp_path, act):
+def test_a_run_that_is_told_to_stop_does_so_while_its_judge_waits(config, tmp_path, act, method):
   write(config, {"prompt": "the cat"})
+  config["methods"], config["guard"] = (method,), {"judge": "endpoint:harmless"}
   asked = []
 
   def stopping():
@@ -112,7 +114,7 @@ def test_a_run_that_is_told_to_stop_does_so_while_its_judge_waits(config, tmp_pa
     with pytest.raises(Stopped):
       job.run(config, str(tmp_path / "run"), stopping=stopping)
   assert time.monotonic() - asked[0] < 3
-  assert len(directory.read_results(str(tmp_path / "run"))) == 1
+  assert len(directory.read_results(str(tmp_path / "run"))) == (method == "vanilla")
 
 
 def test_the_first_reason_of_a_judge_is_told(config, tmp_path, caplog):

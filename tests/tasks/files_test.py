@@ -125,6 +125,7 @@ REFUSED = [
   ("p.csv", 'id,prompt\n1,"hi\n2,ho\n3,ha\n', "line 2: not CSV (unexpected end of data)"),
   ("p.csv", 'id,prompt\n1,"hi\n2,"ho"\n', "line 2: not CSV"),
   ("p.csv", 'prompt\n"say "hi" now"\n', "line 2: not CSV"),
+  ("p.csv", "prompt\nhi\rho\n", "line 2: not CSV"),
   ("p.csv", "prompt,prompt\na,b\n", "column 'prompt' appears twice"),
   ("p.csv", "prompt,x, prompt\na,b,c\n", "column 'prompt' appears twice"),
   ("p.jsonl", '{"prompt": "a", "prompt": "b"}\n', "field 'prompt' appears twice"),
