@@ -35,6 +35,7 @@ from ml_collections import config_dict, config_flags
 from rain_jax import types
 from rain_jax.parallel import hosts
 from rain_jax.runs import directory
+from rain_jax.views.terminal import printable
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name
@@ -71,6 +72,8 @@ def with_search(config: Any) -> Any:
     given = section.to_dict()
     with config.unlocked():
       for name, kind in types.hyperparameters().items():
+        if name in section:  # given, perhaps as a whole number for a fraction
+          del section[name]
         section[name] = config_dict.placeholder(kind)
       section.update(given)
   return config
@@ -197,7 +200,7 @@ def _fail(error: BaseException, code: int) -> None:
       error = error.__cause__ or error.__context__
   if isinstance(error, KeyError):
     error = ValueError(f"the config has no {error}")
-  line = " ".join(str(error).split()) or type(error).__name__
+  line = printable(" ".join(str(error).split())) or type(error).__name__
   print(f"error: {line}", file=sys.stderr)
   sys.exit(code)
 
@@ -233,6 +236,12 @@ def _keep_programs() -> None:
   jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
+def _made_printable(record: standard_logging.LogRecord) -> bool:
+  """Messages quote files, whose control characters would drive the terminal."""
+  record.msg, record.args = printable(record.getMessage()), None
+  return True
+
+
 def _heed_interrupts() -> None:
   if signal.getsignal(signal.SIGINT) is _interrupted_early:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -254,6 +263,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("rain_jax").setLevel(standard_logging.INFO)
     _keep_programs()
+    logging.get_absl_handler().addFilter(_made_printable)
     try:
       main()
     except directory.Stopped:

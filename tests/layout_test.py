@@ -23,7 +23,7 @@ FOLDERS = {
   "demo": set(),
   "models": {"demo"},
   "text": {"types"},
-  "preferences": {"text"},
+  "preferences": {"text", "types"},
   "policy": _SEARCH | {"models", "parallel", "preferences", "text"},
   "tasks": {"demo", "text", "types"},
   "judges": {"demo", "models", "policy", "preferences", "tasks", "text", "types"},

@@ -124,6 +124,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     proposing_prefix=abstract(none, prefix_places),
     evaluating_prefix=abstract(prefix, prefix_places),
     override=jax.tree.map(lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), Override()),
+    correction=None,
     embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
   )
   lowered = decode.advance.trace(
