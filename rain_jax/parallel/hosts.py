@@ -121,7 +121,8 @@ def connect(
     ) from None
   finally:
     late.cancel()
-  told = idle_devices(os.environ, jax.default_backend(), jax.local_device_count())
+  devices = jax.local_devices()
+  told = idle_devices(os.environ, devices[0].platform, len(devices))
   if told:
     _LOG.warning("process %d of %d: %s", jax.process_index(), jax.process_count(), told)
   return jax.process_index(), jax.process_count()
