@@ -80,10 +80,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.guard = ml_collections.ConfigDict()
   config.guard.judge = "llama_guard"  # as config.judge, one, or self
 
+  # Besides, every hyperparameter of rain_jax.types.SearchConfig; scripts/cli.py adds their keys.
   config.search = ml_collections.ConfigDict()
   config.search.variant = ""  # harmless, adversarial, truthful
-  for name, kind in SEARCH.items():
-    config.search[name] = config_dict.placeholder(kind)
   return config
 
 
@@ -95,29 +94,3 @@ def demo(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigD
   config.batch_size = 16
   config.prompts.limit = 12
   return config
-
-
-# Hyperparameters of the search and their types; `rain_jax.types.SearchConfig` explains them.
-SEARCH = {
-  "set_lengths": tuple,
-  "num_candidates": int,
-  "max_children": int,
-  "redraw": bool,
-  "temperature": float,
-  "top_k": int,
-  "rollout_to_eos": bool,
-  "exploration": float,
-  "root_prior": float,
-  "similarity_threshold": float,
-  "similarity_weight": float,
-  "grow_threshold": float,
-  "min_visits": int,
-  "value_threshold": float,
-  "max_iterations": int,
-  "extra_iterations": int,
-  "leaves": int,
-  "early_commit": bool,
-  "max_nodes": int,
-  "max_visited": int,
-  "max_path": int,
-}

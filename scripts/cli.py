@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 
 def _interrupted_early(*_) -> None:
@@ -27,11 +28,14 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
 import jax
+import ml_collections
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
+from rain_jax import types
 from rain_jax.parallel import hosts
 from rain_jax.runs import directory
+from rain_jax.views.terminal import printable
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name
@@ -45,6 +49,36 @@ _ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError
 flags.disclaim_key_flags()  # flags that are defined here are the script's own
 
 
+class _ConfigFile(flags.ArgumentParser):
+  """Reads a config file as `reader` does, and gives its section `search` the keys of the search."""
+
+  def __init__(self, reader: flags.ArgumentParser):
+    self._reader = reader
+
+  def parse(self, path: str) -> Any:
+    return with_search(self._reader.parse(path))
+
+  def flag_type(self) -> str:
+    return self._reader.flag_type()
+
+
+def with_search(config: Any) -> Any:
+  """A configuration with a key for each hyperparameter in a run's section `search`.
+
+  A run's section has a variant; what the configuration does not give is None.
+  """
+  section = config.get("search") if isinstance(config, ml_collections.ConfigDict) else None
+  if section is not None and "variant" in section:
+    given = section.to_dict()
+    with config.unlocked():
+      for name, kind in types.hyperparameters().items():
+        if name in section:  # given, perhaps as a whole number for a fraction
+          del section[name]
+        section[name] = config_dict.placeholder(kind)
+      section.update(given)
+  return config
+
+
 def define_config(about: str, default: str | None = None) -> flags.FlagHolder:
   """The flag --config: a file whose keys are flags in turn.
 
@@ -54,8 +88,13 @@ def define_config(about: str, default: str | None = None) -> flags.FlagHolder:
   """
   said = f"{about} docs/options.md lists its keys, which are flags: --config.KEY=VALUE."
   path = None if default is None else str(REPOSITORY / "configs" / f"{default}.py")
+  config = config_flags.DEFINE_config_file("config", None, said)
+  flag = flags.FLAGS["config"]
+  flag.parser = _ConfigFile(flag.parser)
   try:  # a default is read here, with what the command changes in it
-    return config_flags.DEFINE_config_file("config", path, said)
+    if path is not None:
+      flags.set_default(config, path)
+    return config
   except _ERRORS as error:
     _fail(_explained(error, sys.argv, path), 2)
 
@@ -132,7 +171,8 @@ def _keys_of(path: str) -> list[str]:
   file, _, argument = path.partition(":")
   try:
     arguments = [argument] if argument else []
-    return list(_dotted(runpy.run_path(file)["get_config"](*arguments).to_dict()))
+    config = with_search(runpy.run_path(file)["get_config"](*arguments))
+    return list(_dotted(config.to_dict()))
   except Exception:  # pylint: disable=broad-except
     return []  # what is wrong with it is the error that there is already
 
@@ -160,7 +200,7 @@ def _fail(error: BaseException, code: int) -> None:
       error = error.__cause__ or error.__context__
   if isinstance(error, KeyError):
     error = ValueError(f"the config has no {error}")
-  line = " ".join(str(error).split()) or type(error).__name__
+  line = printable(" ".join(str(error).split())) or type(error).__name__
   print(f"error: {line}", file=sys.stderr)
   sys.exit(code)
 
@@ -196,6 +236,12 @@ def _keep_programs() -> None:
   jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
+def _made_printable(record: standard_logging.LogRecord) -> bool:
+  """Messages quote files, whose control characters would drive the terminal."""
+  record.msg, record.args = printable(record.getMessage()), None
+  return True
+
+
 def _heed_interrupts() -> None:
   if signal.getsignal(signal.SIGINT) is _interrupted_early:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -217,6 +263,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("rain_jax").setLevel(standard_logging.INFO)
     _keep_programs()
+    logging.get_absl_handler().addFilter(_made_printable)
     try:
       main()
     except directory.Stopped:

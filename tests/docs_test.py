@@ -34,6 +34,9 @@ ELSEWHERE = {
   ". .venv/bin/activate": ".ci/run does it",
   "python -m pytest": ".ci/run does it",
   "python -m pytest -m slow": "minutes each, by hand",
+  "python -m pytest -n 0 -m slow tests/runs/workdir_test.py": "minutes, by hand",
+  "python -m pytest -n 0 -m slow tests/parallel/hosts_test.py": "minutes, by hand",
+  "python -m pytest -n 0 tests/runs/hostile_results_test.py": "a part of the suite",
 }
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,9 +15,11 @@ from rain_jax.methods import recording
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
-from rain_jax.parallel.batch_sharding import ROWS, WHOLE, fetch
+from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
+from rain_jax.policy.language_model import LanguageModel
 from rain_jax.text import encoding
 
+T = TypeVar("T")
 STEPS = 16  # at most, between two looks at the slots
 STEPS_SHARDED = (
   4  # where shards know nothing of each other, and a slot that has ended waits so long
@@ -76,38 +78,58 @@ def rain(
     skip: ids of prompts to leave out.
     on_progress: called every few steps.
   """
+
+  def look(worker, ended, state):
+    return [_searched(session, result, state) for result in ended], _progress(worker, state)
+
+  for responses, progress in searches(session, seed, look, skip):
+    yield from responses
+    if on_progress:
+      on_progress(progress)
+
+
+def searches(
+  session: Session,
+  seed: int,
+  look: Callable[[int, list[decode.Result], decode.DecodeState], T],
+  skip: frozenset[str] = frozenset(),
+) -> Iterator[T]:
+  """The searches of `rain`, in batches side by side that take up prompts as slots come free.
+
+  Args:
+    session: with the prompts.
+    seed: of the run.
+    look: is told every few steps of one batch: which it is, what has ended in it, and its state.
+    skip: ids of prompts to leave out.
+
+  Yields:
+    What `look` returns.
+  """
   queries = [q for q in session.queries if q.record.id not in skip]
   if not queries:
     return
   items = workers.Shared((q, q.key(seed), q) for q in queries)
   count, slots = session.workers
-  ending = threading.Lock()
-  streams = [_worker(session, worker, slots, items, ending) for worker in range(count)]
-  with contextlib.closing(workers.merged(streams)) as found:
-    for responses, progress in found:
-      yield from responses
-      if on_progress:
-        on_progress(progress)
+  looking = threading.Lock()
 
+  def batch(worker: int) -> Iterator[T]:
+    rounds = decode.rounds(
+      _empty_slots(session, slots),
+      session.lm,
+      session.params,
+      session.config.search,
+      items,
+      functools.partial(_begin, session),
+      spread=session.spread,
+      max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
+    )
+    for ended, state in rounds:
+      with looking:  # or two batches might compile the same program
+        found = look(worker, ended, state)
+      yield found
 
-def _worker(
-  session: Session, worker: int, slots: int, items: Iterator[Any], ending: threading.Lock
-) -> Iterator[tuple[list[Response], BatchProgress]]:
-  """One batch of searches: every few steps what ended in them, and a look at the others."""
-  rounds = decode.rounds(
-    _empty_slots(session, slots),
-    session.lm,
-    session.params,
-    session.config.search,
-    items,
-    functools.partial(_begin, session),
-    spread=session.spread,
-    max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
-  )
-  for ended, state in rounds:
-    with ending:  # or two workers might compile the same program
-      responses = [_searched(session, result, state) for result in ended]
-    yield responses, _progress(worker, state)
+  with contextlib.closing(workers.merged([batch(worker) for worker in range(count)])) as found:
+    yield from found
 
 
 def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
@@ -165,12 +187,21 @@ def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
   They are bound to those places from the first step on, as all later states are by the
   weights: a state that is not yet bound would have every program compiled once more.
   """
-  if session.spread is None:
-    (weight, *_) = jax.tree.leaves(session.params["model"])
-    places = weight.sharding
-  else:
-    places = session.spread.shardings
-  return jax.jit(lambda: session.empty(slots), out_shardings=places)()
+  (weight, *_) = jax.tree.leaves(session.params["model"])
+  dtype = session.params["evaluating_prefix"].keys.dtype
+  return _emptying(session.lm, slots, dtype, session.spread or weight.sharding)()
+
+
+@functools.lru_cache(maxsize=16)
+def _emptying(
+  lm: LanguageModel, slots: int, dtype: Any, place: BatchSharding | jax.sharding.Sharding
+) -> Callable[[], decode.DecodeState]:
+  """Makes empty slots; the program is compiled once."""
+  places = place.shardings if isinstance(place, BatchSharding) else place
+  empty = lambda: decode.init(
+    slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response
+  )
+  return jax.jit(empty, out_shardings=places)
 
 
 def _begin(

@@ -55,10 +55,25 @@ def best_of_n(
   Raises:
     DataError: fewer than 1 sample.
   """
+  for queries, chosen, finish, work in best(session, seed, skip, on_progress, samples=samples):
+    yield from responded(session, queries, chosen, finish, work)
+    if on_progress:
+      on_progress(None)
+
+
+def best(
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[None], None] | None = None,
+  *,
+  samples: int,
+) -> Iterator[tuple[list[Query], list[list[int]], list[int], list[dict[str, int]]]]:
+  """As `best_of_n`: batches of queries, with the chosen tokens, why they end, and the work."""
   if samples < 1:
     raise DataError(f"samples={samples}: expected 1 or more.")
   for queries in session.batches(skip):
-    best: list[_Best] = [((-math.inf, -math.inf), [], types.FAILED)] * len(queries)
+    chosen: list[_Best] = [((-math.inf, -math.inf), [], types.FAILED)] * len(queries)
     calls, tokens = np.zeros((2, len(queries)), int)
     for first in range(0, samples, _ROUND):
       size, keep = min(samples, _ROUND), min(_ROUND, samples - first)
@@ -67,17 +82,14 @@ def best_of_n(
       calls += drawn.calls + 1
       # The last round may draw more than is left; only what is kept is counted.
       tokens += np.ceil(keep / size * (drawn.forwarded + judged)).astype(int)
-      best = [
-        max([best[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
+      chosen = [
+        max([chosen[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
         for row in range(len(queries))
       ]
       if on_progress and first + size < samples:
         on_progress(None)
-    _, chosen, finish = zip(*best)
     work = [{**work_of([c], [t]), "samples": samples} for c, t in zip(calls, tokens)]
-    yield from responded(session, queries, chosen, finish, work)
-    if on_progress:
-      on_progress(None)
+    yield queries, [ids for _, ids, _ in chosen], [finish for *_, finish in chosen], work
 
 
 def _rated(drawn: whole_responses.Samples, value, margin, row: int) -> list[_Best]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rain_jax import decode
 from rain_jax.methods.recording import Recording
@@ -26,7 +25,7 @@ from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.policy.params import Correction, Override, make_params
-from rain_jax.policy.prompts import Prompt
+from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
 from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
@@ -218,7 +217,7 @@ class Session:
     """How many batches of searches run side by side, and the slots of each."""
     if self.mesh is not None:
       return 1, self.slots
-    return workers.layout(backend.in_caches(self.loaded.model.params), self.slots)
+    return workers.layout(backend.in_caches(self.params["model"]), self.slots)
 
   @functools.cached_property
   def spread(self) -> BatchSharding | None:
@@ -238,7 +237,9 @@ class Session:
     """The memory that a search for its prompts will need."""
     prefix = self.params["proposing_prefix"].keys.shape[-2]
     count, slots = self.workers
-    return memory_plan.plan(self.loaded.model, self.lm, count * slots, prefix, self.mesh)
+    return memory_plan.plan(
+      self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh
+    )
 
   def serving(self, records: Sequence[Record]) -> "Session":
     """The same session for other prompts, as if it had been made for them.
@@ -313,13 +314,7 @@ class Session:
   def prompts(self, queries: Sequence[Query | None], side: str) -> Prompt:
     """The "proposing" or "evaluating" side of queries, fields [B, ...]; None is an empty prompt."""
     ids = [getattr(query, side) if query else [] for query in queries]
-    # On the host: a program takes them to wherever it runs.
-    tokens: Any = np.zeros((len(ids), self.max_prompt), np.int32)
-    for row, one in enumerate(ids):
-      tokens[row, : len(one)] = one
-    length: Any = np.array([len(one) for one in ids], np.int32)
-    ends: Any = np.array([bool(q and q.ends) for q in queries])
-    return Prompt(tokens, length, ends)
+    return padded(ids, [bool(q and q.ends) for q in queries], self.max_prompt)
 
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""

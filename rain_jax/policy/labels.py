@@ -30,11 +30,11 @@ def label_ids(tokenizer: Any, spellings: Sequence[str]) -> tuple[int, ...]:
   found = []
   for spelling in spellings:
     try:
-      ids = encoding.encode_continuation(tokenizer, spelling)
+      token = encoding.single_token(tokenizer, spelling)
     except ValueError:
       continue  # joins with whatever is put before it
-    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-      found.append(ids[0])
+    if token is not None:
+      found.append(token)
   if not found:
     raise ValueError(f"Label {spellings}: no spelling of it is one token of this tokenizer.")
   return tuple(dict.fromkeys(found))

@@ -18,6 +18,7 @@ from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy.language_model import LanguageModel
+from rain_jax.text.vocab import TokenTables
 
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
 # Keys by which a run is made smaller, and a benchmark.
@@ -56,6 +57,7 @@ def plan(
   model: Model,
   lm: LanguageModel,
   batch: int,
+  tables: TokenTables,
   proposing_prefix: int = 0,
   mesh: AnyMesh | None = None,
 ) -> Plan:
@@ -65,6 +67,7 @@ def plan(
     model: the language model; an abstract one (`models.llama.abstract_model`) costs nothing.
     lm: the static part, with search, preference and limits.
     batch: trees side by side (B).
+    tables: over the vocabulary, for the format's stop strings; abstract ones will do.
     proposing_prefix: tokens of the fixed prefix before every prompt.
     mesh: of the devices, which may be abstract; None for one device.
   """
@@ -102,7 +105,7 @@ def plan(
   sizes = {
     "weights": nbytes(model.params, weights),
     "prefixes": prefixes,
-    "vocabulary tables": 51 * config.vocab_size,
+    "vocabulary tables": nbytes(tables),
     "contexts of both caches": contexts,
     "visited nodes of both caches": pools,
     "trees": trees,

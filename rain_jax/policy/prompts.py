@@ -1,10 +1,12 @@
 """Prompts: what a slot is asked, and reading it into a cache's context."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rain_jax.models import KV, NO_POSITION, Segment, backend, forward
 from rain_jax.models.cache import PathCache
@@ -29,6 +31,17 @@ class Prompt(flax.struct.PyTreeNode):
   tokens: Array
   length: Array
   ends: Array
+
+
+def padded(texts: Sequence[Sequence[int]], ends: Sequence[bool], size: int) -> Prompt:
+  """Prompts of `size` tokens at most as one, fields [B, ...], on the host; `ends` says of each."""
+  # A program takes them to wherever it runs.
+  tokens: Any = np.zeros((len(texts), size), np.int32)
+  for row, ids in enumerate(texts):
+    tokens[row, : len(ids)] = ids
+  length: Any = np.array([len(ids) for ids in texts], np.int32)
+  ended: Any = np.array(ends, bool)
+  return Prompt(tokens, length, ended)
 
 
 class _Reading(NamedTuple):

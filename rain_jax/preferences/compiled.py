@@ -163,15 +163,15 @@ def _label_id(
   label: str,
 ) -> int:
   """The token of a label after its suffix."""
-  before, whole = encode(suffix), encode(suffix + label)
-  after = whole[len(before) :] if whole[: len(before)] == before else None
+  alone = encode(label)  # or says which preference cannot be read
+  encode(suffix + label)
   # Where the label joins the suffix's last token ("(" and "A" as "(A"), the model still
   # sees the suffix's own tokens, and answers with the label's.
-  alone = encode(label)
-  for ids in (after, alone):
-    if ids is not None and len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-      return ids[0]
-  pieces = [_piece(tokenizer, token) for token in (after or alone)]
+  for before in (suffix, ""):
+    token = encoding.single_token(tokenizer, label, before)
+    if token is not None:
+      return token
+  pieces = [_piece(tokenizer, token) for token in alone]
   raise PreferenceError(
     f"Preference {preference.label!r}: label {label!r} after {suffix[-20:]!r} becomes"
     f" {pieces}; expected one known token: use a shorter label, or one that begins"

@@ -77,7 +77,7 @@ def records_of(
   if not files:
     raise DataError("This task has no prompts of its own: set config.prompts.path or --prompt.")
   # Manifests of earlier versions have no such key.
-  skipped = [] if prompts.get("bad_rows") == SKIP else None
+  skipped: list[str] | None = [] if prompts.get("bad_rows") == SKIP else None
   try:
     records = load_records(task.reader, files, prompts["column"], prompts["limit"], skipped)
   except RowError as error:

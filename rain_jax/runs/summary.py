@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rain_jax import judges
+from rain_jax.text.columns import aligned
 from rain_jax.text.repetition import distinct_2, repeats
 
 # What a table calls a number whose full name is long.
@@ -62,8 +63,7 @@ def table(summary: Mapping[str, Any]) -> str:
   rows = [["method", *(_SHORT.get(c, c.replace("_", " ")) for c in columns)]]
   for name, values in methods.items():
     rows.append([name, *(_cell(column, values.get(column)) for column in columns)])
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+  lines = [aligned(rows)]
   for task, count in summary.get("left_out", {}).items():
     lines.append(
       f"{task}: {count} rows left out, which could not be used; manifest.json names them"

@@ -29,6 +29,7 @@ from typing import IO, Any
 
 from rain_jax.runs import directory
 from rain_jax.runs.files import read_json, replace_json, replace_text
+from rain_jax.text.columns import aligned
 
 RECORD, TABLE, PLOT, LOG = "sweep.json", "table.csv", "table.png", "log.txt"
 _POLL = 0.2  # seconds between two looks at the processes
@@ -291,8 +292,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   shown = [c for c in columns if fixed(c) or len({str(row.get(c)) for row in rows}) > 1]
   lines = [[c.replace("_", " ") for c in shown]]
   lines += [[_cell(column, row.get(column)) for column in shown] for row in rows]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
-  return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths)) for line in lines)
+  return aligned(lines)
 
 
 def _cell(column: str, value: Any) -> str:

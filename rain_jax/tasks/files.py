@@ -8,7 +8,8 @@ import lzma
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import huggingface_hub
 import huggingface_hub.errors
@@ -18,7 +19,11 @@ from rain_jax.types import DataError
 
 HUB = "hub:"
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./ -]+)")
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_OPENERS: Mapping[str, Callable[[Any], Any]] = {
+  ".gz": gzip.open,
+  ".bz2": bz2.open,
+  ".xz": lzma.open,
+}
 _KINDS = ".jsonl, .ndjson, .json, .csv, .tsv or .txt, or one of them as .gz, .bz2 or .xz"
 _LOG = logging.getLogger(__name__)
 

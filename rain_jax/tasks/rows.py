@@ -149,7 +149,8 @@ def tab_separated(path: str, text: str) -> Rows:
 def _table(path: str, text: str, sign: str) -> Rows:
   # Strict, or a quote that is never closed would swallow all rows after it.
   reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
-  header, begin = [], 1
+  header: list[str] = []
+  begin = 1
   try:
     for cells in reader:
       place, begin = begin, reader.line_num + 1

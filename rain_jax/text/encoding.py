@@ -52,6 +52,18 @@ def encode_continuation(tokenizer: Any, text: str) -> list[int]:
   )
 
 
+def single_token(tokenizer: Any, text: str, before: str = "") -> int | None:
+  """The one known token that a text is after another; None if it is none or several.
+
+  Raises:
+    ValueError: as `encode_continuation`.
+  """
+  start = encode_continuation(tokenizer, before)
+  whole = encode_continuation(tokenizer, before + text)
+  ids = whole[len(start) :] if whole[: len(start)] == start else []
+  return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+
+
 def _encode(tokenizer: Any, text: str) -> list[int]:
   return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 

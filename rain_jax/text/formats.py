@@ -44,7 +44,7 @@ class Format:
   chat: bool = False
   now: str = ""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not isinstance(self.stop, (tuple, list)):
       raise DataError(
         f"format.stop={self.stop!r:.60}: expected a list of texts, such as ('a', 'b')."

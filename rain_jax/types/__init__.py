@@ -14,6 +14,7 @@ opaque state. A language model is one (`rain_jax.policy`); a lookup table is ano
 """
 
 import dataclasses
+import typing
 from typing import Any, Protocol
 
 import flax
@@ -171,6 +172,14 @@ def adversarial_search(**overrides: Any) -> SearchConfig:
 def truthful_search(**overrides: Any) -> SearchConfig:
   """The truthful variant: rollouts to the end of the response, more visits a move."""
   return SearchConfig(**{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides})
+
+
+def hyperparameters() -> dict[str, Any]:
+  """Name and type of each field of `SearchConfig`."""
+  return {
+    field.name: typing.get_origin(field.type) or field.type
+    for field in dataclasses.fields(SearchConfig)
+  }
 
 
 VARIANTS = {

@@ -40,7 +40,8 @@ class Range:
       return False
     if not math.isfinite(value):
       return self.infinite and value == math.inf
-    return (self.low < value if self.above else self.low <= value) and value <= self.high
+    number = float(value)
+    return (self.low < number if self.above else self.low <= number) and number <= self.high
 
   def __str__(self) -> str:
     if self.kind is bool:
@@ -55,7 +56,7 @@ class Range:
     return f"a finite {name[2:]}"
 
 
-def whole(low: int, high: int = _INT32) -> Range:
+def whole(low: float, high: float = _INT32) -> Range:
   """Whole numbers."""
   return Range(int, low, high)
 

@@ -276,7 +276,7 @@ import json, cli, reproduce
 from absl import flags
 flags.FLAGS(["reproduce", "--table=hh", "--workdir=" + sys.argv[1], *sys.argv[2:]])
 steps, refused = {}, {}
-for name in reproduce._STEPS:
+for name in reproduce.reproduce.EXPERIMENTS:
   for mode in ("demo", "real"):
     try:
       found = reproduce._made(name, mode == "demo")

@@ -99,7 +99,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
   assert parts.model.proposing.context.keys == parts.model.evaluating.pool.values == 128
 
-  needed = memory_plan.plan(model, lm, BATCH, mesh=mesh)
+  needed = memory_plan.plan(model, lm, BATCH, tables_of(config.vocab_size), mesh=mesh)
   assert needed.parts["weights"] == arrays.nbytes(model.params, shardings(model, mesh))
   assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) > 70e9
   assert needed.total < 14 * GIB  # a TPU v5e has 16
@@ -124,6 +124,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     proposing_prefix=abstract(none, prefix_places),
     evaluating_prefix=abstract(prefix, prefix_places),
     override=jax.tree.map(lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), Override()),
+    correction=None,
     embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
   )
   lowered = decode.advance.trace(

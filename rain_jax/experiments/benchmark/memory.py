@@ -9,8 +9,8 @@ from rain_jax import decode
 from rain_jax.experiments.benchmark.subjects import (
   Workload,
   abstract_subject,
+  abstract_tables,
   model_dtype,
-  synthetic_tables,
 )
 from rain_jax.models import Model
 from rain_jax.policy import memory_plan
@@ -28,8 +28,9 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
     batch: trees side by side.
     dtype: of the weights, a name of `loading.DTYPES`.
   """
-  tables = jax.eval_shape(lambda: synthetic_tables(model.config.vocab_size, 0.1))
-  params = jax.eval_shape(lambda p, t: make_params(p, t, lm, []), model.params, tables)
+  params = jax.eval_shape(
+    lambda p, t: make_params(p, t, lm, []), model.params, abstract_tables(model)
+  )
   empty = lambda: decode.init(
     batch, lm.init(batch, model_dtype(dtype)), lm.search, lm.embedding_size, lm.max_response
   )
@@ -59,7 +60,7 @@ def memory_rows(
       model, lm = abstract_subject(name, dtype, workload, search)
       for batch in batches:
         row = dict(model=name, dtype=dtype, batch=batch, leaves=search.leaves)
-        planned = memory_plan.plan(model, lm, batch).total
+        planned = memory_plan.plan(model, lm, batch, abstract_tables(model)).total
         yield {**row, "planned": planned, "compiled": compiled_bytes(model, lm, batch, dtype)}
 
 

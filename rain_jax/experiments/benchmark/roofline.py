@@ -18,6 +18,7 @@ from rain_jax.experiments.benchmark.subjects import Subject, model_dtype
 from rain_jax.models import NO_POSITION, ModelConfig, Segment, backend, forward, unembed
 from rain_jax.models.arrays import nbytes
 from rain_jax.policy import decoding
+from rain_jax.text.columns import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,11 +203,17 @@ def _seconds_per_call(subject: Subject, phase: Phase, kv_dtype: Any) -> float:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """The phases as a table in plain text."""
-  lines = ["    model  batch       phase  ms/call  bound  roofline  bandwidth"]
+  lines = [["model", "batch", "phase", "ms/call", "bound", "roofline", "bandwidth"]]
   for row in rows:
     lines.append(
-      f"{row['model']:>9}  {row['batch']:5d}  {row['phase']:>10}"
-      f"  {1000 * row['seconds_per_call']:7.3f}  {row['bound']:>5}"
-      f"  {100 * row['share_of_roofline']:7.1f}%  {100 * row['share_of_bandwidth']:8.1f}%"
+      [
+        row["model"],
+        str(row["batch"]),
+        row["phase"],
+        f"{1000 * row['seconds_per_call']:.3f}",
+        row["bound"],
+        f"{100 * row['share_of_roofline']:.1f}%",
+        f"{100 * row['share_of_bandwidth']:.1f}%",
+      ]
     )
-  return "\n".join(lines)
+  return aligned(lines)

@@ -1,4 +1,4 @@
-"""The paper's tables: which runs each needs, and what is counted in them.
+"""The paper's tables: their runs are made, and counted.
 
 A table is made of *steps*, each an ordinary run of `rain_jax.runs.job`, `rain_jax.attacks.job` or
 `rain_jax.benchmark` in a directory of its own, so that a killed reproduction goes on where it was.
