@@ -77,15 +77,16 @@ def comparison(checks: Mapping[str, Check | str]) -> str:
   lines = [
     "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in said
   ]
-  best = _best(checks)
-  if best:
-    lines += ["", f"take {best}: its leads order good and bad examples best"]
+  rated = [c for c in checks.values() if isinstance(c, Check) and c.found["auc"] is not None]
+  if rated:
+    lines += ["", _advice(max(rated, key=lambda check: check.found["auc"]))]
   return "\n".join(lines)
 
 
-def _best(checks: Mapping[str, Check | str]) -> str | None:
-  rated = [c for c in checks.values() if isinstance(c, Check) and c.found["auc"] is not None]
-  return max(rated, key=lambda c: c.found["auc"]).preference if rated else None
+def _advice(best: Check) -> str:
+  if best.found["auc_interval"][0] <= 0.5:
+    return "take none: even the best may order good and bad examples by chance"
+  return f"take {best.preference}: its leads order good and bad examples best"
 
 
 def table(check: Check) -> str:

@@ -197,4 +197,6 @@ def test_forms_are_compared_in_one_table(loaded):
     checks[name] = preference_check.Check(f"mine:{name}", good, answers, found)
   text = check.comparison(checks)
   assert "take mine:words" in text and "no chat template" in text
+  del checks["words"]
+  assert "take none" in check.comparison(checks)
   assert len({line.index("[") for line in text.splitlines() if " [" in line}) <= 2
