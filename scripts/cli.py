@@ -35,6 +35,7 @@ from ml_collections import config_dict, config_flags
 from rain_jax import types
 from rain_jax.parallel import hosts
 from rain_jax.runs import directory
+from rain_jax.text.printable import one_line, printable
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name
@@ -197,9 +198,18 @@ def _fail(error: BaseException, code: int) -> None:
       error = error.__cause__ or error.__context__
   if isinstance(error, KeyError):
     error = ValueError(f"the config has no {error}")
-  line = " ".join(str(error).split()) or type(error).__name__
-  print(f"error: {line}", file=sys.stderr)
+  print(f"error: {one_line(error, 2000)}", file=sys.stderr)
   sys.exit(code)
+
+
+def _printable_record(*args: Any, **kwargs: Any) -> standard_logging.LogRecord:
+  """A message of a log, which may quote files, without control characters."""
+  record = standard_logging.LogRecord(*args, **kwargs)
+  try:
+    record.msg, record.args = printable(record.getMessage()), None
+  except Exception:  # logging itself reports arguments that do not suit their message
+    pass
+  return record
 
 
 def _has_devices() -> bool:
@@ -253,6 +263,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     # Of the libraries' news nobody needs: JAX reports every backend that it does not find.
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("rain_jax").setLevel(standard_logging.INFO)
+    standard_logging.setLogRecordFactory(_printable_record)
     _keep_programs()
     try:
       main()
