@@ -202,16 +202,6 @@ def _fail(error: BaseException, code: int) -> None:
   sys.exit(code)
 
 
-def _printable_record(*args: Any, **kwargs: Any) -> standard_logging.LogRecord:
-  """A message of a log, which may quote files, without control characters."""
-  record = standard_logging.LogRecord(*args, **kwargs)
-  try:
-    record.msg, record.args = printable(record.getMessage()), None
-  except Exception:  # logging itself reports arguments that do not suit their message
-    pass
-  return record
-
-
 def _has_devices() -> bool:
   try:
     return bool(jax.devices())
@@ -243,6 +233,12 @@ def _keep_programs() -> None:
   jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
+def _made_printable(record: standard_logging.LogRecord) -> bool:
+  """Messages quote files, whose control characters would drive the terminal."""
+  record.msg, record.args = printable(record.getMessage()), None
+  return True
+
+
 def _heed_interrupts() -> None:
   if signal.getsignal(signal.SIGINT) is _interrupted_early:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -263,8 +259,12 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     # Of the libraries' news nobody needs: JAX reports every backend that it does not find.
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("rain_jax").setLevel(standard_logging.INFO)
-    standard_logging.setLogRecordFactory(_printable_record)
     _keep_programs()
+    for handler in (
+      logging.get_absl_handler(),
+      *standard_logging.getLogger("transformers").handlers,
+    ):
+      handler.addFilter(_made_printable)
     try:
       main()
     except directory.Stopped:

@@ -57,15 +57,18 @@ def _default_workdir() -> str:
 def _join_processes() -> tuple[int, int, bool]:
   """Joins the processes of a run, as the flags say: number, count, connected or not."""
   count, number = _PROCESSES.value, _PROCESS.value
+  mesh, coordinator = _CONFIG.value.mesh, _COORDINATOR.value
   if _DISTRIBUTED.value:
-    return (*hosts.connect(_COORDINATOR.value, count, number, _START_TIMEOUT.value), True)
-  if _COORDINATOR.value:
+    if coordinator and None not in (count, number):
+      hosts.take_device(number, count, mesh, coordinator)
+    return (*hosts.connect(coordinator, count, number, _START_TIMEOUT.value), True)
+  if coordinator:
     raise hosts.HostsError("--coordinator is for --distributed, which is not set.")
   if (count is None) != (number is None) or not 0 <= (number or 0) < (count or 1):
     raise hosts.HostsError(
       f"--process={number} of --processes={count}: expected both, the first from 0 to below the other."
     )
-  hosts.take_device(number or 0, count or 1, _CONFIG.value.mesh)
+  hosts.take_device(number or 0, count or 1, mesh)
   return number or 0, count or 1, False
 
 

@@ -118,7 +118,10 @@ def test_a_preference_brings_the_format_and_the_variant_of_its_task():
     (dict(prompts=PROMPTS, preference="nowhere.yaml"), "nowhere.yaml"),
     (dict(prompts=PROMPTS, config=api.Config(variant="odd")), "odd"),
     (dict(prompts=PROMPTS, config=api.Config(search={"visits": 1})), "visits"),
-    (dict(prompts=PROMPTS, config=api.Config(batch_size=0)), "batch_size=0: expected 1 or more"),
+    (
+      dict(prompts=PROMPTS, config=api.Config(batch_size=0)),
+      "batch_size=0: expected a whole number from 1 to 1048576",
+    ),
     (dict(prompts=PROMPTS, method="best_of_n", config=api.Config(samples=0)), "samples=0"),
   ],
 )

@@ -14,7 +14,7 @@ from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge
 from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes, vader
 from rain_jax.judges.verdicts import CannotJudge, Judge, Verdict, agreement, agreements, rate
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 __all__ = (
   "JUDGES",
@@ -68,7 +68,9 @@ def find_judge(name: str) -> Rule:
   return JUDGES[name]
 
 
-def panel(spec: str, settings: Mapping[str, Any]) -> list[Judge]:
+def panel(
+  spec: str, settings: Mapping[str, Any], stopping: Callable[[], bool] = lambda: False
+) -> list[Judge]:
   """The judges of a comma list, each NAME, or NAME=PATH for a checkpoint of one's own.
 
   Args:
@@ -77,13 +79,14 @@ def panel(spec: str, settings: Mapping[str, Any]) -> list[Judge]:
       `preference:positive`); `endpoint:MEASURE`. "none" and "" are nobody.
     settings: a run's configuration with `judging` and `endpoint`; judges are made, nothing
       is loaded or asked yet.
+    stopping: asked while an endpoint is waited for; True ends the judging with `types.Stopped`.
 
   Raises:
     DataError: an unknown judge, one twice, one without what it needs.
   """
   found: list[Judge] = []
   for part in filter(None, (part.strip() for part in spec.split(","))):
-    judge = _judge(part, settings)
+    judge = _judge(part, settings, stopping)
     if judge.name in [other.name for other in found]:
       raise DataError(f"judge={spec!r}: {judge.name} appears twice.")
     if judge.name != "none":
@@ -96,13 +99,16 @@ def takes_path(name: str) -> bool:
   return name in FORMS or name.partition(":")[0] in ("sentiment", "preference")
 
 
-def _judge(part: str, settings: Mapping[str, Any]) -> Judge:
+def _judge(part: str, settings: Mapping[str, Any], stopping: Callable[[], bool]) -> Judge:
   name, _, path = part.partition("=")
   kind, _, argument = name.partition(":")
   if kind == "endpoint":
-    return EndpointJudge(argument, settings["endpoint"])
+    return EndpointJudge(argument, settings["endpoint"], stopping=stopping)
   if kind == "sentiment":
     kind, argument = "preference", "positive"
+  wrong = ranges.fault(ranges.JUDGING, settings.get("judging", {}), "judging.")
+  if wrong:
+    raise DataError(wrong)
   if kind == "preference" and argument:
     if not path:
       raise DataError(f"judge {name!r} needs a checkpoint: {name}=PATH.")

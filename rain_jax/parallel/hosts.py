@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 START_TIMEOUT = 600.0  # seconds in which all processes of a run have to start
+_HERE = ("localhost", "127.0.0.1", "[::1]")
 _LOG = logging.getLogger(__name__)
 
 
@@ -169,18 +170,23 @@ def gpus() -> int:
   )
 
 
-def take_device(process: int, processes: int, mesh: Mapping[str, Any]) -> None:
-  """Takes one GPU for each of several processes that start apart on a machine with as many.
+def take_device(
+  process: int, processes: int, mesh: Mapping[str, Any], coordinator: str | None = None
+) -> None:
+  """Takes one GPU for each of several processes on a machine with as many.
 
   Each would otherwise reserve memory on all of them. Must come before JAX looks for devices.
 
   Args:
     process: which one this is.
     processes: how many.
-    mesh: config.mesh; a model that is spread over devices needs more than one.
+    mesh: config.mesh; a model of a process's own that is spread over devices needs more than one.
+    coordinator: of processes that are to be joined; if it is not on this machine, they are not.
   """
-  spread = mesh["tensor"] != 1 or mesh["data"] not in (-1, 1)
-  if processes > 1 and not spread and gpus() == processes:
+  here = coordinator is None or coordinator.rpartition(":")[0] in _HERE
+  shared = coordinator is not None and mesh["across_hosts"]
+  spread = not shared and (mesh["tensor"] != 1 or mesh["data"] not in (-1, 1))
+  if processes > 1 and here and not spread and gpus() == processes:
     jax.config.update("jax_cuda_visible_devices", str(process))
     _LOG.info("process %d of %d takes GPU %d of this machine", process, processes, process)
 

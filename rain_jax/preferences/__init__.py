@@ -14,12 +14,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from rain_jax.preferences.compiled import CompiledPreference as CompiledPreference
 from rain_jax.preferences.compiled import compile_preference as compile_preference
 from rain_jax.preferences.template import CHAT, LETTERS, WORDS, Preference, PreferenceError, Reading
+from rain_jax.preferences.yaml_file import read_yaml
 from rain_jax.text.formats import PROMPT
+from rain_jax.types import is_unicode
 
 FORMS = (LETTERS, WORDS, CHAT)
 BASE, INSTRUCT = KINDS = ("base", "instruct")
@@ -83,8 +83,8 @@ def _default_form(
 ) -> str:
   if tokenizer is None:
     return LETTERS if LETTERS in forms else default[BASE]
-  trained: Any = getattr(tokenizer, "init_kwargs", {}).get(FORM_KEY)
-  return trained if trained in forms else default[kind_of(tokenizer)]
+  trained = getattr(tokenizer, "init_kwargs", {}).get(FORM_KEY)
+  return trained if isinstance(trained, str) and trained in forms else default[kind_of(tokenizer)]
 
 
 def _parted(name_or_path: str | os.PathLike) -> tuple[pathlib.Path, str | None]:
@@ -103,14 +103,7 @@ def _parted(name_or_path: str | os.PathLike) -> tuple[pathlib.Path, str | None]:
 
 def _read_file(path: pathlib.Path) -> tuple[dict[str, Preference], dict[str, str]]:
   """The forms in a file, and the default of each kind of model."""
-  try:
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-  except UnicodeDecodeError:
-    raise PreferenceError(f"{path}: not UTF-8 text; expected a YAML file.") from None
-  except (yaml.YAMLError, ValueError) as error:  # the latter: a day that no calendar has
-    reason = " ".join(str(error).split())
-    raise PreferenceError(f"{path}: not valid YAML ({reason}).") from None
-  where = str(path)
+  data, where = read_yaml(path), str(path)
   if isinstance(data, Mapping) and "forms" in data:
     _check_keys(where, "the file", data, (*_FILE_KEYS, "default", "forms"))
     about, forms = _read_about(where, data), data["forms"]
@@ -132,7 +125,7 @@ def _read_about(path: str, data: Mapping[str, Any]) -> dict[str, str]:
   text = {key: _text(path, key, data[key]) for key in _FILE_KEYS}
   if text["cut"] not in (NO_CUT, LAST_FULL_STOP):
     raise PreferenceError(
-      f"{path}: cut={text['cut']!r}: expected {NO_CUT!r} or {LAST_FULL_STOP!r}."
+      f"{path}: cut={text['cut']!r:.60}: expected {NO_CUT!r} or {LAST_FULL_STOP!r}."
     )
   if not text["name"] or len(text["description"].splitlines()) != 1:
     raise PreferenceError(f"{path}: name and description: expected one line each.")
@@ -147,8 +140,8 @@ def _read_default(path: str, default: Any, forms: Mapping[str, Preference]) -> d
       f"{path}: default={default!r:.60}: expected a form, or {' and '.join(KINDS)}."
     )
   for kind, form in chosen.items():
-    if form not in forms:
-      raise PreferenceError(f"{path}: default {form!r}: expected one of {', '.join(forms)}.")
+    if not isinstance(form, str) or form not in forms:
+      raise PreferenceError(f"{path}: default {form!r:.60}: expected one of {', '.join(forms)}.")
     if kind == BASE and form == CHAT:
       raise PreferenceError(
         f"{path}: default of {BASE} models is {CHAT!r}; they have no chat template."
@@ -162,7 +155,7 @@ def _read_form(path: str, where: str, data: Any, form: str, about: Mapping[str, 
   text = {key: _text(path, at + key, data[key]) for key in ("prefix", "conversation")}
   if PROMPT not in text["conversation"]:
     raise PreferenceError(
-      f"{path}: {at}conversation={text['conversation']!r}: expected {PROMPT} in it."
+      f"{path}: {at}conversation={text['conversation']!r:.60}: expected {PROMPT} in it."
     )
   readings = data["readings"]
   if not isinstance(readings, list) or len(readings) not in (1, 2):
@@ -194,7 +187,9 @@ def _read_reading(path: str, where: str, data: Any) -> Reading:
       raise PreferenceError(f"{path}: {where}.{key}: '' is no label; expected text.")
   for label in labels["good"]:
     if label in labels["bad"]:
-      raise PreferenceError(f"{path}: {where}: {label!r} is good and bad; expected one of them.")
+      raise PreferenceError(
+        f"{path}: {where}: {label!r:.60} is good and bad; expected one of them."
+      )
   return Reading(suffix, labels["good"], labels["bad"])
 
 
@@ -207,11 +202,15 @@ def _check_keys(path: str, where: str, data: Any, keys: tuple[str, ...]) -> None
   for key in data:
     if key not in keys:
       raise PreferenceError(
-        f"{path}: {where}: unknown key {key!r}; expected only {', '.join(keys)}."
+        f"{path}: {where}: unknown key {key!r:.60}; expected only {', '.join(keys)}."
       )
 
 
 def _text(path: str, key: str, value: Any) -> str:
   if not isinstance(value, str):
     raise PreferenceError(f"{path}: {key}: {value!r:.60} is not text; put it in quotes.")
+  if not is_unicode(value):
+    raise PreferenceError(
+      f"{path}: {key}: half of a character in it (a surrogate without its pair)."
+    )
   return value

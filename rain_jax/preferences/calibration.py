@@ -9,7 +9,6 @@ in one form with one tokenizer, and are of no use to any other: the file says wh
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import yaml
 
 from rain_jax.preferences.template import PreferenceError
+from rain_jax.preferences.yaml_file import read_yaml
 
 _KEYS = ("model", "fingerprint", "preference", "template", "source", "readings")
 _READING_KEYS = ("offset", "scale")
@@ -85,16 +85,7 @@ def load_calibration(path: str | os.PathLike) -> Calibration:
   Raises:
     PreferenceError: naming the file, the key and what was expected.
   """
-  try:
-    data = yaml.safe_load(pathlib.Path(path).read_text(encoding="utf-8"))
-  except OSError as error:
-    raise PreferenceError(
-      f"{path}: {error.strerror}; expected a file of check_preference.py --fit."
-    ) from None
-  except (UnicodeDecodeError, yaml.YAMLError):
-    raise PreferenceError(
-      f"{path}: not YAML; expected a file of check_preference.py --fit."
-    ) from None
+  data = read_yaml(path, "a file of check_preference.py --fit")
   if not isinstance(data, Mapping) or set(data) != set(_KEYS):
     raise PreferenceError(f"{path}: expected the keys {', '.join(_KEYS)}.")
   for key in _KEYS[:-1]:

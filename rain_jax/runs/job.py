@@ -78,7 +78,7 @@ def run(
   records = {
     name: from_config.records_of(config, task, left_out[name]) for name, task in tasks.items()
   }
-  panels = {name: judges.panel(task.judge, config) for name, task in tasks.items()}
+  panels = {name: judges.panel(task.judge, config, stopping) for name, task in tasks.items()}
   for name in tasks:
     _check_rules(name, judges.rule_of(panels[name]), records[name], chosen=bool(config["judge"]))
   loaded = from_config.load_model(config, hosts)

@@ -7,6 +7,7 @@ measure. Unjudged responses are tried again each time.
 """
 
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ from rain_jax.runs.directory import JUDGED, read_results
 from rain_jax.runs.files import RunError, Stopped, end_last_line, read_lines
 from rain_jax.runs.results import key_of
 from rain_jax.tasks import Record
+
+_LOG = logging.getLogger(__name__)
 
 Key = tuple[str, str, str]  # task, id, method
 
@@ -133,12 +136,16 @@ def _lines(
         " put the files back that the run was made with."
       )
     items.append((record, line["response"]))
+  told = False
   verdicts = judge.judge(items)
   for place, verdict in tqdm.tqdm(verdicts, desc=judge.name, total=len(items), unit="response"):
     said = (
       {"unjudged": verdict.unjudged} if verdict.unjudged else {"answers": dict(verdict.answers)}
     )
     task, name, method = key_of(waiting[place])
+    if verdict.unjudged and not told:
+      told = True
+      _LOG.warning("%s: the first that stays unjudged, %s: %s", judge.name, name, verdict.unjudged)
     yield {"id": name, "task": task, "method": method, "judge": judge.name, "by": judge.by, **said}
     if stopping():
       raise Stopped

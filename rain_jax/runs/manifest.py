@@ -37,6 +37,8 @@ _LATER = ("tokenizer", "chat", "helpers")
 _LATER_ATTACKS = (*_LATER, "templates", "formats", "prompts")
 # Where a run is computed, not what: it may change from one start to the next.
 _PLACES = ("mesh",)
+# Keys that a configuration of an older version lacks, with the value that says the same.
+_LATER_KEYS = {"calibration": "", "prompts": {"bad_rows": "refuse"}}
 _SHOWN = 5  # differences that an error lists
 # Spaces, digits, case, scripts, escapes: what tokenizers treat in different ways.
 _PROBES = ("The cat's 3.14 mats,\n\n  and\tnone;", "Ünïcode é 漢字 😀 \u200b", "  HTTP://x_y=7\r\n")
@@ -171,7 +173,10 @@ def check(path: pathlib.Path, old: Mapping[str, Any], manifest: Mapping[str, Any
         f"{path / MANIFEST}: of an older version, which did not keep its {part}; choose another"
         " --workdir."
       )
-    changed = difference(old.get(part), manifest.get(part))
+    before, now = old.get(part), manifest.get(part)
+    if part == "config":
+      before, now = _completed(before or {}), _completed(now or {})
+    changed = difference(before, now)
     if changed:
       raise RunError(f"{path} holds a run of {other} ({changed}); choose another --workdir.")
   if unknown:
@@ -180,6 +185,17 @@ def check(path: pathlib.Path, old: Mapping[str, Any], manifest: Mapping[str, Any
       path / MANIFEST,
       ", ".join(unknown),
     )
+
+
+def _completed(config: Mapping[str, Any], later: Mapping[str, Any] = _LATER_KEYS) -> dict[str, Any]:
+  """A configuration with the keys that it did not have yet, as they change nothing."""
+  found = dict(config)
+  for key, value in later.items():
+    if isinstance(value, Mapping):
+      found[key] = _completed(found.get(key, {}), value)
+    else:
+      found.setdefault(key, value)
+  return found
 
 
 def difference(before: Any, now: Any) -> str:

@@ -1,6 +1,7 @@
 """Attacks as jobs: files, resume, best-of-N jailbreaking, one-line errors."""
 
 import json
+import pathlib
 import random
 
 import pytest
@@ -91,6 +92,39 @@ def test_an_interrupted_attack_goes_on_from_its_best_controls(config, tmp_path, 
   assert written[0] == half[0] and written[1]["loss"] <= half[1]["loss"]
   count = len(taken)
   assert run(config, tmp_path / "run") == written and len(taken) == count  # nothing left to do
+
+
+@pytest.mark.parametrize("method", ["gcg", "best_of_n"])
+def test_an_attack_does_not_go_on_with_other_prompts(config, tmp_path, monkeypatch, method):
+  """Whose controls would stand under new goals."""
+  config["attack"]["method"], config["judge"] = method, "refusal_prefixes"
+  monkeypatch.setattr(job, "_gcg", lambda sessions, behaviours, config, out: stub(out))
+  monkeypatch.setattr(best_of_n, "run", lambda *args: stub(args[-1]))
+
+  def stub(out):
+    line = {"controls": "x", "loss": 1.0, "step": 0, "active": 0, "won": False, "done": True}
+    if method == "best_of_n":
+      line = {"round": 0, "prompt": "p", "response": "r", "broken": False}
+    if not out.results:
+      out.append({"behaviour": "a", **line})
+    return []
+
+  again = lambda: job.run(config, str(tmp_path / "run"), lambda line: None)
+  again()
+  again()
+  path = pathlib.Path(config["prompts"]["path"])
+  text = path.read_text("utf-8")
+  path.write_text(text.replace("mat?", "rug?"), "utf-8")
+  with pytest.raises(directory.RunError, match="other prompts .dialogue.sha256"):
+    again()
+  path.write_text(text, "utf-8")
+  results = tmp_path / "run" / directory.RESULTS
+  kept = results.read_text()
+  for row in ("{}", "null", "3", '{"behaviour": "a"}', '{"behaviour": "a", "round": "x"}'):
+    results.write_text(kept + row + "\n")
+    with pytest.raises(directory.RunError, match="results.jsonl, line 2: ") as error:
+      again()
+    assert "\n" not in str(error.value)
 
 
 def test_a_universal_control_is_written_for_every_goal(config, tmp_path):

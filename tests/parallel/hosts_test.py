@@ -165,26 +165,31 @@ def test_gpus_that_nobody_uses_are_told(environment, backend, used, says):
 
 
 @pytest.mark.parametrize(
-  "visible,processes,mesh,taken",
+  "visible,processes,mesh,coordinator,taken",
   [
-    ("0,1,2,3", 4, {}, "2"),
-    ("GPU-a,GPU-b,GPU-c,GPU-d", 4, {"data": 1}, "2"),
-    ("0,1,2,3,4,5,6,7", 4, {}, None),  # other machines, or more than one each
-    ("3", 4, {}, None),  # a launcher gave each its own
-    ("", 4, {}, None),
-    ("0,1,2,3", 4, {"tensor": 2}, None),
-    ("0,1,2,3", 4, {"data": 2}, None),
-    ("0", 1, {}, None),
+    ("0,1,2,3", 4, {}, None, "2"),
+    ("GPU-a,GPU-b,GPU-c,GPU-d", 4, {"data": 1}, None, "2"),
+    ("0,1,2,3,4,5,6,7", 4, {}, None, None),  # other machines, or more than one each
+    ("3", 4, {}, None, None),  # a launcher gave each its own
+    ("", 4, {}, None, None),
+    ("0,1,2,3", 4, {"tensor": 2}, None, None),
+    ("0,1,2,3", 4, {"data": 2}, None, None),
+    ("0", 1, {}, None, None),
+    ("0,1,2,3", 4, {"tensor": 4}, "127.0.0.1:1234", "2"),
+    ("0,1,2,3", 4, {"tensor": 4, "across_hosts": False}, "127.0.0.1:1234", None),
+    ("0,1,2,3", 4, {"across_hosts": False}, "localhost:1234", "2"),
+    ("0,1,2,3", 4, {}, "node-7:1234", None),
   ],
 )
 def test_a_process_takes_its_own_gpu_where_there_are_as_many(
-  monkeypatch, visible, processes, mesh, taken
+  monkeypatch, visible, processes, mesh, coordinator, taken
 ):
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
   said = []
   monkeypatch.setattr(hosts.jax.config, "update", lambda *change: said.append(change))
   process = 2 if processes > 1 else 0
-  hosts.take_device(process, processes, {"data": -1, "tensor": 1} | mesh)
+  mesh = {"data": -1, "tensor": 1, "across_hosts": True} | mesh
+  hosts.take_device(process, processes, mesh, coordinator)
   assert said == ([("jax_cuda_visible_devices", taken)] if taken else [])
 
 

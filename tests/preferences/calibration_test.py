@@ -32,8 +32,8 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     (GOOD | {"readings": [{"offset": float("nan"), "scale": 1}]}, "offset=nan: expected a number"),
     (GOOD | {"readings": [{"offset": 1, "scale": 0}]}, "scale=0: expected a number above 0"),
     ([], "expected the keys"),
-    (b"\xff", "not YAML"),
-    (b"a: [", "not YAML"),
+    (b"\xff", "not UTF-8 text"),
+    (b"a: [", "not valid YAML"),
   ],
 )
 def test_bad_files_are_one_line(tmp_path, data, says):

@@ -1,11 +1,15 @@
 """Preference files: what is read, what is refused, and the tokens they become."""
 
+import copy
 import dataclasses
 import os
 import pathlib
+import time
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
@@ -190,6 +194,10 @@ def test_own_file_is_read(tmp_path):
   assert preference.readings == (preferences.Reading("\n\nAnswer: (", ("A",), ("B",)),)
 
 
+ABOUT = {name: GOOD_FILE[name] for name in ("name", "description", "cut")}
+FORM = {name: GOOD_FILE[name] for name in ("prefix", "conversation", "readings")}
+
+
 def changed(**changes):
   return {**GOOD_FILE, **changes}
 
@@ -209,7 +217,10 @@ def reading(**changes):
     (changed(description="a\nb"), "expected one line each"),
     (changed(prefix=None), "prefix: None is not text"),
     (changed(readings=[]), "expected a list of 1 or 2"),
-    (changed(readings=GOOD_FILE["readings"] * 3), "expected a list of 1 or 2"),
+    (
+      changed(readings=[copy.deepcopy(one) for one in GOOD_FILE["readings"] * 3]),
+      "expected a list of 1 or 2",
+    ),
     (changed(readings=["A"]), "readings[0]: expected the keys suffix, good, bad"),
     (reading(suffix=""), "readings[0].suffix='': expected the text that asks"),
     (reading(good=[]), "readings[0].good=[]: expected a list of labels, not empty"),
@@ -224,6 +235,36 @@ def reading(**changes):
     ("name: 2026-02-30 10:00:00", "not valid YAML (day is out of range"),
     ("? [a, b]\n: 1\n? {c: d}\n: 2", "not valid YAML"),
     ("name: !!python/object:os.system x", "not valid YAML"),
+    ("a: &a [x]\nb: [*a, *a]", "alias *a: write the text out"),
+    ("name: a\nname: b", "a key appears twice"),
+    ("a: " + "[" * 100_000, "nested too deeply"),
+    ("a: " + "{b: " * 100_000, "nested too deeply"),
+    ("name: 2026-99-99", "month must be in 1..12"),
+    ("name: !!timestamp x", "not valid YAML"),
+    ("name: !!int ''", "not valid YAML"),
+    ("name: !!bool maybe", "not valid YAML"),
+    ("name: !!float x", "not valid YAML"),
+    ("? [a, b]\n: c", "not valid YAML"),
+    ("x" * 2_000_000, "more than 1048576 characters"),
+    ("", "the file: expected the keys"),
+    ('name: "\x1b[31m"\ncolour: 1', "unacceptable character"),
+    (changed(name=["a"] * 999), "name: ['a', 'a'"),
+    (changed(name={"a": 1}), "name: {'a': 1} is not text"),
+    (changed(cut=3.5), "cut: 3.5 is not text"),
+    (changed(**{"\x1b[31m": 1}), "unknown key '\\x1b[31m'"),
+    (changed(readings={"suffix": "a"}), "expected a list of 1 or 2"),
+    (reading(good=["A", None]), "readings[0].good: None is not text"),
+    (reading(good={"A": 1}), "expected a list of labels"),
+    (yaml.safe_dump(GOOD_FILE).replace("One line.", '"\\ud800"'), "half of a character"),
+    ({**ABOUT, "forms": [], "default": "letters"}, "forms=[]: expected some of"),
+    (
+      {**ABOUT, "forms": {"letters": None}, "default": "letters"},
+      "forms.letters: expected the keys",
+    ),
+    (
+      {**ABOUT, "forms": {"letters": FORM}, "default": {"base": ["a"], "instruct": "b"}},
+      "default ['a']: expected one of letters",
+    ),
   ],
 )
 def test_bad_file_is_refused_in_one_line(tmp_path, data, message):
@@ -232,6 +273,55 @@ def test_bad_file_is_refused_in_one_line(tmp_path, data, message):
     load_preference(path)
   text = str(caught.value)
   assert message in text and text.startswith(str(path)) and "\n" not in text
+
+
+VALUES = st.recursive(
+  st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.dates()),
+  lambda inside: st.one_of(
+    st.lists(inside, max_size=3), st.dictionaries(st.text(max_size=3), inside, max_size=3)
+  ),
+  max_leaves=6,
+)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(st.sampled_from([*GOOD_FILE, "suffix", "good", "bad", "forms", "more"]), VALUES)
+def test_any_value_is_taken_as_it_stands_or_refused_in_one_line(tmp_path_factory, key, value):
+  data = reading(**{key: value}) if key in FORM["readings"][0] else changed(**{key: value})
+  check_taken_or_refused(tmp_path_factory, yaml.safe_dump(data), data)
+
+
+@hypothesis.settings(max_examples=80, deadline=None, derandomize=True)
+@hypothesis.given(st.data())
+def test_a_file_with_a_piece_exchanged_is_taken_or_refused_in_one_line(tmp_path_factory, data):
+  text = yaml.safe_dump(GOOD_FILE)
+  begin = data.draw(st.integers(0, len(text)))
+  piece = data.draw(st.text(st.sampled_from("&*a-:[]{}?|>!%@\"'\\#\n \t\x1b1"), max_size=6))
+  end = data.draw(st.integers(begin, len(text)))
+  check_taken_or_refused(tmp_path_factory, text[:begin] + piece + text[end:])
+
+
+def check_taken_or_refused(tmp_path_factory, text, data=None):
+  path = write(tmp_path_factory.mktemp("any"), text)
+  try:
+    preference = load_preference(path)
+  except PreferenceError as error:
+    line = str(error)
+    assert line.startswith(str(path)) and len(line.splitlines()) == 1 and "\x1b" not in line
+    return
+  data = yaml.safe_load(text) if data is None else data
+  assert (preference.name, preference.conversation) == (data["name"], data["conversation"])
+  assert [r.suffix for r in preference.readings] == [r["suffix"] for r in data["readings"]]
+
+
+@pytest.mark.parametrize("sign", ["\n", " \n", "#\n", "- ", "a,", "\\n"])
+def test_a_file_of_one_sign_is_read_in_time(tmp_path, sign):
+  begin = time.monotonic()
+  text = sign * (100_000 // len(sign))
+  for quotes in ("{}", "name: x{}x", 'name: "{}"', "name: |\n {}", "name: [{}]"):
+    with pytest.raises(PreferenceError):
+      load_preference(write(tmp_path, quotes.format(text)))
+  assert time.monotonic() - begin < 20
 
 
 def test_missing_and_binary_files_are_refused(tmp_path):
