@@ -35,7 +35,7 @@ from ml_collections import config_dict, config_flags
 from rain_jax import types
 from rain_jax.parallel import hosts
 from rain_jax.runs import directory
-from rain_jax.views.terminal import printable
+from rain_jax.text.printable import one_line, printable
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name
@@ -200,8 +200,7 @@ def _fail(error: BaseException, code: int) -> None:
       error = error.__cause__ or error.__context__
   if isinstance(error, KeyError):
     error = ValueError(f"the config has no {error}")
-  line = printable(" ".join(str(error).split())) or type(error).__name__
-  print(f"error: {line}", file=sys.stderr)
+  print(f"error: {one_line(error, 2000)}", file=sys.stderr)
   sys.exit(code)
 
 
@@ -263,7 +262,11 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("rain_jax").setLevel(standard_logging.INFO)
     _keep_programs()
-    logging.get_absl_handler().addFilter(_made_printable)
+    for handler in (
+      logging.get_absl_handler(),
+      *standard_logging.getLogger("transformers").handlers,
+    ):
+      handler.addFilter(_made_printable)
     try:
       main()
     except directory.Stopped:

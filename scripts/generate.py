@@ -16,9 +16,9 @@ from rain_jax.models import arrays
 from rain_jax.parallel import hosts
 from rain_jax.policy import memory_plan
 from rain_jax.runs import directory, job
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
 from rain_jax.views import live, run_page
-from rain_jax.views.terminal import printable
 
 _CONFIG = cli.define_config("Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")

@@ -21,7 +21,7 @@ _BELOW_RUNS = _BELOW_METHODS | {"judges", "methods"}
 FOLDERS = {
   "parallel": set(),
   "demo": set(),
-  "models": {"demo"},
+  "models": {"demo", "parallel", "text"},
   "text": {"types"},
   "preferences": {"text", "types"},
   "policy": _SEARCH | {"models", "parallel", "preferences", "text"},

@@ -27,7 +27,7 @@ from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
 from rain_jax.policy.context import prefix as fixed_prefix
 from rain_jax.policy.params import Side
-from rain_jax.text import encoding
+from rain_jax.text import control, encoding
 from rain_jax.types import Array, ranges
 
 
@@ -250,8 +250,8 @@ def promising(slope: Array, top_k: int, allowed: Array) -> Array:
 def allowed_tokens(session: Session) -> np.ndarray:
   """bool[vocab]: tokens that are printable ASCII text, so that a control can be typed."""
   tokenizer, size = session.loaded.tokenizer, session.loaded.model.config.vocab_size
-  special = set(tokenizer.all_special_ids)
-  known = [i for i in range(min(size, len(tokenizer))) if i not in special]
+  not_text = set(control.control_ids(tokenizer))
+  known = [i for i in range(min(size, len(tokenizer))) if i not in not_text]
   texts = tokenizer.batch_decode([[i] for i in known], clean_up_tokenization_spaces=False)
   allowed = np.zeros(size, bool)
   allowed[known] = [text != "" and text.isascii() and text.isprintable() for text in texts]

@@ -18,8 +18,7 @@ from rain_jax.judges.verdicts import Verdict
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.policy import labels
 from rain_jax.tasks import Record
-from rain_jax.text import encoding
-from rain_jax.text.formats import encode_around
+from rain_jax.text import control, encoding
 from rain_jax.types import NOT_FINITE
 
 MIN_LIKELY = 0.5  # both labels together; less means that the model answers something else
@@ -38,7 +37,7 @@ class Form:
     bad: spellings of the other one.
     clip: tokens of the response that it reads; 0 for all.
     tidy: shape an answer as its makers did before they asked.
-    special: names of special tokens in the template stand for the tokens, the beginning of
+    special: names of control tokens in the template stand for the tokens, the beginning of
       the text included.
   """
 
@@ -162,10 +161,10 @@ def prompt_ids(form: Form, tokenizer: Any, record: Record, response: str) -> lis
   """The tokens after which a judge model answers.
 
   Asked about is a prompt without an attack's suffix and a question without its options.
-  Names of special tokens in what was said stay text.
+  Names of control tokens in what was said stay text.
   """
   if form.clip:
-    ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True).input_ids
+    ids = control.plain_ids(tokenizer, response)
     response = tokenizer.decode(ids[: form.clip]) if len(ids) > form.clip else response
   if form.tidy:
     response = tidied(response)
@@ -179,8 +178,8 @@ def prompt_ids(form: Form, tokenizer: Any, record: Record, response: str) -> lis
 
   said = (asked, *record.history, record.goal, response)
   if form.special:
-    return encode_around(tokenizer, render, said, begin=False)
-  return list(tokenizer(render(said), split_special_tokens=True).input_ids)
+    return control.encode_around(tokenizer, render, said, begin=False)
+  return control.begin_ids(tokenizer) + control.plain_ids(tokenizer, render(said))
 
 
 class ModelJudge:
@@ -278,7 +277,7 @@ def _judge(
     decide: from (good, bad) of each reading.
     batch_size: texts read at once.
   """
-  limit = loaded.model.config.max_position
+  limit = loaded.model.config.context
   fits = []
   for place, readings in enumerate(texts):
     longest = max(map(len, readings))

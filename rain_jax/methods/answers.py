@@ -1,7 +1,6 @@
 """What the model answers when it is asked about responses that are there already."""
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from rain_jax import types
 from rain_jax.methods.responses import text_of
 from rain_jax.methods.session import Session
 from rain_jax.models import backend
-from rain_jax.parallel import workers
+from rain_jax.parallel import machine, workers
 from rain_jax.policy import packed
 
 _ROW = 512  # tokens read by one call; texts of some dozen tokens leave little of it empty
@@ -48,7 +47,7 @@ def answers(session: Session, responses: Sequence[tuple[str, Sequence[int]]]) ->
   longest = max(map(len, ids)) + sum(map(len, suffixes))
   size = max(_ROW, 128 * math.ceil(longest / 128))
   rows = workers.Shared(packed.pack(ids, suffixes, size))
-  count = (os.cpu_count() or 1) if backend.leaves_cores_idle() else 1
+  count = machine.cores() if backend.leaves_cores_idle() else 1
   found = np.zeros((2, len(ids), len(suffixes)), np.float32)
   for row, read in workers.merged([_read(session, rows) for _ in range(count)]):
     found[:, list(row.texts)] = read[:, : len(row.texts)]

@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +33,12 @@ from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
 from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
+from rain_jax.text.printable import one_line
 from rain_jax.types import VARIANTS, DataError, SearchConfig, is_unicode, ranges
+
+_LOG = logging.getLogger(__name__)
+# Of models whose texts are longer than they were made for; each run loads its own.
+_TOLD: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,8 +269,27 @@ class Session:
       else:
         self.rejected.append(answer)
     longest = max((max(len(q.proposing), len(q.evaluating)) for q in self.queries), default=1)
+    self._check_context()
     room = longest if self.config.fit_prompts else self.config.max_prompt
     self.max_prompt = 32 * math.ceil(room / 32)
+
+  def _check_context(self) -> None:
+    """Tells once a run that texts are longer than the model was made for; ends it beyond twice."""
+    context, asked = self.loaded.model.config.context, max(map(len, self.preference.suffix_ids))
+    before, judged = len(self.prefix_ids), len(self.preference.prefix_ids) + asked
+    lengths = [max(before + len(q.proposing), judged + len(q.evaluating)) for q in self.queries]
+    longest = max(lengths, default=-self.config.max_response) + self.config.max_response
+    if longest <= context:
+      return
+    said = (
+      f"{one_line(self.loaded.name)}: prompt, response and the verdict's question take up to"
+      f" {longest} tokens, the model was made for {context}"
+    )
+    if longest > 2 * context:
+      raise DataError(f"{said}: lower limits.max_prompt or limits.max_response.")
+    if self.loaded.tokenizer not in _TOLD:
+      _TOLD.add(self.loaded.tokenizer)
+      _LOG.warning("%s; what it writes and judges beyond these may be wrong", said)
 
   def _query(self, record: Record) -> Query | Response:
     """A prompt's tokens, or the response that says why it is rejected."""
@@ -280,8 +306,8 @@ class Session:
     try:
       proposing, last = self.config.format.encode(self.loaded.tokenizer, *said)
       evaluating = list(self.preference.conversation_ids(*said))
-    except DataError:
-      raise
+    except DataError as error:  # its chat template, which takes other conversations
+      return reject(str(error))
     except ValueError as error:
       return reject(f"cannot be tokenised: {error}")
     longest, limit = max(len(proposing), len(evaluating)), self.config.max_prompt

@@ -1,12 +1,13 @@
 """Small helpers for arrays: rows picked by masks and indices, and how many bytes there are."""
 
 import math
-import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from rain_jax.parallel import machine
 
 
 def where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -35,8 +36,8 @@ def nbytes(tree: Any, places: Any = None) -> int:
 
 
 def bytes_available() -> int:
-  """Bytes of the first device's memory, or of the host's where devices have none of their own."""
+  """Bytes of the first device's memory, or what the host gives where devices have none."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"]
-  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return machine.memory()

@@ -74,6 +74,15 @@ class ModelConfig:
   max_position: int = 2048
 
   def __post_init__(self):
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
+    for name in (*sizes, "head_size", "max_position"):
+      _size(vars(self), name, where="the model's config")
+    _size(vars(self), "num_layers", most=_MOST_LAYERS, where="the model's config")
+    if wrong := [one for one in self.eos_ids if not 0 <= one < self.vocab_size]:
+      raise ValueError(
+        f"eos_token_id = {wrong[0]}: the model has the tokens 0 to {self.vocab_size - 1}; give"
+        " the id of its own end of text in config.json and generation_config.json"
+      )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}; "
@@ -87,6 +96,14 @@ class ModelConfig:
         f"sliding_layers has {len(self.sliding_layers)} flags, expected {expected} "
         f"(num_layers = {self.num_layers}, sliding_window = {self.sliding_window})"
       )
+
+  @property
+  def context(self) -> int:
+    """Positions that the model was made for, those that its RoPE scaling adds included."""
+    if self.rope_scaling is None:
+      return self.max_position
+    trained = self.rope_scaling.original_max_position or self.max_position
+    return max(self.max_position, round(trained * self.rope_scaling.factor))
 
   @classmethod
   def from_hf(
@@ -107,6 +124,7 @@ class ModelConfig:
         f"model_type {model_type!r:.60} in config.json is not supported, "
         f"expected one of {', '.join(MODEL_TYPES)}"
       )
+    _check_architectures(config.get("architectures"))
     _require("hidden_act", config.get("hidden_act", "silu"), "silu")
     _require("quantization_config", config.get("quantization_config"), None)
     heads = _size(config, "num_attention_heads")
@@ -159,15 +177,33 @@ class ModelConfig:
 
 
 def _size(
-  config: Mapping[str, Any], key: str, default: int | None = None, most: int = _LARGEST
+  config: Mapping[str, Any],
+  key: str,
+  default: int | None = None,
+  most: int = _LARGEST,
+  where: str = "config.json",
 ) -> int:
   """A size, 1 to `most`; without a default it has to be there."""
   found = default if config.get(key) is None else config[key]
   if found is None:
-    raise ValueError(f"config.json has no {key!r}, which every {config['model_type']} model needs")
+    raise ValueError(f"{where} has no {key!r}, which every model needs")
   if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= most:
-    raise ValueError(f"{key} = {found!r:.60} in config.json, expected a whole number, 1 to {most}")
+    raise ValueError(f"{key} = {found!r:.60} in {where}, expected a whole number, 1 to {most}")
   return found
+
+
+def _check_architectures(found: Any) -> None:
+  """A classifier has the layers of a language model, and no output table to write with."""
+  if found is None:
+    return
+  if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    raise ValueError(f"architectures = {found!r:.60} in config.json, expected a list of names")
+  others = [name for name in found if "For" in name and not name.endswith("ForCausalLM")]
+  if others and len(others) == len(found):
+    raise ValueError(
+      f"architectures = {others[0]!r:.60} in config.json: that is no language model (a classifier,"
+      " perhaps), expected one whose name ends in ForCausalLM"
+    )
 
 
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
@@ -193,7 +229,9 @@ def _token_id(config: Mapping[str, Any], key: str) -> int | None:
 
 def _require(key: str, found: Any, expected: Any) -> None:
   if found != expected:
-    raise ValueError(f"{key} = {found!r} in config.json is not supported, expected {expected!r}")
+    raise ValueError(
+      f"{key} = {found!r:.60} in config.json is not supported, expected {expected!r}"
+    )
 
 
 def _eos_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:

@@ -88,7 +88,10 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
   """
   if str(source).startswith(PACKAGE):
     return _in_package(str(source).removeprefix(PACKAGE))
-  folder = pathlib.Path(source).expanduser()
+  try:
+    folder = pathlib.Path(source).expanduser()
+  except RuntimeError as error:  # ~ of nobody
+    raise CheckpointError(f"{source}: {error}; give the whole path") from None
   if folder.is_dir() or folder.is_file():
     return folder
   if folder.exists() or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
@@ -166,6 +169,10 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
   """The model config of a checkpoint folder. Raises CheckpointError if it cannot be used."""
   path = folder / "config.json"
   if not path.is_file():
+    if files := sorted(folder.glob("*.gguf")):
+      raise CheckpointError(
+        f"{folder}: no config.json, but GGUF files: give the path of one, such as {files[0]}"
+      )
     raise CheckpointError(f"{folder}: no config.json, so this is not a Hugging Face checkpoint")
   config, generation = read_json(path), folder / "generation_config.json"
   extra = read_json(generation) if generation.is_file() else None
@@ -229,14 +236,21 @@ class _Tensors:
     head, table = LAYOUT["head/weight"][0], LAYOUT["embedding/weight"][0]
     if head not in self._file or table not in self._file:
       return False
-    rows = self._file[head][1].get_slice(head).get_shape()[0]
-    if rows != self._file[table][1].get_slice(table).get_shape()[0]:
-      return True
+    slices = [self._file[name][1].get_slice(name) for name in (head, table)]
+    shape = slices[1].get_shape()
+    if slices[0].get_shape() != shape or any(s.get_dtype() not in _DTYPES for s in slices):
+      return True  # and `check` says what is wrong with it
+    rows = shape[0] if shape else 0
+    read = lambda name, part: self.read(name, (part,)).astype(np.float32)
     pieces = (slice(begin, min(begin + 4096, rows)) for begin in range(0, rows, 4096))
-    return any(not np.array_equal(self.read(head, (p,)), self.read(table, (p,))) for p in pieces)
+    return any(not np.array_equal(read(head, p), read(table, p)) for p in pieces)
 
   def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raises CheckpointError unless the tensors are those expected, in name, shape and dtype."""
+    if heads := self._file.keys() & {"score.weight", "classifier.weight"}:
+      raise CheckpointError(
+        f"{self._folder}: {heads.pop()} makes this a classifier, expected a language model"
+      )
     for name, shape in expected.items():
       if name not in self._file:
         raise CheckpointError(

@@ -1,21 +1,20 @@
 """A checkpoint with its tokenizer, from a name."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import transformers
 
 from rain_jax import demo
-from rain_jax.models import Model, ModelConfig, arrays, backend, gguf_tokenizer, unstack
+from rain_jax.models import Model, ModelConfig, arrays, backend, unstack
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.checkpoint import fingerprint, load_model, read_config
 from rain_jax.models.hf import CheckpointError, resolve
 from rain_jax.models.llama import abstract_model
 from rain_jax.models.sharding import AnyMesh, shardings
+from rain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
 
@@ -63,9 +62,11 @@ def load(
   mesh = mesh_of(config)
   dtypes = dict(param_dtype=DTYPES[dtype], compute_dtype=compute)
   check_weights(abstract_model(config, **dtypes), arrays.bytes_available(), mesh)
+  tokenizer = load_tokenizer(folder)
+  check_tokenizer(tokenizer, config, name)
   model = load_model(folder, **dtypes, mesh=mesh)
   model = model if mesh is not None else laid_out(model)
-  return LoadedModel(model, load_tokenizer(folder), name, fingerprint(folder), mesh)
+  return LoadedModel(model, tokenizer, name, fingerprint(folder), mesh)
 
 
 def laid_out(model: Model) -> Model:
@@ -99,22 +100,3 @@ def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> 
       f"{size / 2**30:.1f} GiB of weights on each device, {available / 2**30:.1f} GiB available:"
       " lower model.dtype (bfloat16, int8), raise mesh.tensor, or take a smaller model."
     )
-
-
-def load_tokenizer(folder: Any) -> Any:
-  """The tokenizer of a checkpoint, folder or GGUF file; `CheckpointError` if there is none to use."""
-  if pathlib.Path(folder).is_file():
-    return gguf_tokenizer.load_tokenizer(pathlib.Path(folder))
-  there = lambda name: (pathlib.Path(folder) / name).is_file()
-  if there("tokenizer.model") and not (there("tokenizer.json") or there("tokenizer_config.json")):
-    raise CheckpointError(
-      f"{folder}: tokenizer.model does not say how a text begins, with which mark or space; put the"
-      " model's tokenizer_config.json (or tokenizer.json) beside it."
-    )
-  try:
-    return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-  except (OSError, ValueError, KeyError) as error:
-    reason = str(error).splitlines()[0]
-    raise CheckpointError(
-      f"{folder}: no usable tokenizer ({reason}); put the model's tokenizer.json beside it."
-    ) from None

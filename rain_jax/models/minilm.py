@@ -249,6 +249,7 @@ def load_minilm(folder: str | os.PathLike) -> MiniLM:
   backend = tokenizer.backend_tokenizer
   backend.enable_truncation(limit)
   backend.no_padding()
+  backend.encode_special_tokens = True  # [SEP] in a response is text
   return MiniLM(graphdef, params, backend, limit, config["hidden_size"])
 
 

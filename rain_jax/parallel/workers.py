@@ -5,11 +5,12 @@ ended, and one such program per core keeps all cores busy, which the many small 
 one large program do not. Threads suffice: compiled programs leave Python to the others.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
+
+from rain_jax.parallel import machine
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ def layout(in_caches: bool, slots: int) -> tuple[int, int]:
   """
   if not in_caches:
     return 1, slots
-  return min(slots, os.cpu_count() or 1), 1
+  return min(slots, machine.cores()), 1
 
 
 class Shared(Generic[T]):

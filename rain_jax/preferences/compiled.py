@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rain_jax.preferences.template import CHAT, Preference, PreferenceError
-from rain_jax.text import encoding, formats
+from rain_jax.text import chat, control, encoding, formats
 
 _PLACE, _ANSWER = "zqxu", "zqxa"  # a user's turn and an answer; stand in no chat template
 _STAND_IN = "<"  # what a response's control tokens are read as in a chat turn
@@ -60,7 +60,7 @@ def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPrefer
   """Turns a preference into tokens.
 
   Prefix, conversation, response and suffix are joined as tokens, so each is tokenised
-  as it continues other text. Text that spells a special token stays plain text; only what a
+  as it continues other text. Text that spells a control token stays plain text; only what a
   chat template puts around the user's turn has special tokens.
 
   Args:
@@ -106,7 +106,7 @@ def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPrefer
     cut=preference.cut == "last_full_stop",
     conversation=preference.conversation,
     tokenizer=tokenizer,
-    control_ids=tuple(formats.special_ids(tokenizer)) if chat else (),
+    control_ids=tuple(control.control_ids(tokenizer)) if chat else (),
     stand_in=encode(_STAND_IN)[0] if chat else 0,
   )
 
@@ -116,7 +116,7 @@ def _chat_frame(
 ) -> tuple[tuple[int, ...], tuple[int, ...], Callable[[str, str], int]]:
   """Tokens before the judged conversation, those after its question, and what finds a label's.
 
-  The frame is the chat template's, its special tokens included; the prefix is plain text.
+  The frame is the chat template's, its control tokens included; the prefix is plain text.
   """
   if not getattr(tokenizer, "chat_template", None):
     raise PreferenceError(
@@ -124,10 +124,8 @@ def _chat_frame(
     )
   user = {"role": "user", "content": _PLACE}
   try:
-    whole = formats.render_chat(tokenizer, [user])
-    answered = formats.render_chat(
-      tokenizer, [user, {"role": "assistant", "content": _ANSWER}], False
-    )
+    whole = chat.render(tokenizer, [user])
+    answered = chat.render(tokenizer, [user, {"role": "assistant", "content": _ANSWER}], False)
   except ValueError as error:
     raise PreferenceError(f"Preference {preference.label!r}: {error}") from None
   before, _, after = whole.partition(_PLACE)
@@ -141,7 +139,7 @@ def _chat_frame(
   if answered.startswith(whole):
     space = answered[len(whole) :].partition(_ANSWER)[0]
   text = f"{preference.prefix}\n\n" if preference.prefix else ""
-  opening = formats.encode_around(tokenizer, lambda said: before + said[0], [text], begin=False)
+  opening = control.encode_around(tokenizer, lambda said: before + said[0], [text], begin=False)
 
   def label_id(suffix: str, label: str) -> int:
     token = encode(space + label)[0]
@@ -152,7 +150,7 @@ def _chat_frame(
       )
     return token
 
-  return tuple(opening), tuple(formats.encode_frame(tokenizer, after)), label_id
+  return tuple(opening), tuple(encoding.encode_frame(tokenizer, after)), label_id
 
 
 def _label_id(
@@ -185,12 +183,5 @@ def _piece(tokenizer: Any, token: int) -> str:
 
 def _prefix_ids(tokenizer: Any, prefix: str) -> tuple[int, ...]:
   """The beginning of a text, and the prefix with an empty line after it."""
-  plain = lambda text, special: (
-    tokenizer(text, add_special_tokens=special, split_special_tokens=True).input_ids
-  )
-  # What the tokenizer puts before any text (a token for its beginning, or nothing);
-  # what it may put after a text does not belong here.
-  probe, dressed = plain("a", False), plain("a", True)
-  begin = next(i for i in range(len(dressed)) if dressed[i : i + len(probe)] == probe)
-  text = plain(prefix + "\n\n", False) if prefix else []
-  return (*dressed[:begin], *text)
+  text = control.plain_ids(tokenizer, prefix + "\n\n") if prefix else []
+  return (*control.begin_ids(tokenizer), *text)

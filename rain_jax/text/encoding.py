@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rain_jax.text import control
+
 REPLACEMENT = "\ufffd"  # what decoders put for bytes that are not UTF-8
 
 # Text that `encode_continuation` tries as the text before; the first is what templates
@@ -21,7 +23,7 @@ def decode_response(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int
   whole = _decode(tokenizer, [*prompt_ids, *ids])
   if not head or not whole.startswith(head):
     head = "a"
-    whole = _decode(tokenizer, [*_encode(tokenizer, head), *ids])
+    whole = _decode(tokenizer, [*control.plain_ids(tokenizer, head), *ids])
   return whole[len(head) :]
 
 
@@ -29,8 +31,7 @@ def encode_continuation(tokenizer: Any, text: str) -> list[int]:
   """Tokens of a piece of text as it continues other text.
 
   No token for the beginning of a text, and no space that a tokenizer puts before the
-  first word. Text that spells a special token is read as plain text: what a user wrote
-  can never become a control token.
+  first word. Text that spells a control token stays text, see `control.plain_ids`.
 
   Raises:
     ValueError: if the text joins with whatever is put before it.
@@ -38,10 +39,10 @@ def encode_continuation(tokenizer: Any, text: str) -> list[int]:
   if not text:
     return []
   # What the tokenizer itself makes of the text, e.g. after Unicode normalisation.
-  known = {text, _decode(tokenizer, _encode(tokenizer, text))}
+  known = {text, _decode(tokenizer, control.plain_ids(tokenizer, text))}
   for anchor in _ANCHORS:
-    before = _encode(tokenizer, anchor)
-    whole = _encode(tokenizer, anchor + text)
+    before = control.plain_ids(tokenizer, anchor)
+    whole = control.plain_ids(tokenizer, anchor + text)
     rest = whole[len(before) :]
     if before and whole[: len(before)] == before:
       if decode_response(tokenizer, before, rest) in known:
@@ -64,8 +65,16 @@ def single_token(tokenizer: Any, text: str, before: str = "") -> int | None:
   return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-  return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+def encode_frame(tokenizer: Any, text: str) -> list[int]:
+  """Tokens of a template's own text after other text; names of control tokens stand for them.
+
+  Raises:
+    ValueError: a piece has no tokens of its own, see `encode_continuation`.
+  """
+  names, ids = control.control_tokens(tokenizer), []
+  for place, piece in enumerate(control.split_at(list(names), text)):
+    ids += [names[piece]] if place % 2 else encode_continuation(tokenizer, piece)
+  return ids
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

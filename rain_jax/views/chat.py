@@ -14,9 +14,9 @@ from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.policy import memory_plan
 from rain_jax.tasks import Record
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
 from rain_jax.views import live
-from rain_jax.views.terminal import printable
 
 MODES = {"rain": ("rain",), "vanilla": ("vanilla",), "both": ("vanilla", "rain")}
 HELP = """/rain, /vanilla, /both   who answers from now on; both: side by side, RAIN's answer counts

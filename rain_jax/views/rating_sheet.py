@@ -16,8 +16,8 @@ from typing import Any
 from rain_jax.runs import judgements
 from rain_jax.runs.directory import RunError
 from rain_jax.tasks.files import read_rows
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
-from rain_jax.views.terminal import printable
 
 COLUMNS = ("item", "conversation", "answer", "rating")
 _YES, _NO = ("yes", "y", "1", "true"), ("no", "n", "0", "false")

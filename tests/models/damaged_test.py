@@ -1,15 +1,17 @@
 """Checkpoints that are damaged or contradict themselves end in one line, in every dtype."""
 
+import dataclasses
 import json
 import logging
 
 import hypothesis
 import hypothesis.strategies as st
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from rain_jax.models import hf, testing
+from rain_jax.models import checkpoint, hf, testing
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.hf import CheckpointError
 
@@ -38,6 +40,19 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
     ({"bos_token_id": 1.5}, "bos_token_id = 1.5"),
     ({"max_position_embeddings": "2k"}, "max_position_embeddings = '2k'"),
     ({"model_type": ["llama"]}, "model_type"),
+    ({"eos_token_id": 96}, "eos_token_id = 96: the model has the tokens 0 to 95"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads = 0"),
+    ({"num_key_value_heads": 3}, "not a multiple"),
+    ({"head_dim": 7}, "odd"),
+    ({"hidden_size": 10**30}, "hidden_size = 10"),
+    ({"hidden_act": ["silu"]}, "hidden_act"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"architectures": ["LlamaForSequenceClassification"]}, "a classifier"),
+    ({"architectures": ["Qwen2ForRewardModel"]}, "no language model"),
+    ({"architectures": "LlamaForCausalLM"}, "expected a list of names"),
+    ({"architectures": [3]}, "expected a list of names"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "factor = -1"),
     ({"rope_scaling": "yarn"}, "rope_scaling = 'yarn'"),
     ({"rope_parameters": ["linear"]}, "rope_parameters = "),
     ({"rope_scaling": {"rope_type": ["linear"]}}, "rope type"),
@@ -86,6 +101,42 @@ def test_whatever_a_config_holds_is_read_or_refused_in_one_line(key, value):
     assert "\n" not in str(error)
   else:
     assert config.num_layers >= 1 and config.vocab_size >= 1
+
+
+@hypothesis.given(
+  fields=st.dictionaries(
+    st.sampled_from(sorted(ModelConfig.from_hf(CONFIG).to_json())), JSON, min_size=1, max_size=3
+  )
+)
+@hypothesis.settings(
+  max_examples=100,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_whatever_a_converted_checkpoint_says_is_read_or_refused(tmp_path, fields):
+  marker = {"param_dtype": "float32", "config": ModelConfig.from_hf(CONFIG).to_json() | fields}
+  (tmp_path / "rain_model.json").write_text(json.dumps(marker))
+  try:
+    checkpoint.read_config(tmp_path)
+  except CheckpointError as error:
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+  "marker, said",
+  [
+    ({}, "not a model description"),
+    ({"param_dtype": "object", "config": {}}, "param_dtype = 'object'"),
+    ({"param_dtype": ["float32"], "config": {}}, "param_dtype"),
+    ({"param_dtype": "float32", "config": []}, "not a model description"),
+    ({"param_dtype": "float32", "config": {"\x1b[31m": 1}}, "unknown model config fields"),
+  ],
+)
+def test_a_converted_checkpoint_that_says_nothing_of_use_is_refused(tmp_path, marker, said):
+  (tmp_path / "rain_model.json").write_text(json.dumps(marker))
+  with pytest.raises(CheckpointError, match=said) as caught:
+    checkpoint.read_config(tmp_path)
+  assert str(caught.value).isprintable()
 
 
 def test_deep_json_is_refused(tmp_path):
@@ -166,3 +217,139 @@ def test_of_a_tensor_in_two_files_the_index_says_which_counts(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     model = hf.load(folder, param_dtype="float32", compute_dtype="float32")
     np.testing.assert_array_equal(model.params["final_norm"]["scale"], tensors[name] + more)
+
+
+@pytest.mark.parametrize("name", ["score.weight", "classifier.weight"])
+def test_weights_of_a_classifier_are_named(tmp_path, name):
+  folder = testing.write_checkpoint(tmp_path, "llama2")
+  tensors = tensors_of(folder)
+  head = tensors.pop("lm_head.weight")
+  store(folder, tensors | {name: head[:2]})
+  with pytest.raises(CheckpointError, match=f"{name} makes this a classifier"):
+    hf.load(folder)
+
+
+def test_a_folder_of_gguf_files_is_named(tmp_path):
+  (tmp_path / "model-Q8.gguf").write_bytes(b"GGUF")
+  with pytest.raises(CheckpointError, match="give the path of one, such as .*model-Q8.gguf"):
+    hf.load(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["~nobody-of-this-name/model", "a\0b", "x" * 300, "\x1b[2J"])
+def test_paths_that_cannot_be_are_refused_in_one_line(source):
+  with pytest.raises((CheckpointError, OSError)) as caught:
+    hf.load(source)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "shape, dtype", [((), "f4"), ((96,), "f4"), ((96, 32), "i1"), ((9, 9), "f4")]
+)
+def test_a_tied_output_table_of_another_kind_is_refused(tmp_path, shape, dtype):
+  folder = testing.write_checkpoint(tmp_path, "llama3")
+  store(folder, tensors_of(folder) | {"lm_head.weight": np.ones(shape, dtype)})
+  with pytest.raises(CheckpointError, match="lm_head.weight has (shape|dtype)"):
+    hf.load(folder)
+
+
+def test_a_tied_output_table_in_another_dtype_is_the_same_table(tmp_path, caplog):
+  folder = testing.write_checkpoint(tmp_path, "llama3")
+  tensors = tensors_of(folder)
+  halves = tensors["model.embed_tokens.weight"].astype(ml_dtypes.bfloat16)
+  both = {"model.embed_tokens.weight": halves.astype(np.float16), "lm_head.weight": halves}
+  store(folder, tensors | both | {"lm_head.weight": halves.astype(np.float16)})
+  assert hf.load(folder, param_dtype="float32").config.tie_embeddings
+  store(
+    folder,
+    tensors | {"model.embed_tokens.weight": halves.astype(np.float32), "lm_head.weight": halves},
+  )
+  with caplog.at_level(logging.WARNING):
+    assert hf.load(folder, param_dtype="float32").config.tie_embeddings
+  assert not caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_converted_weights_that_are_no_numbers_are_refused(tmp_path, dtype):
+  model = hf.load(
+    testing.write_checkpoint(tmp_path / "hf", "llama2"), param_dtype=dtype, compute_dtype="float32"
+  )
+  scale = model.params["final_norm"]["scale"]
+  params = model.params | {"final_norm": {"scale": scale.at[0].set(np.nan)}}
+  checkpoint.save_model(tmp_path / "ours", dataclasses.replace(model, params=params))
+  with pytest.raises(CheckpointError, match="final_norm/scale holds values that are no finite"):
+    checkpoint.load_model(tmp_path / "ours")
+
+
+def test_values_that_a_smaller_dtype_cannot_hold_are_refused(tmp_path):
+  folder = testing.write_checkpoint(tmp_path, "llama2")
+  tensors = tensors_of(folder)
+  name = "model.norm.weight"
+  store(folder, tensors | {name: np.full_like(tensors[name], 3.4e38)})
+  hf.load(folder, param_dtype="float32")
+  with pytest.raises(CheckpointError, match=name):
+    hf.load(folder, param_dtype="bfloat16")
+
+
+@hypothesis.settings(
+  max_examples=60,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(data=st.data())
+def test_whatever_a_safetensors_file_begins_with_is_read_or_refused(tmp_path, data):
+  folder = tmp_path / "model"
+  if not folder.exists():
+    testing.write_checkpoint(folder, "llama2")
+    (tmp_path / "whole").write_bytes((folder / "model.safetensors").read_bytes())
+  whole = (tmp_path / "whole").read_bytes()
+  size = int.from_bytes(whole[:8], "little")
+  header = json.loads(whole[8 : 8 + size])
+  kind = data.draw(st.sampled_from(["entry", "bytes", "length", "cut"]))
+  if kind == "entry":
+    name = data.draw(st.sampled_from(sorted(header)))
+    key = data.draw(st.sampled_from(["shape", "dtype", "data_offsets", None]))
+    value = data.draw(JSON | st.just("F64") | st.just([0, 1 << 62]))
+    header[name] = value if key is None else header[name] | {key: value}
+    text = json.dumps(header).encode()
+    written = len(text).to_bytes(8, "little") + text + whole[8 + size :]
+  elif kind == "bytes":
+    at = data.draw(st.integers(0, 8 + size - 1))
+    written = whole[:at] + data.draw(st.binary(min_size=1, max_size=4)) + whole[at + 1 :]
+  elif kind == "length":
+    written = data.draw(st.binary(min_size=8, max_size=8)) + whole[8:]
+  else:
+    written = whole[: data.draw(st.integers(0, 400))]
+  (folder / "model.safetensors").write_bytes(written)
+  try:
+    hf.load(folder, param_dtype="float32", compute_dtype="float32")
+  except CheckpointError as error:
+    assert str(error).isprintable()
+
+
+@hypothesis.settings(
+  max_examples=60,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+  index=st.dictionaries(
+    st.sampled_from(["weight_map", "metadata"]),
+    JSON
+    | st.dictionaries(
+      st.text(max_size=5),
+      st.sampled_from(
+        ["model.safetensors", "..", "", ".", "/x", "a/../..", "config.json", "\0", "x" * 300]
+      )
+      | st.text(max_size=5),
+      max_size=3,
+    ),
+  )
+)
+def test_whatever_an_index_holds_is_read_or_refused(tmp_path, index):
+  folder = tmp_path / "model"
+  if not folder.exists():
+    testing.write_checkpoint(folder, "llama2")
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+  with pytest.raises(CheckpointError) as caught:  # none has all tensors
+    hf.load(folder)
+  assert str(caught.value).isprintable()

@@ -14,8 +14,8 @@ from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences import PreferenceError
 from rain_jax.preferences.calibration import Calibration
 from rain_jax.runs import directory, from_config, job, locks, results
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
-from rain_jax.views import terminal
 from tests.helpers import small_runs
 from tests.helpers.results import line
 
@@ -312,7 +312,7 @@ def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
 
 
 def test_model_output_is_shown_without_control_characters():
-  assert terminal.printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"
+  assert printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"
 
 
 def test_a_calibration_decides_verdicts_is_in_the_manifest_and_binds_the_run(config, tmp_path):

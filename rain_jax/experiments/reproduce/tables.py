@@ -6,7 +6,6 @@ A table is made of *steps*, each an ordinary run of `rain_jax.runs.job`, `rain_j
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from rain_jax.experiments.reproduce import paper, render
 from rain_jax.experiments.reproduce.count import agreement, joint, per_token, seconds, share
 from rain_jax.experiments.reproduce.render import Bar, Table
 from rain_jax.judges.share import Share
+from rain_jax.parallel import machine
 from rain_jax.runs import directory, from_config, job, judgements
 from rain_jax.types import DataError, SearchConfig
 
@@ -148,7 +148,7 @@ def _timed(config: Mapping[str, Any], folder: pathlib.Path) -> list[dict[str, An
 
 def _facts(steps: Sequence[Step], results: Results, folder: pathlib.Path) -> dict[str, str]:
   """Hardware, model, versions, prompts, judges: what the figures depend on."""
-  facts: dict[str, str] = {"cores": str(os.cpu_count())}
+  facts: dict[str, str] = {"cores": str(machine.cores())}
   for step in steps:
     file = folder / step.name / ("benchmark.json" if step.kind == "time" else directory.MANIFEST)
     made = json.loads(file.read_text("utf-8"))
