@@ -165,7 +165,11 @@ def _make_copy(tokenizer: Any, names: Mapping[str, int], taken: set[str]) -> _Co
   by_id = {index: marks[name] for name, index in names.items()}
   _rename(spec["model"], by_id)
   backend = tokenizers.Tokenizer.from_str(json.dumps(spec | {"truncation": None, "padding": None}))
-  ids = {backend.token_to_id(marks[name]): index for name, index in names.items()}
+  ids = {
+    mark_id: index
+    for name, index in names.items()
+    if (mark_id := backend.token_to_id(marks[name])) is not None
+  }
   unknown = {getattr(tokenizer, "unk_token_id", None)}
   return _Copy(dict(names), backend, marks, ids, frozenset({*names.values()} - unknown))
 
