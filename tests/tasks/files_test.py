@@ -48,7 +48,7 @@ READ = [
   ("p.csv", f"prompt,x\n{'a' * 200_000},1\n", ["a" * 200_000]),
   ("p.json", '{"prompt": ["hi", "ho"], "made": "today"}', PAIR),
   ("p.json", '{"made": "today", "jailbreaks": [{"prompt": "hi"}, {"prompt": "ho"}]}', PAIR),
-  ("p.jsonl.gz", gzip.compress(b'{"prompt": "hi"}\n{"prompt": "ho"}'), PAIR),
+  ("p.jsonl.gz", gzip.compress(b'{"prompt": "hi"}\n{"prompt": "ho"}', mtime=0), PAIR),
   ("p.csv.bz2", bz2.compress(b"prompt\nhi\nho\n"), PAIR),
   ("p.tsv.XZ", lzma.compress(b"prompt\tx\nhi\t1\nho\t2\n"), PAIR),
   (
