@@ -95,27 +95,31 @@ def encode_around(
   """
   names = list(control_tokens(tokenizer))
   text = render(said)
-  mark = next(_unused({*text, *"".join(said)}))
-  for ends in (True, False):
+  unused = _unused({*text, *"".join(said)})
+  mark, edge = next(unused), next(unused)
+  for ends in (edge, ""):
     marked = render([_marked(one, names, mark, ends) for one in said])
-    if marked.replace(mark, "") == text:
+    if marked.replace(mark, "").replace(edge, "") == text:
       break
   else:
     raise DataError("the chat template rewrites control tokens' names in what was said")
-  pieces = [piece.replace(mark, "") for piece in split_at(names, marked, unless_after=mark)]
+  pieces = [
+    piece.replace(mark, "").replace(edge, "")
+    for piece in split_at(names, marked, unless_after=mark)
+  ]
   return (begin_ids(tokenizer) if begin else []) + _ids(tokenizer, pieces)
 
 
-def _marked(text: str, names: Sequence[str], mark: str, ends: bool) -> str:
-  """A text with a mark before every name; with `ends`, also around all but its outer white space.
+def _marked(text: str, names: Sequence[str], mark: str, edge: str) -> str:
+  """A text with `mark` before every name, and `edge` around all but its outer white space.
 
-  These keep what was said from spelling a name together with the frame, which has them at its
-  edges; frames that look at the first characters of a turn are not told apart by the others.
+  The edges keep what was said from spelling a name together with the frame, which has names right
+  beside it. Frames that look at the first characters of a turn need an empty `edge`.
   """
   if names:
     text = re.sub(f"(?={'|'.join(map(re.escape, names))})", mark, text)
   core = text.strip()
-  return text.replace(core, mark + core + mark, 1) if core and ends else text
+  return text.replace(core, edge + core + edge, 1) if core else text
 
 
 def _unused(taken: set[str]) -> Iterator[str]:

@@ -103,7 +103,7 @@ def sentencepiece(prepend):
 
 def unigram():
   """A unigram model that has its control tokens as the likeliest pieces."""
-  letters = sorted({*WORDS, *"".join(NAMES), *"0123456789,?!:;\n"} - {" "})
+  letters = sorted({*WORDS, *"".join(NAMES), *"0123456789,?!:;x\n"} - {" "})
   pieces = [("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in letters), *((n, -0.1) for n in NAMES)]
   backend = Tokenizer(models.Unigram(pieces, unk_id=0))
   backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", split=False)
@@ -226,8 +226,9 @@ def test_every_reader_of_what_was_said(kind):
   for judge in judges.FORMS.values():
     assert count(lambda said: judges.prompt_ids(judge, tokenizer, record, said)) == []
   preference = load_preference("harmless")
-  compiled = compile_preference(preference, finished(byte_level()))
-  assert count(lambda said: compiled.conversation_ids(said, history)) == []
+  letters = finished(byte_level())  # in which the labels are one token each
+  compiled = compile_preference(preference, letters)
+  assert controls(letters, compiled.conversation_ids(evil, history)) == []
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a \udfff<|User|>"])
