@@ -7,8 +7,7 @@ import subprocess
 import sys
 import tomllib
 
-from tests.helpers.repository import ROOT
-from tests.layout_test import imports
+from tests.helpers.repository import ROOT, imports
 
 PROGRAM = """
 import pathlib, sys

@@ -1,12 +1,11 @@
 """Who may import whom (docs/architecture.md)."""
 
-import ast
 import pathlib
 import subprocess
 import sys
 import tomllib
 
-from tests.helpers.repository import ROOT, load_config
+from tests.helpers.repository import ROOT, imports, load_config
 
 # What each module of the core, and each folder, may import of the project besides itself.
 CORE = {
@@ -35,17 +34,6 @@ FOLDERS = {
   "api": _BELOW_RUNS,
   "__init__": set(),
 }
-
-
-def imports(path: pathlib.Path) -> set[str]:
-  """Dotted names of everything a module imports."""
-  found = set()
-  for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-    if isinstance(node, ast.Import):
-      found |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
-      found |= {f"{node.module}.{alias.name}" for alias in node.names}
-  return found
 
 
 def ours(names: set[str]) -> set[str]:

@@ -69,7 +69,7 @@ def test_longer_texts_are_told_once_a_run_and_refused_beyond_twice(checkpoint, s
     assert not caplog.messages
     rain = api.Rain(loading.load(str(short(length - 1))))
     rain.session(PROMPTS, "harmless", API_CONFIG)
-    rain.session(PROMPTS, "truthful", API_CONFIG)
+    rain.session(PROMPTS, "harmless", API_CONFIG)
   assert len(caplog.messages) == 1
   assert f"up to {length} tokens, the model was made for {length - 1}" in caplog.messages[0]
   with caplog.at_level(logging.WARNING, "rain_jax"):
@@ -104,5 +104,5 @@ def test_a_prompt_that_the_chat_template_does_not_take_is_rejected_alone(checkpo
   assert [q.record.id for q in session.queries] == ["1"]
   assert session.rejected[0].error.endswith("does not take this conversation: no sats")
   loaded.tokenizer.chat_template = "{{ nothing.at.all }}"
-  with pytest.raises(DataError, match="does not take this conversation"):
+  with pytest.raises(ValueError, match="does not take this conversation"):
     Session(loaded, session.config, [Record("0", "a mat")])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import hypothesis
@@ -56,14 +57,10 @@ def no_pre_tokenizer(spec):
 
 
 DAMAGES = {
-  "a token too many": (add("<|im_start|>"), r"'<\|im_start\|>' = 300.*has 300"),
+  "a token too many": (add("<|im_start|>"), r"has 300 \('<\|im_start\|>' = 300\)"),
   "special ones, too": (add("<a>", "<b>", special=True), "2 tokens .* have no row in the model"),
   "with escapes": (add("<\x1b[31m>"), r"<\\x1b\[31m>"),
   "spaces go": (edit("tokenizer.json", no_pre_tokenizer), "'hello world' and gives back 'hellow"),
-  "class of another family": (
-    config(tokenizer_class="LlamaTokenizerFast"),
-    "reads 'hello world' and gives back 'helloworld'",
-  ),
   "no JSON": (write("tokenizer.json", "{"), "no usable tokenizer"),
   "a list": (write("tokenizer.json", "[]"), "no usable tokenizer"),
   "another thing": (write("tokenizer.json", '{"model": 3}'), "no usable tokenizer"),
@@ -72,7 +69,6 @@ DAMAGES = {
   "config is a list": (write("tokenizer_config.json", "[1]"), "no usable tokenizer"),
   "config is deep": (write("tokenizer_config.json", "[" * 100_000), "no usable tokenizer"),
   "a number for a token": (config(bos_token=5), "no usable tokenizer|cannot be used"),
-  "class of nobody": (config(tokenizer_class="NoSuchTokenizer"), "no usable tokenizer|gives back"),
   "vocabulary is a list": (
     edit("tokenizer.json", lambda s: s["model"].update(vocab=[1, 2])),
     "no usable tokenizer",
@@ -98,6 +94,18 @@ def test_it_is_refused_in_one_line(folder, damage, said):
   with pytest.raises(CheckpointError, match=said) as caught:
     loading.load(str(folder))
   assert str(caught.value).isprintable() and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "NoSuchTokenizer"])
+def test_a_class_of_another_family_reads_rightly_or_is_refused(folder, name):
+  # Some versions of transformers go by the class, others by what tokenizer.json says.
+  config(tokenizer_class=name)(folder)
+  try:
+    reader = loading.load(str(folder)).tokenizer
+  except CheckpointError as error:
+    assert re.search("no usable tokenizer|reads 'hello world' and gives back", str(error))
+  else:
+    assert reader.decode(reader("hello world").input_ids, skip_special_tokens=True) == "hello world"
 
 
 def test_the_checkpoint_itself_is_fine_and_says_nothing(folder, caplog):
