@@ -282,7 +282,7 @@ class _Steps(NamedTuple):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "config", "wait_for_all", "spread"), donate_argnames="state"
+  jax.jit, static_argnames=("model", "config", "wait_for_all", "sharding"), donate_argnames="state"
 )
 def advance(
   state: DecodeState,
@@ -291,14 +291,14 @@ def advance(
   config: SearchConfig,
   max_steps: Array,
   wait_for_all: bool = False,
-  spread: BatchSharding | None = None,
+  sharding: BatchSharding | None = None,
 ) -> DecodeState:
   """Steps until a response ends (or all do), or `max_steps` are done.
 
   Over several shards, each does `max_steps` unless all its responses end: none
   knows of the others, and whoever stopped early would only wait for them.
   """
-  wait_for_all = wait_for_all or (spread is not None and spread.shards > 1)
+  wait_for_all = wait_for_all or (sharding is not None and sharding.shards > 1)
 
   def own(state: DecodeState, params: Any, max_steps: Array) -> DecodeState:
     running = state.active.sum()
@@ -313,9 +313,9 @@ def advance(
 
     return while_any(unfinished, body, _Steps(state, jnp.int32(0))).state
 
-  if spread is None:
+  if sharding is None:
     return own(state, params, max_steps)
-  return spread.map(own, WHOLE, WHOLE)(state, params, max_steps)
+  return sharding.map(own, WHOLE, WHOLE)(state, params, max_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,7 +346,7 @@ def serve(
   start: Callable[[DecodeState, dict[int, Any]], DecodeState],
   max_steps: int = 1_000_000,
   on_progress: Callable[[DecodeState], None] | None = None,
-  spread: BatchSharding | None = None,
+  sharding: BatchSharding | None = None,
 ) -> Iterator[tuple[Result, DecodeState]]:
   """Answers prompts with a batch that never drains (continuous batching).
 
@@ -360,14 +360,14 @@ def serve(
     max_steps: steps between two looks at the state, for progress reports.
     on_progress: called with the state after each of those, and after what ended in them
       was yielded.
-    spread: how the state lies over a mesh; None on one device.
+    sharding: how the state lies over a mesh; None on one device.
 
   Yields:
     A `Result` for each prompt, in the order in which they end, with the state it was
     read from.
   """
   for ended, state in rounds(
-    state, model, params, config, prompts, start, max_steps=max_steps, spread=spread
+    state, model, params, config, prompts, start, max_steps=max_steps, sharding=sharding
   ):
     for one in ended:
       yield one, state
@@ -384,7 +384,7 @@ def rounds(
   start: Callable[[DecodeState, dict[int, Any]], DecodeState],
   *,
   max_steps: int,
-  spread: BatchSharding | None = None,
+  sharding: BatchSharding | None = None,
 ) -> Iterator[tuple[list[Result], DecodeState]]:
   """As `serve`, by calls of `advance`: what ended in each, perhaps nothing, and the state."""
   queue = iter(prompts)
@@ -402,36 +402,38 @@ def rounds(
       slot = min(set(range(batch)) - held.keys())
       held[slot], keys[slot], fresh[slot] = item
     if fresh:
-      state = start(begin(state, keys, config, spread), fresh)
+      state = start(begin(state, keys, config, sharding), fresh)
     if not held:
       return
-    state = advance(state, model, params, config, max_steps, spread=spread)
+    state = advance(state, model, params, config, max_steps, sharding=sharding)
     active = fetch(state.active)
     ended = [slot for slot in held if not active[slot]]
     yield [result(state, slot, held.pop(slot)) for slot in ended], state
 
 
-@functools.partial(jax.jit, static_argnames=("config", "spread"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("config", "sharding"), donate_argnames="state")
 def _refill(
-  state: DecodeState, mask: Any, keys: Array, config: SearchConfig, spread: BatchSharding | None
+  state: DecodeState, mask: Any, keys: Array, config: SearchConfig, sharding: BatchSharding | None
 ) -> DecodeState:
-  if spread is None:
+  if sharding is None:
     return refill(state, mask, keys, config)
   own = lambda state, mask, keys: refill(state, mask, keys, config)
-  return spread.map(own, ROWS, ROWS)(state, mask, keys)
+  return sharding.map(own, ROWS, ROWS)(state, mask, keys)
 
 
 def begin(
   state: DecodeState,
   keys: dict[int, Array],
   config: SearchConfig,
-  spread: BatchSharding | None = None,
+  sharding: BatchSharding | None = None,
 ) -> DecodeState:
   """`refill` for slots given by number, with their random keys; one at least."""
   batch = range(state.active.shape[0])
   mask = np.array([slot in keys for slot in batch])
   filler = next(iter(keys.values()))
-  return _refill(state, mask, jnp.stack([keys.get(slot, filler) for slot in batch]), config, spread)
+  return _refill(
+    state, mask, jnp.stack([keys.get(slot, filler) for slot in batch]), config, sharding
+  )
 
 
 def result(state: DecodeState, slot: int, index: Any) -> Result:

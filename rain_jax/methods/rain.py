@@ -120,7 +120,7 @@ def searches(
       session.config.search,
       items,
       functools.partial(_begin, session),
-      spread=session.spread,
+      sharding=session.sharding,
       max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
     )
     for ended, state in rounds:
@@ -189,7 +189,7 @@ def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
   """
   (weight, *_) = jax.tree.leaves(session.params["model"])
   dtype = session.params["evaluating_prefix"].keys.dtype
-  return _emptying(session.lm, slots, dtype, session.spread or weight.sharding)()
+  return _emptying(session.lm, slots, dtype, session.sharding or weight.sharding)()
 
 
 @functools.lru_cache(maxsize=16)
@@ -215,7 +215,7 @@ def _begin(
     slot = np.array([share if s is None else s % share for s in now], np.int32)
     queries = [None if s is None else fresh[s] for s in now]
     prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
-    state = _start(state, session.lm, session.params, slot, *prompts, session.spread)
+    state = _start(state, session.lm, session.params, slot, *prompts, session.sharding)
   return state
 
 
@@ -255,14 +255,14 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
   return dataclasses.replace(response, recording=whole)
 
 
-@functools.partial(jax.jit, static_argnames=("lm", "spread"), donate_argnames="state")
-def _start(state, lm, params, slot, proposing, evaluating, spread):
+@functools.partial(jax.jit, static_argnames=("lm", "sharding"), donate_argnames="state")
+def _start(state, lm, params, slot, proposing, evaluating, sharding):
   """Begins one prompt in each shard; rows of no shard's slot begin nothing."""
 
   def own(state, params, slot, proposing, evaluating):
     slot, proposing, evaluating = jax.tree.map(lambda a: a[0], (slot, proposing, evaluating))
     return state.replace(model=lm.start(params, state.model, slot, proposing, evaluating))
 
-  if spread is not None:
-    own = spread.map(own, WHOLE, ROWS, ROWS, ROWS)
+  if sharding is not None:
+    own = sharding.map(own, WHOLE, ROWS, ROWS, ROWS)
   return own(state, params, slot, proposing, evaluating)

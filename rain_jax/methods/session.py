@@ -227,7 +227,7 @@ class Session:
     return workers.layout(backend.in_caches(self.params["model"]), self.slots)
 
   @functools.cached_property
-  def spread(self) -> BatchSharding | None:
+  def sharding(self) -> BatchSharding | None:
     """How a search lies over the mesh, if there is one."""
     if self.mesh is None:
       return None

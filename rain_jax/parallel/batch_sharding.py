@@ -42,7 +42,7 @@ class BatchSharding:
   def of(
     cls, mesh: Mesh | AbstractMesh, make: Callable[[int], Any], others: Callable[[Any], Any]
   ) -> "BatchSharding":
-    """The spread of the states that `make` returns for a batch of any size.
+    """The sharding of the states that `make` returns for a batch of any size.
 
     Args:
       mesh: the mesh.

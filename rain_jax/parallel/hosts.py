@@ -186,8 +186,8 @@ def take_device(
   """
   here = coordinator is None or coordinator.rpartition(":")[0] in _HERE
   shared = coordinator is not None and mesh["across_hosts"]
-  spread = not shared and (mesh["tensor"] != 1 or mesh["data"] not in (-1, 1))
-  if processes > 1 and here and not spread and gpus() == processes:
+  over_devices = not shared and (mesh["tensor"] != 1 or mesh["data"] not in (-1, 1))
+  if processes > 1 and here and not over_devices and gpus() == processes:
     jax.config.update("jax_cuda_visible_devices", str(process))
     _LOG.info("process %d of %d takes GPU %d of this machine", process, processes, process)
 

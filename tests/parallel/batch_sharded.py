@@ -93,14 +93,14 @@ def groups_of(line):
   return devices.reshape(numbers(shape)).tolist()
 
 
-def check_collectives(session, spread):
+def check_collectives(session, sharding):
   """No shard of `data` speaks to another, in the whole of the loop's program."""
   state = jax.eval_shape(lambda: session.empty(session.slots))
   state = jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, spread.shardings
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, sharding.shardings
   )
   lowered = decode.advance.lower(
-    state, session.lm, session.params, session.config.search, 16, spread=spread
+    state, session.lm, session.params, session.config.search, 16, sharding=sharding
   )
   text = lowered.compile().as_text()
   lines = [
@@ -108,7 +108,7 @@ def check_collectives(session, spread):
     for line in text.splitlines()
     if re.search(r" ((ragged-)?all-[\w-]+|collective-[\w-]+|reduce-scatter)(-start)?\(", line)
   ]
-  shard = np.argwhere(spread.mesh.device_ids >= 0)[:, 0]  # of each device, in the mesh's order
+  shard = np.argwhere(sharding.mesh.device_ids >= 0)[:, 0]  # of each device, in the mesh's order
   for line in lines:
     # A permutation waits for every device there is, on CPUs at least.
     assert "collective-permute" not in line, line
@@ -139,7 +139,7 @@ def main():
     found = answers_of(session, methods)
     assert found.keys() == expected.keys()
     same = np.mean([found[key] == expected[key] for key in found])
-    collectives = check_collectives(session, session.spread)
+    collectives = check_collectives(session, session.sharding)
     print(
       f"{name}: {100 * same:.1f}% the same, logits within {difference:.1e},"
       f" {collectives} collectives, none over data, {time.perf_counter() - begin:.0f} s",

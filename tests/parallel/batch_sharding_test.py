@@ -91,10 +91,10 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   make = lambda batch: decode.init(
     batch, lm.init(batch, jnp.bfloat16), lm.search, lm.embedding_size, lm.max_response
   )
-  spread = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh))
+  sharding = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh))
   state = jax.eval_shape(lambda: make(BATCH))
   parts = jax.tree.map(
-    lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, spread.shardings
+    lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, sharding.shardings
   )
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
   assert parts.model.proposing.context.keys == parts.model.evaluating.pool.values == 128
@@ -128,12 +128,12 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
   )
   lowered = decode.advance.trace(
-    abstract(state, spread.shardings),
+    abstract(state, sharding.shardings),
     lm,
     params,
     lm.search,
     jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-    spread=spread,
+    sharding=sharding,
   ).lower(lowering_platforms=("tpu",))
   # Every large array goes in split, and the program says over which axes.
   large = 0
