@@ -35,6 +35,15 @@ _READ = (
 )
 
 
+class Numbers(NamedTuple):
+  """What the tree knows of a node, see `rain_jax.tree.Tree`."""
+
+  visit_weight: float
+  visits: int
+  value: float
+  prior: float
+
+
 @dataclasses.dataclass
 class Node:
   """A token set, from its first appearance on; frames are places in `Recording.frames`.
@@ -88,7 +97,7 @@ class Frame:
     kind: SEARCH, COMMIT, or END for a search that had nothing left to commit.
     visits: leaves visited; one, unless `SearchConfig.leaves` says otherwise.
     grown: nodes that grew a child (dynamic node addition).
-    changed: [node, n, f, q, p] of nodes that are new or whose numbers changed.
+    changed: [node, *`Numbers`] of nodes that are new or whose numbers changed.
     similar: [visited, sibling, similarity] of siblings that shared a verdict.
     rewound: the leaf from which the search went back, or None.
     node: the node committed, or None.
@@ -145,16 +154,16 @@ class Recording:
     ]
     return cls(**{**value, "nodes": [Node(**node) for node in value["nodes"]], "frames": frames})
 
-  def numbers(self, frame: int) -> dict[int, tuple[float, int, float, float]]:
-    """(n, f, q, p) of the nodes in the tree after a frame; negative frames from the end.
+  def numbers(self, frame: int) -> dict[int, Numbers]:
+    """The numbers of the nodes in the tree after a frame; negative frames from the end.
 
     Committed token sets above the root are no longer in the tree.
     """
     last = range(len(self.frames))[frame]
-    known: dict[int, tuple] = {}
+    known: dict[int, Numbers] = {}
     root = 0
     for one in self.frames[: last + 1]:
-      known |= {node: tuple(numbers) for node, *numbers in one.changed}
+      known |= {node: Numbers(*numbers) for node, *numbers in one.changed}
       root = one.node if one.node is not None else root
     above = self.path(root)[:-1]
 
@@ -162,7 +171,7 @@ class Recording:
       died = self.nodes[node].died
       return died is not None and died <= last
 
-    return {node: n for node, n in known.items() if node not in above and not gone(node)}
+    return {node: one for node, one in known.items() if node not in above and not gone(node)}
 
   def path(self, node: int) -> list[int]:
     """Nodes from the empty response to `node`, both included."""
@@ -198,7 +207,7 @@ class Recorder:
     self._ids = {0: 0}  # id in the arrays -> place in `nodes`
     self._root = 0
     self._leaf: int | None = None  # visited last, unless discarded since
-    self._numbers: dict[int, tuple] = {}
+    self._numbers: dict[int, Numbers] = {}
 
   def tokens(self, node: int) -> list[int]:
     """Token ids from the start of the response to the end of `node`."""
@@ -236,8 +245,8 @@ class Recorder:
     moves = [node for node in self._path(root) if node not in self._path(self._root)]
     frames: list[Frame] = []
     for node in moves:
-      _, f, q, _ = self._numbers[node]
-      trusted = f > self.config.min_visits and q > self.config.value_threshold
+      best = self._numbers[node]
+      trusted = best.visits > self.config.min_visits and best.value > self.config.value_threshold
       first = "room" if full else "trusted" if trusted else "limit"
       frame = Frame(step, COMMIT, node=node, reason="inherited" if frames else first)
       place = len(self.frames)
@@ -252,7 +261,7 @@ class Recorder:
       frames.append(frame)
     self._root = root
     self._ids = {i: node for i, node in self._ids.items() if tree["alive"][i]}
-    self._numbers = {node: n for node, n in self._numbers.items() if node in self._ids.values()}
+    self._numbers = {i: one for i, one in self._numbers.items() if i in self._ids.values()}
     frames[-1].changed = self._changed(tree)
     return frames
 
@@ -272,15 +281,15 @@ class Recorder:
 
   def _changed(self, tree: Mapping[str, np.ndarray]) -> list[list]:
     now = {
-      node: (
-        float(tree["visit_weight"][i]),
-        int(tree["visits"][i]),
-        float(tree["value"][i]),
-        float(tree["prior"][i]),
+      node: Numbers(
+        visit_weight=float(tree["visit_weight"][i]),
+        visits=int(tree["visits"][i]),
+        value=float(tree["value"][i]),
+        prior=float(tree["prior"][i]),
       )
       for i, node in self._ids.items()
     }
-    changed = [[node, *n] for node, n in sorted(now.items()) if self._numbers.get(node) != n]
+    changed = [[node, *one] for node, one in sorted(now.items()) if self._numbers.get(node) != one]
     self._numbers = now
     return changed
 
@@ -296,7 +305,7 @@ class Recorder:
       response=self._whole(before + rollout) if finish != types.RUNNING else None,
     )
 
-  def _similar(self, frame: Frame, before: Mapping[int, tuple]) -> list[list]:
+  def _similar(self, frame: Frame, before: Mapping[int, Numbers]) -> list[list]:
     """Siblings whose visit weight grew by a share: [on the path, sibling, similarity]."""
     on_path = {node for visit in frame.visits for node in self._path(visit.node)}
     of_parent = {self.nodes[node].parent: node for node in on_path}
@@ -304,10 +313,10 @@ class Recorder:
       [
         of_parent[self.nodes[node].parent],
         node,
-        (n - before[node][0]) / self.config.similarity_weight,
+        (weight - before[node].visit_weight) / self.config.similarity_weight,
       ]
-      for node, n, f, _, _ in frame.changed
-      if node in before and n > before[node][0] and f == before[node][1]
+      for node, weight, visits, _, _ in frame.changed
+      if node in before and weight > before[node].visit_weight and visits == before[node].visits
     ]
 
 
