@@ -144,8 +144,10 @@ class Run:
       ) from None
     self.results.append(dict(line))
 
-  def keep_recording(self, task: str, prompt_id: str, recording: Mapping[str, Any]) -> None:
-    """Keeps a recorded search; an earlier one of the same prompt is replaced.
+  def keep_recording(
+    self, task: str, method: str, prompt_id: str, recording: Mapping[str, Any]
+  ) -> None:
+    """Keeps a recorded search; an earlier one of the same prompt and method is replaced.
 
     Raises:
       RunError: it cannot be written.
@@ -154,10 +156,10 @@ class Run:
     # Ids are the user's own text, and need not be names of files.
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", prompt_id)[:40]
     digest = hashlib.sha256(prompt_id.encode(errors="backslashreplace")).hexdigest()[:8]
-    kept = {"task": task, "id": prompt_id, "recording": recording}
+    kept = {"task": task, "method": method, "id": prompt_id, "recording": recording}
     try:
       folder.mkdir(exist_ok=True)
-      replace_text(folder / f"{task}-{readable}-{digest}.json", json.dumps(kept))
+      replace_text(folder / f"{task}-{method}-{readable}-{digest}.json", json.dumps(kept))
     except OSError as error:
       raise RunError(f"{folder}: {error.strerror}; all results are kept.") from None
 
@@ -255,10 +257,11 @@ def read_manifest(workdir: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class StoredRecording:
-  """A recorded search in a run's directory: file, task, prompt id and the search."""
+  """A recorded search in a run's directory: file, task, method, prompt id and the search."""
 
   path: pathlib.Path
   task: str
+  method: str
   id: str
   recording: Recording
 
@@ -274,6 +277,7 @@ def recorded(workdir: str) -> Iterator[StoredRecording]:
     value = read_json(path)
     try:
       found = value["tree"] if "tree" in value else value["recording"]
-      yield StoredRecording(path, value["task"], value["id"], Recording.from_json(found))
+      method = value.get("method", "rain")  # the one that could be watched at first
+      yield StoredRecording(path, value["task"], method, value["id"], Recording.from_json(found))
     except (KeyError, TypeError):
       raise RunError(f"{path}: not a recorded search; remove the file.") from None

@@ -38,7 +38,9 @@ def write_pairs(workdir: str, path: str, shape: str) -> tuple[int, int]:
     RunError: no run, or no responses. DataError: TEXT of a chat template.
   """
   shaped = _Shaper(workdir, shape)
-  searches = {(kept.task, kept.id): kept.recording for kept in directory.recorded(workdir)}
+  searches: dict[tuple[str, str], list[Recording]] = {}
+  for kept in directory.recorded(workdir):
+    searches.setdefault((kept.task, kept.id), []).append(kept.recording)
   responses: dict[tuple[str, str], list[Finished]] = {}
   for result in directory.read_results(workdir):
     key = result["task"], result["id"]
@@ -48,8 +50,8 @@ def write_pairs(workdir: str, path: str, shape: str) -> tuple[int, int]:
       responses.setdefault(key, []).append(one)
   lines = []
   for (task, name), found in responses.items():
-    search = searches.get((task, name))
-    ranked = rank(found + (finished_paths(search) if search else []))
+    met = [one for search in searches.get((task, name), []) for one in finished_paths(search)]
+    ranked = rank(found + met)
     best, worst = ranked[0], ranked[-1]
     if best.value > worst.value:
       turn = {"id": name, "task": task, "prompt": shaped.prompt(task, name)}

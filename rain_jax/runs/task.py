@@ -10,7 +10,7 @@ from typing import Any
 import tqdm
 
 from rain_jax import judges
-from rain_jax.methods import METHODS, Method, SearchStep
+from rain_jax.methods import METHODS, SearchStep
 from rain_jax.methods.session import Response, Session
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.runs import directory
@@ -105,7 +105,7 @@ class TaskRun:
     options = method.complete(session, method.options(self.config, self.stopping), self._results)
     if method.watch is None:
       return method.run(session, seed, done, between, **options)
-    return self._searched(session, method, method.watch, options, done, between)
+    return self._searched(session, name, method.watch, options, done, between)
 
   def _leave_together(self) -> None:
     """Ends the run if this process has to, or another that it works together with.
@@ -123,7 +123,7 @@ class TaskRun:
   def _searched(
     self,
     session: Session,
-    method: Method,
+    method: str,
     watch: Callable[..., Iterator[SearchStep]],
     options: Mapping[str, Any],
     done: frozenset[str],
@@ -141,11 +141,11 @@ class TaskRun:
         if self.on_step:
           self.on_step(step)
         if step.response:
-          name, search = step.response.record.id, step.response.recording
-          if search is not None and name in recorded:
-            self.out.keep_recording(self.task, name, search.as_json())
+          prompt, search = step.response.record.id, step.response.recording
+          if search is not None and prompt in recorded:
+            self.out.keep_recording(self.task, method, prompt, search.as_json())
           yield step.response
-    yield from method.run(session, seed, done | left, between, **options)
+    yield from METHODS[method].run(session, seed, done | left, between, **options)
 
   def _results(self, method: str) -> list[dict]:
     return [r for r in self.out.results if r["method"] == method and r["task"] == self.task]

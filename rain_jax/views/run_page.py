@@ -59,7 +59,7 @@ def _body(
     ),
   ]
   links = "".join(
-    f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)}</a>'
+    f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)} {page.text(kept.method)}</a>'
     f' <span class="said">{page.text(kept.recording.prompt[:100])}</span></li>'
     for name, kept in recordings
   )

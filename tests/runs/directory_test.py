@@ -5,7 +5,9 @@ import resource
 
 import pytest
 
+from rain_jax.methods import recording
 from rain_jax.runs import directory
+from tests.helpers import recordings
 from tests.helpers.results import line
 
 MANIFEST = {
@@ -203,3 +205,21 @@ def test_a_workdir_that_vanishes_or_is_replaced_is_one_line(tmp_path):
     run.finish({})
   run.close()
   assert [r["id"] for r in directory.read_results(str(tmp_path / "moved"))] == ["a"]
+
+
+def test_recordings_are_kept_by_method_and_older_ones_are_read(tmp_path):
+  run = directory.Run.open(str(tmp_path), MANIFEST)
+  made = recordings.made_recording([recording.Node(-1, 0, [], "", "running", 0)], [])
+  for method in ("rain", "other", "rain"):
+    run.keep_recording("dialogue", method, "a/b", made.as_json())
+  kept = list(directory.recorded(str(tmp_path)))
+  assert sorted((one.task, one.method, one.id) for one in kept) == [
+    ("dialogue", "other", "a/b"),
+    ("dialogue", "rain", "a/b"),
+  ]
+  # As the first versions kept them.
+  (tmp_path / "trees").mkdir()
+  old = {"task": "hh", "id": "7", "tree": made.as_json()}
+  (tmp_path / "trees" / "hh-7.json").write_text(json.dumps(old))
+  (first,) = (one for one in directory.recorded(str(tmp_path)) if one.task == "hh")
+  assert (first.method, first.id, first.recording) == ("rain", "7", made)

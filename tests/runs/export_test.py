@@ -54,11 +54,14 @@ def workdir(tmp_path):
   line("none", "dialogue", method="best_of_n", response="awful", verdict=-1.0)
   out.keep_recording(
     "dialogue",
+    "rain",
     "a",
     searched("good é", 1.0, ("so-so", 0.0), (None, 1.0), ("bad", -1.0), ("worse", -1.0)),
   )
-  out.keep_recording("odd", "a", searched("bad", -1.0, ("good", 1.0), ("bad", 1.0), ("great", 1.0)))
-  out.keep_recording("dialogue", "same", searched("good é", 1.0, ("also good", 1.0)))
+  out.keep_recording(
+    "odd", "rain", "a", searched("bad", -1.0, ("good", 1.0), ("bad", 1.0), ("great", 1.0))
+  )
+  out.keep_recording("dialogue", "rain", "same", searched("good é", 1.0, ("also good", 1.0)))
   out.close()
   return tmp_path
 

@@ -79,7 +79,7 @@ def workdir(tmp_path):
   line = result(9, "rain", **rejected)
   del line["counters"], line["judged"]
   out.append(line)
-  out.keep_recording("dialogue", "../" + HOSTILE[1], recorded().as_json())
+  out.keep_recording("dialogue", "rain", "../" + HOSTILE[1], recorded().as_json())
   out.close()
   return tmp_path
 
