@@ -128,12 +128,12 @@ def check_candidates(lm, read, leaf, request, drawn, b, w, seen):
     _, logits = read(leaf + ids[:-1])
     total = 0.0
     for i, token in enumerate(ids):
-      behind = logits[len(leaf) - 1 + i]
-      probs = top_k_log_probs(behind, config.temperature, config.top_k)
+      after = logits[len(leaf) - 1 + i]
+      probs = top_k_log_probs(after, config.temperature, config.top_k)
       assert np.isfinite(probs[token])
       total += probs[token]
       if row == 0:
-        assert behind[token] >= behind.max() - 1e-5
+        assert after[token] >= after.max() - 1e-5
         seen["greedy"] += 1
     np.testing.assert_allclose(drawn.log_weights[b, w, row], total, atol=2e-4)
 
