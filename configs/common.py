@@ -13,7 +13,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dtype = "float32"  # float32, bfloat16, or int8 weights
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
-  config.methods = ("vanilla", "rain")  # vanilla, rain, best_of_n, smooth_llm, guard, choose
+  # fmt: off
+  config.methods = ("vanilla", "rain")  # vanilla, rain, segments, best_of_n, smooth_llm, guard, choose
+  # fmt: on
   config.preference = ""  # a bundled name or a YAML file, perhaps with its form, as harmless:words
   config.calibration = ""  # of the verdicts, a file that check_preference.py --fit wrote
   config.judge = ""  # names with commas, see rain_jax.judges.panel; "" takes the task's own

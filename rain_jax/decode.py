@@ -6,10 +6,9 @@ key alone, not on its slot or on who shares the batch: steps are counted per pro
 the key of a step is folded from the prompt's key and that count.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax
 import jax
@@ -20,38 +19,10 @@ from rain_jax import search, types
 from rain_jax import tree as trees
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
 from rain_jax.parallel.loops import while_any
+from rain_jax.search import drafts
 from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
-
-
-class Counters(flax.struct.PyTreeNode):
-  """What was done for each prompt, int32[B] each.
-
-  Attributes:
-    steps: steps of the loop the prompt took part in.
-    iterations: leaves selected, rolled out, evaluated and backed up.
-    moves: token sets committed.
-    rewinds: times the search left a path and went on from an earlier node.
-    early_commits: moves made because a capacity ran out.
-    inherited_commits: moves made on inherited statistics alone (`early_commit`).
-    grows: dynamic node additions that drew from the model.
-    joined: children that joined by dynamic node addition.
-    similarity_updates: verdicts shared with a sibling.
-    duplicates: candidates dropped as duplicates.
-    revisits: verdicts counted again for a finished leaf.
-  """
-
-  steps: Array
-  iterations: Array
-  moves: Array
-  rewinds: Array
-  early_commits: Array
-  inherited_commits: Array
-  grows: Array
-  joined: Array
-  similarity_updates: Array
-  duplicates: Array
-  revisits: Array
+from rain_jax.types.results import Counters, Result
 
 
 class DecodeState(flax.struct.PyTreeNode):
@@ -67,6 +38,7 @@ class DecodeState(flax.struct.PyTreeNode):
     leaf: int32[B] the leaf visited last, NO_NODE if it was discarded since.
     response: int32[B, R + L] committed tokens, then NO_TOKEN.
     response_length: int32[B] in tokens.
+    tried: int32[B] drafts of the next segment so far.
     counters: see `Counters`.
   """
 
@@ -79,6 +51,7 @@ class DecodeState(flax.struct.PyTreeNode):
   leaf: Array
   response: Array
   response_length: Array
+  tried: Array
   counters: Counters
 
 
@@ -98,6 +71,7 @@ def init(
     leaf=jnp.full(batch, NO_NODE, jnp.int32),
     response=jnp.full((batch, max_response + config.max_set_length), NO_TOKEN, jnp.int32),
     response_length=zeros,
+    tried=zeros,
     counters=Counters(**{name: zeros for name in Counters.__dataclass_fields__}),
   )
   return jax.tree.map(jnp.copy, state)  # one buffer per array, so that each can be donated
@@ -120,6 +94,7 @@ def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -
     leaf=pick(NO_NODE, state.leaf),
     response=pick(NO_TOKEN, state.response),
     response_length=pick(0, state.response_length),
+    tried=pick(0, state.tried),
     counters=jax.tree.map(lambda count: pick(0, count), state.counters),
   )
 
@@ -165,13 +140,6 @@ def commit(
     length=length,
     finish=at(tree.finish, best),
   )
-  place = state.response_length[:, None] + jnp.arange(config.max_set_length)
-  place = jnp.where(
-    jnp.arange(config.max_set_length) < length[:, None], place, state.response.shape[1]
-  )
-  response = jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(
-    state.response, place, made.tokens
-  )
   finish = jnp.where(move, made.finish, jnp.where(stuck, types.EXHAUSTED, state.finish))
   tree = jax.vmap(lambda t, b, m: trees.reroot(t, b, config.root_prior, m))(tree, best, move)
   lost = move & (state.leaf >= 0) & ~at(tree.alive, state.leaf)
@@ -185,10 +153,19 @@ def commit(
     finish=finish,
     inherited=jnp.where(move, at(tree.visits, best), state.inherited),
     leaf=jnp.where(lost, NO_NODE, state.leaf),
-    response=response,
+    response=_appended(state, made.tokens, length),
     response_length=state.response_length + length,
     counters=counters.replace(moves=counters.moves + move, rewinds=counters.rewinds + lost),
   )
+
+
+def _appended(state: DecodeState, tokens: Array, length: Array) -> Array:
+  """The responses with the first `length` int32[B] of tokens int32[B, T] after them."""
+  places = jnp.arange(tokens.shape[-1])
+  at = jnp.where(
+    places < length[:, None], state.response_length[:, None] + places, state.response.shape[1]
+  )
+  return jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(state.response, at, tokens)
 
 
 def rewound(state: DecodeState, info: search.StepInfo) -> Array:
@@ -270,8 +247,39 @@ def move(
 
 def step(state: DecodeState, model: types.Model, params: Any, config: SearchConfig) -> DecodeState:
   """One step of every active tree: the inner loop's step, then commits where they are due."""
+  if config.mode == "segments":
+    return _segment_step(state, cast(types.Drafter, model), params, config)
   state, due, _ = iterate(state, model, params, config)
   return move(state, model, params, due, config)
+
+
+def _segment_step(
+  state: DecodeState, model: types.Drafter, params: Any, config: SearchConfig
+) -> DecodeState:
+  """Some drafts more for every active response, and the best one committed or not."""
+  keys, active = jax.vmap(jax.random.fold_in)(state.keys, state.counters.steps), state.active
+  best, drafted = model.draft(params, state.model, active, keys)
+  types.check_state(drafted, state.model, "draft")
+  take, good, failed, tried = drafts.decide(best, state.tried, active, config)
+  finish = jnp.where(failed, types.FAILED, jnp.where(take, best.finish, state.finish))
+  length = jnp.where(take, best.length, 0)
+  after = model.commit_draft(params, drafted, take)
+  types.check_state(after, state.model, "commit_draft")
+  old = state.counters
+  return state.replace(
+    model=after,
+    active=active & (finish == types.RUNNING),
+    finish=finish,
+    response=_appended(state, best.tokens, length),
+    response_length=state.response_length + length,
+    tried=tried,
+    counters=old.replace(
+      steps=old.steps + active,
+      moves=old.moves + take,
+      drafts=old.drafts + active * config.draft_rows,
+      kept_best=old.kept_best + (take & ~good),
+    ),
+  )
 
 
 class _Steps(NamedTuple):
@@ -316,25 +324,6 @@ def advance(
   if sharding is None:
     return own(state, params, max_steps)
   return sharding.map(own, WHOLE, WHOLE)(state, params, max_steps)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """One finished response, on the host.
-
-  Attributes:
-    index: which prompt, as given.
-    tokens: committed tokens, the finishing one included.
-    finish: why it ended, a name of `types.FINISH_REASONS`.
-    counters: name -> count.
-    slot: the slot it was searched in, for the model's own per-slot records.
-  """
-
-  index: Any
-  tokens: list[int]
-  finish: str
-  counters: dict[str, int]
-  slot: int
 
 
 def serve(

@@ -8,6 +8,7 @@ from rain_jax.methods import defences
 from rain_jax.methods.choose import choose
 from rain_jax.methods.rain import SearchStep, rain, watch
 from rain_jax.methods.sampling import best_of_n, equal_samples, vanilla
+from rain_jax.methods.segments import segments
 from rain_jax.methods.session import Response, Session
 from rain_jax.types import DataError, never
 
@@ -48,6 +49,7 @@ class Method:
 METHODS = {
   "vanilla": Method(vanilla),
   "rain": Method(rain, watch=watch),
+  "segments": Method(segments),
   "best_of_n": Method(
     best_of_n,
     options=lambda config, stopping=never: {"samples": config["best_of_n"]["samples"]},

@@ -34,7 +34,14 @@ from rain_jax.tasks import Record
 from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
 from rain_jax.text.printable import one_line
-from rain_jax.types import VARIANTS, DataError, SearchConfig, is_unicode, ranges
+from rain_jax.types import (
+  VARIANTS,
+  DataError,
+  SearchConfig,
+  hyperparameters,
+  is_unicode,
+  ranges,
+)
 
 _LOG = logging.getLogger(__name__)
 # Of models whose texts are longer than they were made for; each run loads its own.
@@ -103,7 +110,7 @@ def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> 
   if variant not in VARIANTS:
     raise DataError(f"search.variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
   chosen = {name: value for name, value in overrides.items() if value is not None}
-  fields = {field.name for field in dataclasses.fields(SearchConfig)}
+  fields = hyperparameters()
   for name in chosen:
     if name not in fields:
       raise DataError(
@@ -247,6 +254,14 @@ class Session:
     return memory_plan.plan(
       self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh
     )
+
+  def searching(self, search: SearchConfig) -> "Session":
+    """The same session with other hyperparameters of the search."""
+    other = copy.copy(self)
+    other.__dict__.pop("sharding", None)  # of the old state
+    other.config = dataclasses.replace(self.config, search=search)
+    other.lm = dataclasses.replace(self.lm, search=search)
+    return other
 
   def serving(self, records: Sequence[Record]) -> "Session":
     """The same session for other prompts, as if it had been made for them.

@@ -24,15 +24,16 @@ from rain_jax.models import KV, NO_POSITION, ModelConfig, arrays, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
 from rain_jax.models.sharding import AnyMesh, Rules, split
-from rain_jax.policy import context, decoding, rollout, self_evaluation
+from rain_jax.policy import context, decoding, rollout, segments, self_evaluation
 from rain_jax.policy.embedders import Embedder
 from rain_jax.policy.params import Params
 from rain_jax.policy.prompts import Prompt, read_prompt
+from rain_jax.policy.segments import Drafted
 from rain_jax.policy.usage import CONTEXT, Usage, no_usage
 from rain_jax.preferences import CompiledPreference
 from rain_jax.text import scanner
 from rain_jax.text.scanner import ScanState
-from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig
+from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig, Segment
 
 
 class Memory(flax.struct.PyTreeNode):
@@ -60,6 +61,7 @@ class PolicyState(flax.struct.PyTreeNode):
     hidden: float32[B, V, E] sum of the hidden states of each node's tokens.
     memory: verdicts given in this query.
     usage: work counters.
+    drafted: the best draft of the next segment; None in a mode without drafts.
   """
 
   proposing: PathCache
@@ -69,6 +71,7 @@ class PolicyState(flax.struct.PyTreeNode):
   hidden: Array
   memory: Memory
   usage: Usage
+  drafted: Drafted | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +129,7 @@ class LanguageModel:
         count=zeros(),
       ),
       usage=no_usage(batch),
+      drafted=segments.nothing(self, batch, dtype) if search_config.mode == "segments" else None,
     )
 
   @staticmethod
@@ -167,6 +171,9 @@ class LanguageModel:
       self, params, state.evaluating, slot, evaluating, evaluating.length, "evaluating", usage
     )
     text = scanner.empty(()).replace(ends=proposing.ends)
+    if state.drafted is not None:
+      drafted = segments.forget(state.drafted, jnp.arange(state.text.length.shape[0]) == slot)
+      state = state.replace(drafted=drafted)
     return state.replace(
       proposing=first,
       evaluating=second,
@@ -186,6 +193,18 @@ class LanguageModel:
       evaluating=move(state.evaluating),
       text=scanner.advance_all(params["tables"], state.text, tokens),
     )
+
+  # -- drafts of whole segments -----------------------------------------------------
+
+  def draft(
+    self, params: Params, state: PolicyState, wanted: Array, keys: Array
+  ) -> tuple[Segment, PolicyState]:
+    """Samples and judges drafts of the next segment; see `types.Drafter`."""
+    return segments.draft(self, params, state, wanted, keys)
+
+  def commit_draft(self, params: Params, state: PolicyState, mask: Array) -> PolicyState:
+    """Makes the best drafts part of both contexts; see `types.Drafter`."""
+    return segments.commit_draft(state, mask)
 
   # -- evaluation -----------------------------------------------------------------
 
@@ -299,8 +318,8 @@ class LanguageModel:
       draft = rollout.start_draft(self, params, request, text, logits, uniforms)
       draft, begun, usage = rollout.decode_together(self, params, state, request, draft, uniforms)
     with jax.named_scope("rollout"):
-      draft, usage = rollout.decode_rollouts(
-        self, params, state, request, draft, begun, usage, uniforms
+      draft, usage, _ = rollout.decode_rollouts(
+        self, params, state, request, draft, begun, usage, uniforms.rollout
       )
     with jax.named_scope("candidates"):
       draft = rollout.first_tokens(self, params, request, text, logits, draft)
@@ -322,7 +341,7 @@ class LanguageModel:
 
     paths = context.paths(request, drawn.rollout)
     limit = (state.evaluating.length - state.text.length)[:, None] + judged
-    margins, cache, usage = self_evaluation.read_verdicts(
+    margins, cache, _, usage = self_evaluation.read_verdicts(
       self, params, state.evaluating, paths, limit, asked, state.usage
     )
     value = self_evaluation.values(margins, self.soft_verdicts)

@@ -97,8 +97,7 @@ def start_draft(
 ) -> Draft:
   """Draws the first token of every row from the logits after the leaf."""
   config = lm.search
-  B, W = request.mode.shape
-  G, L = candidate_rows(config), config.max_set_length
+  G = candidate_rows(config)
   open_leaf = (request.mode == types.VISIT) & (request.finish == types.RUNNING)
   rows = jnp.arange(G)
   wanted = jnp.where(
@@ -106,24 +105,51 @@ def start_draft(
     rows <= config.grow_draws,
     (open_leaf & (request.depth > 0))[..., None] & (rows <= config.sampled_draws),
   )
-  each = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], G, axis=2), text)
   rolling = open_leaf & (lm.search.rollout_to_eos | ~text.ends)
-  draft = Draft(
+  draft = _empty(lm, text, request.finish, rolling, G)
+  draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], uniforms, 0)
+  return _extend_rollouts(lm, params, draft, logits, uniforms.rollout, 0)
+
+
+def start_rollouts(
+  lm: "LanguageModel",
+  params: Params,
+  text: ScanState,
+  rolling: Array,
+  logits: Array,
+  uniforms: Array,
+) -> Draft:
+  """Rollouts with their first token, and no candidates beside them.
+
+  Args:
+    lm: the language model.
+    params: its arrays.
+    text: `ScanState` [B, W] before them.
+    rolling: bool[B, W] which are wanted.
+    logits: float[B, W, vocab] after those texts.
+    uniforms: float32[B, W, R].
+  """
+  draft = _empty(lm, text, jnp.full(rolling.shape, types.RUNNING, jnp.int32), rolling, 0)
+  return _extend_rollouts(lm, params, draft, logits, uniforms, 0)
+
+
+def _empty(lm: "LanguageModel", text: ScanState, finish: Array, rolling: Array, G: int) -> Draft:
+  """Nothing drawn yet after texts [B, W] that are `finish`ed or not; G candidate rows each."""
+  (B, W), L = rolling.shape, lm.search.max_set_length
+  return Draft(
     tokens=jnp.full((B, W, G, L), NO_TOKEN, jnp.int32),
     lengths=jnp.zeros((B, W, G), jnp.int32),
     log_weights=jnp.zeros((B, W, G), jnp.float32),
     finish=jnp.zeros((B, W, G), jnp.int32),
-    candidate_text=each,
+    candidate_text=jax.tree.map(lambda a: jnp.repeat(a[:, :, None], G, axis=2), text),
     rollout=jnp.full((B, W, lm.max_response), NO_TOKEN, jnp.int32),
     rollout_length=jnp.zeros((B, W), jnp.int32),
-    rollout_finish=request.finish,
+    rollout_finish=finish,
     rolling=rolling,
     text=text,
     hidden=jnp.zeros((B, W, lm.config.hidden_size), jnp.float32),
     failed=jnp.zeros((B, W), bool),
   )
-  draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], uniforms, 0)
-  return _extend_rollouts(lm, params, draft, logits, uniforms, 0)
 
 
 def _extend_candidates(
@@ -165,12 +191,15 @@ def _extend_rollouts(
   params: Params,
   draft: Draft,
   logits: Array,
-  uniforms: Uniforms,
+  uniforms: Array,
   step: Array | int,
 ) -> Draft:
-  """Draws token number `step` of the rollouts that go on; logits float[B, W, vocab]."""
+  """Draws token number `step` of the rollouts that go on.
+
+  Logits are float[B, W, vocab], uniforms float32[B, W, R].
+  """
   rolling = draft.rolling
-  token = jnp.where(rolling, sampling.categorical(uniforms.rollout[..., step], logits), NO_TOKEN)
+  token = jnp.where(rolling, sampling.categorical(uniforms[..., step], logits), NO_TOKEN)
   text = scanner.advance(params["tables"], draft.text, token)
   finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)
   on = rolling & (finish == types.RUNNING)
@@ -229,7 +258,7 @@ def decode_together(
       hidden=draft.hidden + jnp.where(rolling[..., None], hidden[:, :, -1], 0.0)
     )
     draft = _extend_candidates(lm, params, draft, rows, logits[:, :, :-1], uniforms, step)
-    draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], uniforms, step)
+    draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], uniforms.rollout, step)
     return _Drafting(draft, usage.count(CANDIDATES, rows, (ROLLOUT, rolling)))
 
   scratch = decoding.scratch(lm, state.proposing.pool.keys.dtype, B, W, G + 1, L)
@@ -255,11 +284,15 @@ def decode_rollouts(
   draft: Draft,
   begun: Decoding[None],
   usage: Usage,
-  uniforms: Uniforms,
-) -> tuple[Draft, Usage]:
+  uniforms: Array,
+) -> tuple[Draft, Usage, KV]:
   """Decodes the rollouts that are longer than the candidates, one row per leaf.
 
   `begun` is what `decode_together` returned.
+
+  Returns:
+    The draft, the counters, and keys and values [layers, B, W, H, R, D] of all but the last
+    token of each rollout.
   """
   B, W, R = draft.rollout.shape
   shared, end = context.leaf_context(params, state.proposing, request)
@@ -294,7 +327,7 @@ def decode_rollouts(
     last=last,
     extend=extend,
   )
-  return done.texts.draft, done.texts.usage
+  return done.texts.draft, done.texts.usage, done.scratch
 
 
 def first_tokens(

@@ -105,6 +105,21 @@ class _Reading(NamedTuple):
   usage: Usage
 
 
+class Verdicts(NamedTuple):
+  """What was read of W texts per tree.
+
+  margins: float32[B, W, readings] the `margins` of each reading.
+  cache: the evaluating cache.
+  tail: keys and values [layers, B, W, H, R, D] of the judged tokens after the stored paths.
+  usage: work counters.
+  """
+
+  margins: Array
+  cache: PathCache
+  tail: KV
+  usage: Usage
+
+
 def read_verdicts(
   lm: "LanguageModel",
   params: Params,
@@ -113,7 +128,7 @@ def read_verdicts(
   limit: Array,
   asked: Array,
   usage: Usage,
-) -> tuple[Array, PathCache, Usage]:
+) -> Verdicts:
   """Reads the texts asked for, each with every suffix; stores what belongs to nodes.
 
   A call reads up to `read_chunk` tokens of each text, and the suffixes after those texts
@@ -127,9 +142,6 @@ def read_verdicts(
     limit: int32[B, W] position in the conversation after the last judged token.
     asked: bool[B, W].
     usage: work counters.
-
-  Returns:
-    float32[B, W, readings] the `margins` of each reading, the cache, the counters.
   """
   B, W = limit.shape
   chunk, R = lm.read_chunk, paths.tail.shape[-1]
@@ -185,7 +197,7 @@ def read_verdicts(
     usage=usage,
   )
   done = while_any(lambda reading: reading.asked, read, start)
-  return done.lead, done.cache, done.usage
+  return Verdicts(done.lead, done.cache, done.tail, done.usage)
 
 
 def spoken(preference: CompiledPreference, tokens: Array) -> Array:

@@ -31,6 +31,8 @@ NO_TOKEN = -1  # padding after the end of a token set
 RUNNING, EOS, STOP, LENGTH, EXHAUSTED, FAILED = 0, 1, 2, 3, 4, 5
 FINISH_REASONS = ("running", "eos", "stop", "length", "exhausted", "failed")
 
+MODES = ("exact", "segments")  # of a search, see `SearchConfig`
+
 # What the search asks of the model at one leaf.
 IDLE, VISIT, GROW = 0, 1, 2
 
@@ -93,6 +95,11 @@ class SearchConfig:
     max_nodes: node slots per tree (N).
     max_visited: pages for visited nodes per tree (V).
     max_path: nodes between root and leaf (D).
+    mode: "exact", the method, or "segments": no search, but segment-level rejection, see
+      `rain_jax.search.drafts`.
+    draft_rows: drafts of a segment sampled side by side (segments).
+    draft_tries: drafts after which the best so far is committed, whatever its margin (segments).
+    draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments).
   """
 
   set_lengths: tuple[int, ...] = (1, 2, 4, 10)
@@ -116,11 +123,17 @@ class SearchConfig:
   max_nodes: int = 1024
   max_visited: int = 96
   max_path: int = 16
+  mode: str = "exact"
+  draft_rows: int = 4
+  draft_tries: int = 16
+  draft_threshold: float = 0.0
 
   def __post_init__(self) -> None:
     wrong = ranges.fault(ranges.SEARCH, vars(self))
     if wrong:
       raise ValueError(wrong)
+    if self.mode not in MODES:
+      raise ValueError(f"mode={self.mode!r:.60}: expected one of {', '.join(MODES)}.")
     lengths = self.set_lengths
     if not isinstance(lengths, (tuple, list)) or not all(map(ranges.SET_LENGTH.holds, lengths)):
       raise ValueError(f"set_lengths={lengths!r:.60}: expected {ranges.SET_LENGTH} in each place.")
@@ -180,10 +193,11 @@ def truthful_search(**overrides: Any) -> SearchConfig:
 
 
 def hyperparameters() -> dict[str, Any]:
-  """Name and type of each field of `SearchConfig`."""
+  """Name and type of each field of `SearchConfig` but for the mode, which a method decides."""
   return {
     field.name: typing.get_origin(field.type) or field.type
     for field in dataclasses.fields(SearchConfig)
+    if field.name != "mode"
   }
 
 
@@ -261,6 +275,23 @@ class Evaluation(flax.struct.PyTreeNode):
   rollout: Rollout | None = None
 
 
+class Segment(flax.struct.PyTreeNode):
+  """The best draft of the next segment, for B trees (segment-level rejection, CARDS, arXiv 2406.16306).
+
+  Attributes:
+    tokens: int32[B, R], then NO_TOKEN.
+    length: int32[B] in tokens; 0 before there is any.
+    finish: int32[B] why the text ends with it, or RUNNING.
+    margin: float32[B] of the verdict on the text with it, averaged over the readings, in [-1, 1];
+      NaN where the model's output was not finite: that response has failed.
+  """
+
+  tokens: Array
+  length: Array
+  finish: Array
+  margin: Array
+
+
 class Commit(flax.struct.PyTreeNode):
   """A move that the outer loop makes, for B trees; trees with `mask` False keep still.
 
@@ -297,6 +328,20 @@ class Model(Protocol):
 
   def commit(self, params: Any, state: Any, commit: Commit) -> Any:
     """Makes committed tokens part of the context that paths start from."""
+
+
+class Drafter(Model, Protocol):
+  """What segment-level rejection needs of a model, beside what a search does."""
+
+  def draft(self, params: Any, state: Any, wanted: Array, keys: Array) -> tuple[Segment, Any]:
+    """Samples `draft_rows` drafts of the next segment of the texts `wanted` bool[B], and judges them.
+
+    Returns:
+      The best so far since the last commit, these and earlier ones, and the state, which holds it.
+    """
+
+  def commit_draft(self, params: Any, state: Any, mask: Array) -> Any:
+    """Makes the best draft part of the context, for trees in `mask` bool[B]; it is held no longer."""
 
 
 def check_evaluation(

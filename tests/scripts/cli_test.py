@@ -2,7 +2,7 @@
 
 import pytest
 
-from rain_jax.types import SearchConfig
+from rain_jax.types import SearchConfig, hyperparameters
 from tests.helpers.repository import ROOT, load_config
 
 
@@ -19,10 +19,9 @@ def test_a_runs_search_has_every_hyperparameter_and_its_type(with_search):
   assert config.search.to_dict() == {"variant": ""}
   config.search.temperature = 2
   search = with_search(config).search
-  assert search.to_dict() == {"variant": ""} | dict.fromkeys(vars(SearchConfig())) | {
-    "temperature": 2
-  }
-  for name, value in vars(SearchConfig()).items():
+  assert search.to_dict() == {"variant": ""} | dict.fromkeys(hyperparameters()) | {"temperature": 2}
+  for name in hyperparameters():
+    value = getattr(SearchConfig(), name)
     assert search.get_type(name) is type(value), name
   assert isinstance(search.temperature, float)
   with pytest.raises(TypeError, match="min_visits"):
