@@ -34,3 +34,19 @@ def leaf_context(params: Params, cache: PathCache, request: Request) -> tuple[li
   before, shift = prefix(params, "proposing")
   shown = jnp.where(request.mode == types.IDLE, 0, total)
   return [*before, *caches.segments(cache, leaves, shown, shift)], total + shift
+
+
+def response(cache: PathCache, request: Request, committed: Array, max_response: int) -> Array:
+  """The response as it stands at each leaf, int32[B, W, R], then NO_TOKEN.
+
+  Args:
+    cache: the proposing cache.
+    request: of the leaves.
+    committed: int32[B] tokens of the response that are part of the cache's context.
+    max_response: R.
+  """
+  leaves = paths(request)
+  begin = (cache.length - committed)[:, None, None]
+  at = jnp.broadcast_to(begin + jnp.arange(max_response), (*request.mode.shape, max_response))
+  token = caches.locate(cache, leaves, at)[0]
+  return jnp.where(at < leaves.ends(cache)[..., -1:], token, NO_TOKEN)

@@ -315,7 +315,8 @@ class LanguageModel:
   ) -> tuple[rollout.Draft, PolicyState]:
     """Decodes candidates and rollouts side by side, then the longer rollouts alone."""
     with jax.named_scope("candidates"):
-      draft = rollout.start_draft(self, params, request, text, logits, uniforms)
+      said = context.response(state.proposing, request, state.text.length, self.max_response)
+      draft = rollout.start_draft(self, params, request, text, said, logits, uniforms)
       draft, begun, usage = rollout.decode_together(self, params, state, request, draft, uniforms)
     with jax.named_scope("rollout"):
       draft, usage, _ = rollout.decode_rollouts(

@@ -43,6 +43,7 @@ class Draft(flax.struct.PyTreeNode):
     text: `ScanState` [B, W] of leaf and rollout.
     hidden: float32[B, W, E] sum of the hidden states of the rollout's tokens, its last
       one (punctuation, mostly) left out: nobody else needs it forwarded.
+    said: int32[B, W, R] the response up to the leaf, for the repetition penalty.
     failed: bool[B, W] logits that a token was drawn from were not finite.
   """
 
@@ -57,6 +58,7 @@ class Draft(flax.struct.PyTreeNode):
   rolling: Array
   text: ScanState
   hidden: Array
+  said: Array
   failed: Array
 
 
@@ -92,10 +94,11 @@ def start_draft(
   params: Params,
   request: Request,
   text: ScanState,
+  said: Array,
   logits: Array,
   uniforms: Uniforms,
 ) -> Draft:
-  """Draws the first token of every row from the logits after the leaf."""
+  """Draws the first token of every row from the logits after the leaf; `said` as in `Draft`."""
   config = lm.search
   G = candidate_rows(config)
   open_leaf = (request.mode == types.VISIT) & (request.finish == types.RUNNING)
@@ -106,7 +109,7 @@ def start_draft(
     (open_leaf & (request.depth > 0))[..., None] & (rows <= config.sampled_draws),
   )
   rolling = open_leaf & (lm.search.rollout_to_eos | ~text.ends)
-  draft = _empty(lm, text, request.finish, rolling, G)
+  draft = _empty(lm, text, said, request.finish, rolling, G)
   draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], uniforms, 0)
   return _extend_rollouts(lm, params, draft, logits, uniforms.rollout, 0)
 
@@ -115,6 +118,7 @@ def start_rollouts(
   lm: "LanguageModel",
   params: Params,
   text: ScanState,
+  said: Array,
   rolling: Array,
   logits: Array,
   uniforms: Array,
@@ -125,15 +129,19 @@ def start_rollouts(
     lm: the language model.
     params: its arrays.
     text: `ScanState` [B, W] before them.
+    said: as in `Draft`.
     rolling: bool[B, W] which are wanted.
     logits: float[B, W, vocab] after those texts.
     uniforms: float32[B, W, R].
   """
-  draft = _empty(lm, text, jnp.full(rolling.shape, types.RUNNING, jnp.int32), rolling, 0)
+  running = jnp.full(rolling.shape, types.RUNNING, jnp.int32)
+  draft = _empty(lm, text, said, running, rolling, 0)
   return _extend_rollouts(lm, params, draft, logits, uniforms, 0)
 
 
-def _empty(lm: "LanguageModel", text: ScanState, finish: Array, rolling: Array, G: int) -> Draft:
+def _empty(
+  lm: "LanguageModel", text: ScanState, said: Array, finish: Array, rolling: Array, G: int
+) -> Draft:
   """Nothing drawn yet after texts [B, W] that are `finish`ed or not; G candidate rows each."""
   (B, W), L = rolling.shape, lm.search.max_set_length
   return Draft(
@@ -148,6 +156,7 @@ def _empty(lm: "LanguageModel", text: ScanState, finish: Array, rolling: Array, 
     rolling=rolling,
     text=text,
     hidden=jnp.zeros((B, W, lm.config.hidden_size), jnp.float32),
+    said=said,
     failed=jnp.zeros((B, W), bool),
   )
 
@@ -166,8 +175,13 @@ def _extend_candidates(
   Logits are float[B, W, G or 1, vocab]. Weights are of the filtered distribution.
   """
   config = lm.search
-  tokens, log_probs = sampling.filtered(logits, config.temperature, config.top_k)
   B, W, G = rows.shape
+  if config.repetition_penalty != 1.0:
+    before = jnp.broadcast_to(draft.said[:, :, None], (B, W, G, draft.said.shape[-1]))
+    said = jnp.concatenate([before, draft.tokens], axis=-1)
+    logits = jnp.broadcast_to(logits, (B, W, G, logits.shape[-1]))
+    logits = sampling.penalised(logits, said, config.repetition_penalty)
+  tokens, log_probs = sampling.filtered(logits, config.temperature, config.top_k)
   shape = (B, W, G) + tokens.shape[3:]
   tokens, log_probs = jnp.broadcast_to(tokens, shape), jnp.broadcast_to(log_probs, shape)
   index, _ = sampling.draw(jnp.exp(log_probs), uniforms.candidates[:, :, step])
@@ -199,6 +213,8 @@ def _extend_rollouts(
   Logits are float[B, W, vocab], uniforms float32[B, W, R].
   """
   rolling = draft.rolling
+  said = jnp.concatenate([draft.said, draft.rollout], axis=-1)
+  logits = sampling.penalised(logits, said, lm.search.repetition_penalty)
   token = jnp.where(rolling, sampling.categorical(uniforms[..., step], logits), NO_TOKEN)
   text = scanner.advance(params["tables"], draft.text, token)
   finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)

@@ -89,8 +89,15 @@ def draft(
   logits = decoding.logits(lm, params, drafted.hidden)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (W, lm.max_response)))(keys)
   with jax.named_scope("draft"):
+    said = context.response(state.proposing, request, state.text.length, lm.max_response)
     begun = rollout.start_rollouts(
-      to_text_ends, params, jax.tree.map(rows, state.text), rows(wanted), rows(logits), uniforms
+      to_text_ends,
+      params,
+      jax.tree.map(rows, state.text),
+      said,
+      rows(wanted),
+      rows(logits),
+      uniforms,
     )
     scratch = decoding.scratch(lm, state.proposing.pool.keys.dtype, *rows(wanted).shape, 1)
     drawn, usage, proposing = rollout.decode_rollouts(

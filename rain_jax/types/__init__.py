@@ -77,6 +77,8 @@ class SearchConfig:
       (adversarial variant) instead of dropping duplicates.
     temperature: of the candidates; the rollout always samples at 1.
     top_k: most probable tokens a candidate may draw from.
+    repetition_penalty: of tokens that the response holds already, in candidates and rollouts; 1 is
+      none, see `policy.sampling.penalised`.
     rollout_to_eos: roll out whole responses (truthful variant), not to the next
       text end.
     exploration: weight `c` of the prior term in the selection score.
@@ -108,6 +110,7 @@ class SearchConfig:
   redraw: bool = False
   temperature: float = 1.0
   top_k: int = 15
+  repetition_penalty: float = 1.0
   rollout_to_eos: bool = False
   exploration: float = 2.0
   root_prior: float = 0.75

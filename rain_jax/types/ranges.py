@@ -93,6 +93,7 @@ SEARCH = {
   # Beyond these float32 has no room for a logit divided by it.
   "temperature": real(1e-4, 1e4),
   "top_k": whole(1),
+  "repetition_penalty": real(1, 1e4),
   "rollout_to_eos": YES_NO,
   "exploration": real(0, 1e6),
   "root_prior": _SHARE,

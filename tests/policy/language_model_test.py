@@ -51,6 +51,13 @@ def read_whole(lm, params, ids):
   return hidden, np.asarray(unembed(lm.graphdef, params["model"], hidden), np.float64)
 
 
+def penalised(logits, said, penalty):
+  logits = logits.copy()
+  for token in set(said):
+    logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+  return logits
+
+
 def top_k_log_probs(logits, temperature, k):
   logits = logits / temperature
   kept = np.sort(logits)[-k]
@@ -58,7 +65,8 @@ def top_k_log_probs(logits, temperature, k):
   return logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
 
 
-# The second case has soft verdicts; the third a correction, and tokens that it reads as another.
+# The second case has soft verdicts; the third a correction, tokens that it reads as another, and a
+# repetition penalty.
 @pytest.mark.parametrize(
   "leaves,to_eos,readings,prefix,corrected",
   [(1, False, 2, (), False), (3, True, 1, (0, 11, 12), False), (1, False, 2, (), True)],
@@ -75,6 +83,7 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
     max_visited=32,
     max_path=6,
     min_visits=3,
+    repetition_penalty=1.5 if corrected else 1.0,
   )
   lm, params = make(
     bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder, soft_verdicts=to_eos
@@ -95,8 +104,9 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
       path = request.path_tokens[b, w][request.path_tokens[b, w] >= 0].tolist()
       leaf = list(prefix) + tokens[b, : length[b]].tolist() + path
       tail = drawn.rollout[b, w, : drawn.rollout_length[b, w]].tolist()
-      response = tokens[b, length[b] - committed[b] : length[b]].tolist() + path + tail
-      check_candidates(lm, read, leaf, request, drawn, b, w, seen)
+      said = tokens[b, length[b] - committed[b] : length[b]].tolist() + path
+      response = said + tail
+      check_candidates(lm, read, leaf, said, request, drawn, b, w, seen)
       check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
       conversation = evaluating[b, : evaluating_length[b] - committed[b]].tolist()
       check_verdict(
@@ -106,7 +116,7 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
     assert seen[what], (what, seen)
 
 
-def check_candidates(lm, read, leaf, request, drawn, b, w, seen):
+def check_candidates(lm, read, leaf, said, request, drawn, b, w, seen):
   rows = np.flatnonzero(drawn.lengths[b, w])
   if request.finish[b, w] != types.RUNNING:
     assert len(rows) == 0
@@ -128,7 +138,7 @@ def check_candidates(lm, read, leaf, request, drawn, b, w, seen):
     _, logits = read(leaf + ids[:-1])
     total = 0.0
     for i, token in enumerate(ids):
-      after = logits[len(leaf) - 1 + i]
+      after = penalised(logits[len(leaf) - 1 + i], said + ids[:i], config.repetition_penalty)
       probs = top_k_log_probs(after, config.temperature, config.top_k)
       assert np.isfinite(probs[token])
       total += probs[token]
