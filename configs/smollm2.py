@@ -6,9 +6,11 @@ python scripts/generate.py --config=configs/smollm2.py:quick    12 openings, min
 python scripts/generate.py --config=configs/smollm2.py          all 120 openings
 """
 
-import pathlib
-
 import common
+
+# Beside this file, by check_preference.py --examples=rain_jax/tasks/data/positive_examples.jsonl
+# --config=configs/smollm2.py --fit=configs/smollm2_positive.yaml
+_CALIBRATION = common.__file__.replace("common.py", "smollm2_positive.yaml")
 
 # Two reviews of either mood show the model what a review is, and that it may go either way.
 _REVIEWS = """\
@@ -28,7 +30,7 @@ def get_config(arg: str = "all"):
   config.tasks = ("review_openings",)
   config.methods = ("vanilla", "rain", "best_of_n")
   config.preference = "positive:words"
-  config.calibration = str(pathlib.Path(__file__).with_name("smollm2_positive.yaml"))
+  config.calibration = _CALIBRATION
   config.format.prefix = _REVIEWS
   config.limits.max_prompt = 48
   config.limits.max_response = 40
