@@ -30,7 +30,8 @@ def search(checkpoint: str, prompt: str, key: jax.Array) -> tuple[str, decode.Re
   Args:
     checkpoint: what `loading.load` takes: "demo", a folder, a GGUF file.
     prompt: what the user says.
-    key: decides everything that is drawn.
+    key: decides everything that is drawn. `Rain.generate` folds the first four bytes, little
+      endian, of the SHA-256 of the prompt's id into `jax.random.key(seed)`.
 
   Returns:
     The response's text, and its tokens, finish reason and counters.

@@ -13,13 +13,13 @@ import json
 import os
 import pathlib
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.judges import exchange
 from rain_jax.judges.verdicts import Verdict
 from rain_jax.tasks import Record
+from rain_jax.text.atomic import replace_text
 from rain_jax.types import DataError, never, ranges
 
 QUESTIONS: Mapping[str, str] = {
@@ -187,10 +187,7 @@ class EndpointJudge:
     if self._cache is None:
       return
     self._cache.mkdir(parents=True, exist_ok=True)
-    file = self._file(messages)
-    part = file.with_suffix(f".{secrets.token_hex(8)}.part")
-    part.write_text(json.dumps({"reply": reply}), "utf-8")
-    part.replace(file)
+    replace_text(self._file(messages), json.dumps({"reply": reply}))
 
   # -- the network ------------------------------------------------------------------
 

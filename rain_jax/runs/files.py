@@ -1,58 +1,24 @@
 """Files of a run: written whole or not at all, and lines of JSON that outlive a kill."""
 
-import errno
 import json
 import os
 import pathlib
-import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rain_jax.text.atomic import PART as PART
+from rain_jax.text.atomic import replace_text as replace_text
+from rain_jax.text.atomic import sync_folder as sync_folder
 from rain_jax.types import Stopped as Stopped
-
-PART = ".part"  # ending of a file that is about to be put in place
-# What file systems say that know no fsync of a folder.
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 
 
 class RunError(ValueError):
   """A working directory that cannot be used; one line that says what to do."""
 
 
-def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file, whole or not at all; it is on disk when this returns."""
-  # Unique by chance: in containers, all processes of a run may have the same number.
-  part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PART}")
-  try:
-    # Half a character, which JSON may hold and UTF-8 may not, becomes an escape.
-    with open(part, "x", encoding="utf-8", errors="backslashreplace") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
-  sync_folder(path.parent)
-
-
 def replace_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
   """Writes a JSON file, whole or not at all."""
   replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-  """Puts the names of new files on disk, where the file system can."""
-  try:
-    descriptor = os.open(folder, os.O_RDONLY)
-  except PermissionError:  # files may be made in a folder that may not be listed
-    return
-  try:
-    os.fsync(descriptor)
-  except OSError as error:
-    if error.errno not in _NO_SYNC:
-      raise
-  finally:
-    os.close(descriptor)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def _check_rules(task: str, rule: judges.Rule, records: Sequence[Record], chosen
 def _settings(
   config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
 ) -> dict[str, SessionConfig]:
-  """Each task's setting.
+  """Each task's session configuration.
 
   A chat template that is not there, labels of several tokens and a calibration for something else
   are found here, before anything is answered.
