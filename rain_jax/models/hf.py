@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 import textwrap
@@ -92,9 +93,9 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
     folder = pathlib.Path(source).expanduser()
   except RuntimeError as error:  # ~ of nobody
     raise CheckpointError(f"{source}: {error}; give the whole path") from None
-  if folder.is_dir() or folder.is_file():
+  if os.path.isdir(folder) or os.path.isfile(folder):
     return folder
-  if folder.exists() or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
+  if os.path.exists(folder) or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
     raise CheckpointError(
       f"{source}: expected a checkpoint folder, a GGUF file or {PACKAGE}NAME, and there is none"
       " by this name; fix the path (of a run: --config.model.path)"
@@ -203,7 +204,7 @@ def weight_files(folder: pathlib.Path) -> dict[pathlib.Path, frozenset[str] | No
     }
   else:
     files = {_SINGLE: None}
-  missing = [name for name in files if not (folder / name).is_file()]
+  missing = [name for name in files if not os.path.isfile(folder / name)]  # False if it cannot be
   if missing == [_SINGLE]:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
       raise CheckpointError(

@@ -228,6 +228,7 @@ def test_an_output_table_of_its_own_is_used_despite_the_config(tmp_path, caplog)
     ({"weight_map": {"a": "/etc/passwd"}}, "no file of this folder"),
     ({"weight_map": {"a": "sub/model.safetensors"}}, "no file of this folder"),
     ({"weight_map": {"a": "there.safetensors"}}, "there.safetensors"),
+    ({"weight_map": {"a": "x" * 300}}, "not in the folder"),
     ({"weight_map": {}}, "no files"),
   ],
 )
