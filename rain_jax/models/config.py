@@ -5,13 +5,13 @@ one `ModelConfig`: the families differ in numbers and flags, never in code paths
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 # What no model has: larger sizes would be allocated before a tensor shows that they are wrong.
 _LARGEST, _MOST_LAYERS = 1 << 31, 4096
+_LARGEST_NUMBER = 1e38  # what float32 holds
 
 # For each kind of RoPE scaling the keys it needs in config.json, and our fields.
 _SCALING_KEYS = {
@@ -130,6 +130,11 @@ class ModelConfig:
     heads = _size(config, "num_attention_heads")
     hidden = _size(config, "hidden_size")
     layers = _size(config, "num_hidden_layers", most=_MOST_LAYERS)
+    if config.get("head_dim") is None and model_type != "qwen3" and hidden % heads:
+      raise ValueError(
+        f"hidden_size = {hidden} in config.json is not a multiple of num_attention_heads = {heads},"
+        " and there is no head_dim: give the one that the model was trained with"
+      )
     theta, scaling = _rope(config)
     window, sliding_layers = _sliding(config, model_type, layers)
     bias = _flag(config, "attention_bias")
@@ -208,8 +213,10 @@ def _check_architectures(found: Any) -> None:
 
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
   found = default if config.get(key) is None else config[key]
-  if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
-    raise ValueError(f"{key} = {found!r:.60} in config.json, expected a number above 0")
+  number = isinstance(found, int | float) and not isinstance(found, bool)
+  if not number or not 0 < found < _LARGEST_NUMBER:
+    wanted = f"a number above 0 and below {_LARGEST_NUMBER:g}"
+    raise ValueError(f"{key} = {found!r:.60} in config.json, expected {wanted}")
   return float(found)
 
 
@@ -252,15 +259,21 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
       raise ValueError(f"{name} = {found!r:.60} in config.json, expected an object or null")
   rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
   _check_rope_given_twice(config)
-  theta = _number(
-    {"rope_theta": rope.get("rope_theta") or config.get("rope_theta")}, "rope_theta", 10000.0
-  )
-  partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-  _require("partial_rotary_factor", partial, 1.0)
+  given = lambda key: config.get(key) if rope.get(key) is None else rope[key]
+  theta = _number({"rope_theta": given("rope_theta")}, "rope_theta", 10000.0)
+  partial = given("partial_rotary_factor")
+  if partial is not None:
+    _require("partial_rotary_factor", partial, 1.0)
   kind = rope.get("rope_type") or rope.get("type") or "default"
   if kind == "default":
     if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
       raise ValueError(f"RoPE per layer type {nested} in config.json is not supported")
+    both = (rope, config.get("rope_scaling") or {})
+    if factors := [one["factor"] for one in both if one.get("factor") not in (None, 1)]:
+      raise ValueError(
+        f"config.json gives RoPE a factor of {factors[0]!r:.60} and no kind of scaling: name the"
+        " rope_type that the model was trained with, or remove the factor"
+      )
     return theta, None
   if not isinstance(kind, str) or kind not in _SCALING_KEYS:
     raise ValueError(
@@ -272,24 +285,31 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
   fields: dict[str, Any] = {
     field: read.get(field, _number)(rope, key, 1) for key, field in _SCALING_KEYS[kind].items()
   }
+  if fields["factor"] < 1:
+    raise ValueError(f"factor = {fields['factor']} of RoPE in config.json, expected 1 or more")
+  if kind == "llama3" and fields["low_freq_factor"] >= fields["high_freq_factor"]:
+    raise ValueError(
+      f"low_freq_factor = {fields['low_freq_factor']} in config.json, expected less than"
+      f" high_freq_factor = {fields['high_freq_factor']}"
+    )
   return theta, RopeScaling(kind, **fields)
 
 
 def _check_rope_given_twice(config: Mapping[str, Any]) -> None:
-  """Newer files say `rope_parameters`, older ones `rope_scaling`; both must say the same."""
+  """Newer files say `rope_parameters`, older ones `rope_scaling`; both must say the same.
+
+  So must `rope_type` and its older name `type`, and `rope_theta` wherever it stands.
+  """
   new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-  if not new or not old:
-    theta, own = config.get("rope_theta"), (new or old).get("rope_theta")
-    differing = ["rope_theta"] if theta and own and theta != own else []
-  else:
-    plain = lambda rope: {"rope_type" if k == "type" else k: v for k, v in rope.items()}
-    new, old = plain(new), plain(old)
-    if old.get("rope_type", "default") != "default" or new.get("rope_type") is None:
-      new.setdefault("rope_type", "default")
-    # What only one of them says is no contradiction, the kind of scaling apart.
-    differing = sorted(
-      k for k in {*old, "rope_type"} & new.keys() if old.get(k, "default") != new[k]
-    )
+  thetas = [one["rope_theta"] for one in (config, new, old) if one.get("rope_theta") is not None]
+  differing = ["rope_theta"] if any(theta != thetas[0] for theta in thetas[1:]) else []
+  kinds = [one[key] for one in (new, old) for key in ("rope_type", "type") if one.get(key)]
+  if new and old and not new.get("rope_type") and not new.get("type"):
+    kinds.append("default")
+  differing += ["rope_type"] if any(kind != kinds[0] for kind in kinds[1:]) else []
+  # What only one of them says is no contradiction, the kind of scaling apart.
+  names = {*new} & {*old} - {"rope_theta", "rope_type", "type"}
+  differing += sorted(name for name in names if new[name] != old[name])
   if differing:
     raise ValueError(
       f"config.json gives RoPE twice, and {', '.join(differing)} differ: keep the one of"
@@ -303,7 +323,7 @@ def _sliding(
   """The attention window and which layers use it."""
   # A Mistral config that is silent about its window means the first release's 4096.
   window = config.get("sliding_window", 4096 if model_type == "mistral" else None)
-  if model_type == "llama" or (model_type != "mistral" and not config.get("use_sliding_window")):
+  if model_type == "llama" or (model_type != "mistral" and not _flag(config, "use_sliding_window")):
     window = None
   if window is None:
     return None, ()
@@ -313,7 +333,7 @@ def _sliding(
   types = config.get("layer_types")
   if types is None:
     first = config.get("max_window_layers", 28)
-    if isinstance(first, bool) or not isinstance(first, int):
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
       raise ValueError(f"max_window_layers = {first!r:.60} in config.json, expected a whole number")
     types = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
   if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):

@@ -93,9 +93,9 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
     folder = pathlib.Path(source).expanduser()
   except RuntimeError as error:  # ~ of nobody
     raise CheckpointError(f"{source}: {error}; give the whole path") from None
-  if folder.is_dir() or folder.is_file():
+  if os.path.isdir(folder) or os.path.isfile(folder):
     return folder
-  if folder.exists() or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
+  if os.path.exists(folder) or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
     raise CheckpointError(
       f"{source}: expected a checkpoint folder, a GGUF file or {PACKAGE}NAME, and there is none"
       " by this name; fix the path (of a run: --config.model.path)"

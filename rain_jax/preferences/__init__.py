@@ -93,7 +93,7 @@ def _parted(name_or_path: str | os.PathLike) -> tuple[pathlib.Path, str | None]:
   head, colon, form = text.rpartition(":")
   for name, chosen in ((text, None), (head, form)):
     path = _FOLDER / f"{name}.yaml" if name in bundled_names() else pathlib.Path(name)
-    if name and path.is_file():
+    if name and os.path.isfile(path):
       return path, chosen
   raise PreferenceError(
     f"No preference {text!r}: expected one of {', '.join(bundled_names())}, or the path of a"
@@ -127,8 +127,8 @@ def _read_about(path: str, data: Mapping[str, Any]) -> dict[str, str]:
     raise PreferenceError(
       f"{path}: cut={text['cut']!r:.60}: expected {NO_CUT!r} or {LAST_FULL_STOP!r}."
     )
-  if not text["name"] or len(text["description"].splitlines()) != 1:
-    raise PreferenceError(f"{path}: name and description: expected one line each.")
+  if not all(text[key] and text[key].isprintable() for key in ("name", "description")):
+    raise PreferenceError(f"{path}: name and description: expected one line each, to be printed.")
   return text
 
 

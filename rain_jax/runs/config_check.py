@@ -77,7 +77,7 @@ def _check_names(key: str, names: Any) -> None:
 
 def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
   for name, value in values.items():
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and before + name not in (*_NUMBERS, *_TEXTS):
       yield from _dotted(value, f"{before}{name}.")
     else:
       yield before + name, value

@@ -5,6 +5,7 @@ import codecs
 import gzip
 import logging
 import lzma
+import os
 import pathlib
 import re
 import zlib
@@ -25,6 +26,16 @@ _OPENERS: Mapping[str, Callable[[Any], Any]] = {
   ".xz": lzma.open,
 }
 _KINDS = ".jsonl, .ndjson, .json, .csv, .tsv or .txt, or one of them as .gz, .bz2 or .xz"
+# First bytes of what is no text, whatever it is called.
+_MAGIC = {
+  b"\x1f\x8b": "a gzip file (name it .gz)",
+  b"BZh": "a bzip2 file (name it .bz2)",
+  b"\xfd7zXZ\0": "an xz file (name it .xz)",
+  b"\x28\xb5\x2f\xfd": "a zstandard file (decompress it)",
+  b"PK\x03\x04": "a zip file or a spreadsheet (unpack it, or save it as .csv)",
+  b"PAR1": "a parquet file (convert it to .jsonl)",
+  b"%PDF-": "a PDF file (convert it to text)",
+}
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,9 +65,9 @@ def iterate_rows(path: str) -> Rows:
     DataError: nothing of the file can be used.
   """
   file = _from_hub(path) if path.startswith(HUB) else pathlib.Path(path)
-  if file.is_dir():
+  if os.path.isdir(file):  # False, too, for what cannot be a path
     rows = _read_folder(file)
-  elif file.is_file():
+  elif os.path.isfile(file):
     rows = _parser(path, file)(path, _text(path, file))
   else:
     raise DataError(f"{path}: no such file; give the path of a file that is {_KINDS}.")
@@ -122,6 +133,9 @@ def _text(path: str, file: pathlib.Path) -> str:
         raise
       name = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}[kind]
       raise DataError(f"{path}: not a whole {name} file ({error}); fetch it again.") from None
+  for begin, what in _MAGIC.items():
+    if data.startswith(begin):
+      raise DataError(f"{path}: {what}, by its first bytes, and not the text that its name says.")
   if len(data) > LARGEST:
     raise DataError(f"{path}: holds more than {LARGEST >> 20} MiB; split it into several files.")
   sample = data[:4096]

@@ -5,6 +5,7 @@ returns the records that the row stands for.
 """
 
 import dataclasses
+import math
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -113,7 +114,9 @@ def prompts(row: Row, column: str = "") -> list[Record]:
   if row.values.get(IMAGE):
     raise RowError(f"{row.where}: asks about an image ({IMAGE}), which no model here can see.")
   context = row.values.get(CONTEXT)
-  if name == BEHAVIOR and context is not None and _text(row, CONTEXT).strip():
+  # A prompt that was made of a behaviour, by an attack, is whole already.
+  bare = name == BEHAVIOR or BEHAVIOR not in row.values
+  if bare and context is not None and _text(row, CONTEXT).strip() and context not in prompt:
     prompt = f"{context}{CONTEXT_END}{prompt}"
   record = Record(_id(row, ("id", BEHAVIOR_ID)), prompt, fields)
   if CONTROLS not in fields:
@@ -132,6 +135,8 @@ def _own_id(row: Row, names: Sequence[str]) -> str | None:
     value = row.values.get(name)
     if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
       raise RowError(f"{row.where}: {name!r} is {value!r:.60}, expected text or a number.")
+    if isinstance(value, float) and math.isinf(value):
+      raise RowError(f"{row.where}: {name!r} is {value}, expected text or a finite number.")
     if value is not None and value == value and str(value).strip():
       return str(value)
   return None
@@ -139,6 +144,12 @@ def _own_id(row: Row, names: Sequence[str]) -> str | None:
 
 def _find(row: Row, names: Sequence[str]) -> tuple[str, str]:
   name = next((n for n in names if n in row.values), None)
+  alike = [n for n in row.values if name and n.strip().lower() == name.lower()]
+  if len(alike) > 1 and len(names) > 1:
+    raise DataError(
+      f"{row.where}: fields {listed(alike)} differ in case only: name the prompt's field in"
+      " config.prompts.column."
+    )
   if name is None:
     near = [n for n in row.values if n.strip().lower() in [known.lower() for known in names]]
     name = near[0] if len(near) == 1 else None

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
 
 # Columns that hold the prompt in the field's data sets, in the order they are tried.
@@ -135,6 +136,9 @@ def _rows_of(path: str, value: Mapping[str, Any]) -> list[Any]:
 
 def comma_separated(path: str, text: str) -> Rows:
   """Columns between commas; between semicolons or tabs if the header has these and no comma."""
+  # Excel's own first line, which says the sign; the lines after it keep their numbers.
+  if named := re.match("(?i)sep=([,;\t|])\r?(?=\n)", text):
+    return _table(path, text[named.end() :], named[1])
   first = next((line for line in text.split("\n") if line.strip()), "")
   others = [sign for sign in ";\t" if sign in first]
   sign = "," if "," in first or len(others) != 1 else others[0]
@@ -174,13 +178,16 @@ def _table(path: str, text: str, sign: str) -> Rows:
         )
   except csv.Error as error:
     raise DataError(
-      f"{path}, line {begin}: not CSV ({error}); close the quotes of each field, and double those"
+      f"{path}, line {begin}: not CSV ({printable(str(error))}); close the quotes of each field, and double those"
       " inside it."
     ) from None
 
 
-_TABLE_SIGNS = re.compile("[,;\t]")
-_YAML_ROW = re.compile(r"- (" + "|".join(PROMPT_COLUMNS) + r")\s*:")
+_TABLE_SIGNS = re.compile(r"[,;\t|]")
+_NAMES = "|".join(PROMPT_COLUMNS)
+_YAML_ROW = re.compile(rf"---|- ({_NAMES})\s*:.*|({_NAMES})s?\s*:")
+# An object or a list of texts that is no JSON by itself: with a comma after it, in Python's quotes.
+_NEARLY_JSON = re.compile(r"""\{\s*(["'])\w+\1\s*:.*\},?|\[\s*(["']).*\2\s*\],?""")
 
 
 def plain_lines(path: str, text: str) -> Rows:
@@ -214,15 +221,17 @@ def _check_plain(path: str, text: str, first: str) -> None:
   """Refuses what only looks like a prompt on each line."""
   names = [cell.strip().strip("\"'").lower() for cell in _TABLE_SIGNS.split(first)]
   known = {name.lower() for name in PROMPT_COLUMNS}
+  if len(names) > 1:
+    known |= {"behavior", "chosen", "messages"}
   looks = None
   if "\n" not in text and "\r" in text.strip():
     raise DataError(f"{path}: its lines end in carriage returns alone; convert them to line feeds.")
   if known & set(names) and all(len(name.split()) <= 3 for name in names):
     looks = "the header of a table: name the file .csv or .tsv"
-  elif _YAML_ROW.match(first):
+  elif _YAML_ROW.fullmatch(first):
     looks = "YAML, which is not read: save the rows as .jsonl"
-  elif first in ("[", "{", "[{"):
-    looks = "JSON, and the file is none: fix it, and name it .json"
+  elif first in ("[", "{", "[{") or _NEARLY_JSON.fullmatch(first):
+    looks = "JSON, and the file is none: fix it, and name it .json or .jsonl"
   if looks:
     raise DataError(f"{path}: its first line, {first[:40]!r}, looks like {looks}.")
 

@@ -128,7 +128,13 @@ class Format:
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
     if self.opening:
       messages.insert(0, {"role": "system", "content": self.opening})
-    return chat.render(tokenizer, messages, generate, self.now)
+    text = chat.render(tokenizer, messages, generate, self.now)
+    if self.opening.strip() not in text:
+      raise DataError(
+        "the chat template drops or rewrites the system message, format.opening: leave that empty,"
+        " or choose another format"
+      )
+    return text
 
 
 def join_turns(

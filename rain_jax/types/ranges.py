@@ -8,10 +8,12 @@ loaded.
 import dataclasses
 import math
 import numbers
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 _INT32 = 2**31 - 1
+_FLOAT = sys.float_info.max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +40,12 @@ class Range:
       return self.kind is bool and isinstance(value, bool)
     if not isinstance(value, numbers.Integral if self.kind is int else numbers.Real):
       return False
-    if not math.isfinite(value):
-      return self.infinite and value == math.inf
-    number = float(value)
+    # Compared as it is: floats have no room for whole numbers of hundreds of digits.
+    number: Any = value
+    if number in (math.inf, -math.inf):
+      return self.infinite and number == math.inf
+    if self.kind is float and not -_FLOAT <= number <= _FLOAT:
+      return False
     return (self.low < number if self.above else self.low <= number) and number <= self.high
 
   def __str__(self) -> str:

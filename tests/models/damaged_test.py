@@ -18,6 +18,14 @@ from rain_jax.models.hf import CheckpointError
 CONFIG = testing.FAMILIES["llama2"]
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+LLAMA3 = {
+  "rope_type": "llama3",
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 8192,
+}
+WINDOW = {"model_type": "qwen2", "use_sliding_window": True}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,31 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
     ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": LINEAR}, "RoPE twice"),
     ({"rope_parameters": LINEAR, "rope_scaling": LINEAR | {"factor": 4.0}}, "RoPE twice"),
     ({"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e4}, "rope_theta differ"),
+    ({"rope_theta": 10**400}, "rope_theta = 1000"),
+    ({"rms_norm_eps": 10**400}, "rms_norm_eps = 1000"),
+    ({"rope_theta": 1e300}, "rope_theta = 1e\\+300"),
+    ({"rope_theta": float("nan")}, "rope_theta = nan"),
+    ({"num_attention_heads": 64}, "not a multiple of num_attention_heads = 64"),
+    ({"num_attention_heads": 6}, "not a multiple of num_attention_heads = 6"),
+    ({"rope_scaling": {"factor": 2.0}}, "factor of 2.0 and no kind"),
+    ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, "factor of 4.0 and no kind"),
+    ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"factor": 2.0}}, "no kind"),
+    ({"rope_scaling": LINEAR | {"type": "default"}}, "rope_type differ"),
+    ({"rope_scaling": LINEAR | {"factor": 0.5}}, "factor = 0.5 .* expected 1 or more"),
+    ({"rope_scaling": LINEAR | {"factor": 1e308}}, "factor = 1e\\+308"),
+    ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "low_freq_factor = 4.0"),
+    (
+      {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "rope_scaling": {"type": "default"},
+        "rope_theta": 1e4,
+      },
+      "rope_theta differ",
+    ),
+    ({"rope_parameters": {"rope_theta": 0}}, "rope_theta = 0"),
+    ({"partial_rotary_factor": 0}, "partial_rotary_factor = 0"),
+    ({"model_type": "qwen2", "use_sliding_window": "no"}, "use_sliding_window = 'no'"),
+    ({"sliding_window": 4, "max_window_layers": -1} | WINDOW, "max_window_layers = -1"),
   ],
 )
 def test_a_config_that_cannot_be_is_refused(changes, said):
@@ -84,7 +117,7 @@ def test_rope_given_twice_alike_is_no_contradiction(changes):
 
 
 JSON = st.recursive(
-  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+  st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=5),
   lambda inner: (
     st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
   ),
@@ -195,6 +228,7 @@ def test_an_output_table_of_its_own_is_used_despite_the_config(tmp_path, caplog)
     ({"weight_map": {"a": "/etc/passwd"}}, "no file of this folder"),
     ({"weight_map": {"a": "sub/model.safetensors"}}, "no file of this folder"),
     ({"weight_map": {"a": "there.safetensors"}}, "there.safetensors"),
+    ({"weight_map": {"a": "x" * 300}}, "not in the folder"),
     ({"weight_map": {}}, "no files"),
   ],
 )

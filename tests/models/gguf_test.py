@@ -13,6 +13,8 @@ import sys
 import tracemalloc
 
 import gguf
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -414,6 +416,29 @@ def test_unsupported_files_fail_in_one_line(add, message, tmp_path, folder):
   with pytest.raises(CheckpointError, match=message) as error:
     checkpoint.load_model(path)
   assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@hypothesis.settings(
+  max_examples=80,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(data=st.data())
+def test_whatever_a_file_begins_with_is_read_or_refused(tmp_path, folder, data):
+  path, whole = tmp_path / "model.gguf", tmp_path / "whole.gguf"
+  if not whole.exists():
+    gguf_writer.write(whole, folder)
+  written = bytearray(whole.read_bytes())
+  header = written.index(b"output_norm.weight") + 60  # the tensors' values follow
+  for _ in range(data.draw(st.integers(1, 3))):
+    at = data.draw(st.integers(0, header))
+    new = data.draw(st.binary(max_size=8) | st.sampled_from([bytes(8), b"\xff" * 8, b"\x1b[31m"]))
+    written[at : at + data.draw(st.integers(0, 8))] = new
+  path.write_bytes(written[: data.draw(st.none() | st.integers(0, header))])
+  try:
+    checkpoint.load_model(path, param_dtype="float32")
+  except CheckpointError as error:
+    assert str(error).isprintable() and len(str(error)) < 600 + len(str(path))
 
 
 TOKENIZERS = [

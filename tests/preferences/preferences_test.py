@@ -215,6 +215,8 @@ def reading(**changes):
     (changed(cut="first"), "cut='first': expected 'none' or 'last_full_stop'"),
     (changed(name=""), "expected one line each"),
     (changed(description="a\nb"), "expected one line each"),
+    (changed(name="a\nb"), "expected one line each"),
+    (changed(name="\x1b[31m"), "expected one line each"),
     (changed(prefix=None), "prefix: None is not text"),
     (changed(readings=[]), "expected a list of 1 or 2"),
     (

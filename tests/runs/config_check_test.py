@@ -153,8 +153,8 @@ def test_what_a_chat_template_does_not_heed_is_not_taken():
 @pytest.mark.parametrize(
   "range_, inside, outside",
   [
-    (ranges.whole(0, 3), (0, 3), (-1, 4, 1.0, True, NAN, None, "1")),
-    (ranges.real(0, 1), (0, 1, 0.5), (-1e-9, 1.1, INF, NAN, False, "0")),
+    (ranges.whole(0, 3), (0, 3), (-1, 4, 1.0, 10**400, True, NAN, None, "1", {})),
+    (ranges.real(0, 1), (0, 1, 0.5), (-1e-9, 1.1, 10**400, INF, NAN, False, "0")),
     (ranges.real(0, 1, above=True), (1e-9, 1), (0, 0.0)),
     (ranges.real(infinite=True), (INF, -1e30), (-INF, NAN)),
     (ranges.YES_NO, (True, False), (0, 1, None, "True")),

@@ -51,6 +51,10 @@ READ = [
   ("p.jsonl.gz", gzip.compress(b'{"prompt": "hi"}\n{"prompt": "ho"}', mtime=0), PAIR),
   ("p.csv.bz2", bz2.compress(b"prompt\nhi\nho\n"), PAIR),
   ("p.tsv.XZ", lzma.compress(b"prompt\tx\nhi\t1\nho\t2\n"), PAIR),
+  ("p.csv", "\ufeffsep=;\r\nid;prompt\r\n1;hi\r\n2;ho\r\n", PAIR),
+  ("h.csv", "prompt,ContextString\nDo b,A plan.\n", ["A plan.\n\n---\n\nDo b"]),
+  ("h.csv", 'goal,ContextString\n"A plan. Do b",A plan.\n', ["A plan. Do b"]),
+  ("p.jsonl.gz", gzip.compress(b'{"prompt": "hi"}\n') + gzip.compress(b'{"prompt": "ho"}'), PAIR),
   (
     "h.csv",
     HARMBENCH + 'Do a,standard,x,,,do_a\n"Do b, as said",contextual,x,context,"A plan.",do_b\n',
@@ -122,6 +126,21 @@ REFUSED = [
   ("p.txt", '[\n  {"prompt": "hi"},\n]', "looks like JSON"),
   ("p.txt", '{"prompt": "hi"}\nho\n', "line 1, and others are not"),
   ("p.txt", "hi\rho\r", "carriage returns alone"),
+  ("p.txt", "---\nprompt: hi\n---\nprompt: ho\n", "looks like YAML"),
+  ("p.txt", "prompts:\n - hi\n", "looks like YAML"),
+  ("p.txt", "{'prompt': 'hi'}\n{'prompt': 'ho'}\n", "looks like JSON"),
+  ("p.txt", '{ "prompt": "hi" },\n{ "prompt": "ho" },\n', "looks like JSON"),
+  ("p.txt", '["hi", "ho"]\n["ha"]\n', "looks like JSON"),
+  ("p.txt", "Behavior,BehaviorID\nDo a,x\n", "looks like the header of a table"),
+  ("p.txt", "id|prompt\n1|hi\n", "looks like the header of a table"),
+  ("p.txt", "%PDF-1.4\nhi\n", "a PDF file"),
+  ("p.jsonl", b"PK\x03\x04 x", "a zip file or a spreadsheet"),
+  ("p.jsonl", gzip.compress(b'{"prompt": "hi"}'), "a gzip file (name it .gz)"),
+  ("p.jsonl.gz", gzip.compress(b'{"prompt": "hi"}') + b"junk", "not a whole gzip file"),
+  ("p.tsv", 'prompt\n"hi" he said\n', "line 2: not CSV ('\\t' expected"),
+  ("p.csv", "Prompt,prompt\na,b\n", "'Prompt', 'prompt' differ in case only"),
+  ("p.jsonl", '{"Goal": "a", "goal": "b"}', "differ in case only"),
+  ("p.jsonl", '{"prompt": "a", "id": 1e400}', "'id' is inf"),
   ("p.csv", 'id,prompt\n1,"hi\n2,ho\n3,ha\n', "line 2: not CSV (unexpected end of data)"),
   ("p.csv", 'id,prompt\n1,"hi\n2,"ho"\n', "line 2: not CSV"),
   ("p.csv", 'prompt\n"say "hi" now"\n', "line 2: not CSV"),
@@ -169,6 +188,11 @@ def test_what_is_not_is_refused_in_one_line(tmp_path, name, data, says):
     load_prompts(path)
   line = str(error.value)
   assert says in line and path in line and len(line.splitlines()) == 1 and "\x1b" not in line
+
+
+def test_a_text_in_the_place_of_a_path_is_no_file():
+  with pytest.raises(DataError, match="no such file"):
+    load_prompts("How do I bake? " * 30)
 
 
 def test_what_is_huge_is_refused_before_it_fills_memory(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """No control token comes out of what somebody said, whatever kind of tokenizer and token it is."""
 
+import dataclasses
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -288,6 +290,11 @@ def test_a_template_may_leave_out_what_an_assistant_thought():
     ("{% if %}", "does not take this conversation"),
     ("{{ 10 ** 10 ** 9 }}", "computes powers"),
     ("{{ 'a' * 20000000 }}", "makes a text of 20000000 characters"),
+    ("{{ 'a' * 3000000000 }}", "MemoryError"),
+    ("{{ 'a'.ljust(3000000000) }}", "MemoryError"),
+    ("{% set a = [0] * 600000000 %}", "MemoryError"),
+    ("{% set n = namespace(x='a') %}" + "{% set n.x = n.x ~ n.x %}" * 35, "MemoryError"),
+    ("{% for m in messages|reverse %}{{ m.content }}{% endfor %}", "drops or rewrites"),
     (
       "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
       "has not come to an end",
@@ -298,6 +305,7 @@ def test_a_template_may_leave_out_what_an_assistant_thought():
 )
 def test_templates_that_do_something_else_end_in_one_line(template, said, monkeypatch):
   monkeypatch.setattr("rain_jax.text.chat.TIME_LIMIT", 0.5)
+  monkeypatch.setattr("rain_jax.text.chat._MEMORY", 1 << 28)
   tokenizer = finished(byte_level())
   tokenizer.chat_template = template
   for call in (
@@ -307,6 +315,19 @@ def test_templates_that_do_something_else_end_in_one_line(template, said, monkey
     with pytest.raises(DataError, match=said) as caught:
       call()
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("shown", ["", "{{ m.content | upper }}"])
+def test_a_system_message_is_not_lost(shown):
+  tokenizer = finished(byte_level())
+  tokenizer.chat_template = (
+    "{% for m in messages %}{% if m.role == 'system' %}" + shown + "{% else %}{{ m.content }}"
+    "{% endif %}{% endfor %}"
+  )
+  chat = FORMATS["chat"]
+  assert chat.encode(tokenizer, "the cat")[0]
+  with pytest.raises(DataError, match="rewrites the system message, format.opening"):
+    dataclasses.replace(chat, opening="Be kind.").encode(tokenizer, "the cat")
 
 
 def test_a_token_that_is_not_special_ends_a_response():
