@@ -204,7 +204,7 @@ def weight_files(folder: pathlib.Path) -> dict[pathlib.Path, frozenset[str] | No
     }
   else:
     files = {_SINGLE: None}
-  missing = [name for name in files if not os.path.isfile(folder / name)]  # False if it cannot be
+  missing = [name for name in files if not os.path.isfile(folder / name)]  # any name, however odd
   if missing == [_SINGLE]:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
       raise CheckpointError(
