@@ -28,6 +28,7 @@ NAMES = {
   "vanilla": "vanilla sampling",
   "rain": "RAIN",
   "best_of_n": "best of N, equal compute",
+  "segments": "segment-level rejection",
 }
 
 
@@ -264,7 +265,7 @@ def truthfulqa(results: Results) -> Table:
 def imdb(results: Results) -> Table:
   """Positive continuations (controlled sentiment)."""
   return _one_measure(
-    "Controlled sentiment: positive continuations", "positive", {}, results["reviews"]
+    "Controlled sentiment: positive continuations", "positive", paper.POSITIVE, results["reviews"]
   )
 
 
