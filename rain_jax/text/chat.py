@@ -1,13 +1,10 @@
 """Chat templates: programs of somebody else's that put a conversation into a model's own form."""
 
-import contextlib
 import ctypes
 import datetime
 import functools
-import pathlib
-import resource
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -18,8 +15,6 @@ from rain_jax.types import DataError
 
 TIME_LIMIT = 10.0  # seconds; templates take milliseconds
 _ROOM = 1_000_000  # characters that a template may add to what was said
-_MEMORY = 1 << 31  # bytes that it may take the first time
-_known: set[str] = set()  # templates that came to an end with that
 
 
 class _TooLong(BaseException):
@@ -35,8 +30,7 @@ def render(
 
   Raises:
     DataError: the template, which has to be there, does not take this conversation, whatever it
-      raises, or takes longer than `TIME_LIMIT`, or makes a text without end, or takes memory without
-    end the first time.
+      raises, or takes longer than `TIME_LIMIT`, or makes a text without end.
   """
 
   def rendered() -> str:
@@ -52,37 +46,12 @@ def render(
       raise ValueError(f"it makes a text of {len(text)} characters")
     return text
 
-  template = getattr(tokenizer, "chat_template", None)
-  known = isinstance(template, str) and template in _known
   try:
-    # Not every time: a limit is one of the whole process, which computes while texts are rendered.
-    with contextlib.nullcontext() if known else _little_memory():
-      text = _in_time(rendered)
-    if isinstance(template, str):
-      _known.add(template)
-    return text
+    return _in_time(rendered)
   except Exception as error:  # a template may raise anything
     raise DataError(
       f"the chat template does not take this conversation: {one_line(error)}"
     ) from None
-
-
-@contextlib.contextmanager
-def _little_memory() -> Iterator[None]:
-  """Keeps the process from growing by more than `_MEMORY`, where the system can tell its size."""
-  try:
-    pages = int(pathlib.Path("/proc/self/statm").read_text("ascii").split()[0])
-  except OSError:
-    yield
-    return
-  soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-  limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-  most = min([pages * resource.getpagesize() + _MEMORY, *limits])
-  resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @functools.cache
