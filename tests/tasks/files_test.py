@@ -54,7 +54,11 @@ READ = [
   ("p.csv", "\ufeffsep=;\r\nid;prompt\r\n1;hi\r\n2;ho\r\n", PAIR),
   ("h.csv", "prompt,ContextString\nDo b,A plan.\n", ["A plan.\n\n---\n\nDo b"]),
   ("h.csv", 'goal,ContextString\n"A plan. Do b",A plan.\n', ["A plan. Do b"]),
-  ("p.jsonl.gz", gzip.compress(b'{"prompt": "hi"}\n') + gzip.compress(b'{"prompt": "ho"}'), PAIR),
+  (
+    "p.jsonl.gz",
+    gzip.compress(b'{"prompt": "hi"}\n', mtime=0) + gzip.compress(b'{"prompt": "ho"}', mtime=0),
+    PAIR,
+  ),
   (
     "h.csv",
     HARMBENCH + 'Do a,standard,x,,,do_a\n"Do b, as said",contextual,x,context,"A plan.",do_b\n',
@@ -135,8 +139,8 @@ REFUSED = [
   ("p.txt", "id|prompt\n1|hi\n", "looks like the header of a table"),
   ("p.txt", "%PDF-1.4\nhi\n", "a PDF file"),
   ("p.jsonl", b"PK\x03\x04 x", "a zip file or a spreadsheet"),
-  ("p.jsonl", gzip.compress(b'{"prompt": "hi"}'), "a gzip file (name it .gz)"),
-  ("p.jsonl.gz", gzip.compress(b'{"prompt": "hi"}') + b"junk", "not a whole gzip file"),
+  ("p.jsonl", gzip.compress(b'{"prompt": "hi"}', mtime=0), "a gzip file (name it .gz)"),
+  ("p.jsonl.gz", gzip.compress(b'{"prompt": "hi"}', mtime=0) + b"junk", "not a whole gzip file"),
   ("p.tsv", 'prompt\n"hi" he said\n', "line 2: not CSV ('\\t' expected"),
   ("p.csv", "Prompt,prompt\na,b\n", "'Prompt', 'prompt' differ in case only"),
   ("p.jsonl", '{"Goal": "a", "goal": "b"}', "differ in case only"),
