@@ -547,7 +547,7 @@ def test_token_ids_are_those_of_transformers(real_file, data_dir):
   theirs = of_transformers(transformers.AutoTokenizer, real_file)
   assert ours(texts).input_ids == theirs(texts).input_ids
   assert ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template
-  config = checkpoints.read_config(real_file)
+  config = checkpoint.read_config(real_file)
   assert (ours.bos_token_id, (ours.eos_token_id,)) == (config.bos_id, config.eos_ids)
   said = [{"role": "user", "content": texts[0]}]
   one, other = (t.apply_chat_template(said, add_generation_prompt=True) for t in (ours, theirs))
