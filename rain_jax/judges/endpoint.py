@@ -40,7 +40,7 @@ _INSTRUCTION = (
 )
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _THOUGHT = re.compile(r"\s*<think>.*</think>", re.DOTALL)
-_RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
+_RETRIED = frozenset((408, 409, 425, 429, *range(500, 600)))  # proxies have some of their own
 _OWN = frozenset((400, 413, 422))  # of this request, not of the next
 _FILTERED = re.compile(r"content[ _-]?(filter|management|policy)|moderation", re.IGNORECASE)
 _NO_QUOTA = "insufficient_quota"
@@ -310,8 +310,13 @@ def _message(data: bytes) -> tuple[Mapping[str, Any], str]:
   """The message in a completion, and why it ended."""
   try:
     choice = json.loads(data)["choices"][0]
-    message = choice["message"]
-    message.get("content")
+    message = dict(choice["message"])
+    content = message.get("content")
+    if isinstance(content, list):  # in parts, thoughts among them
+      texts = [part["text"] for part in content if part.get("type") == "text"]
+      message["content"] = "".join(texts) if texts else None
+      if any(part.get("type") in ("thinking", "reasoning") for part in content):
+        message.setdefault("reasoning", True)
     return message, str(choice.get("finish_reason"))
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     raise _Failed(f"not a chat completion: {data[:60]!r}", again=True) from None

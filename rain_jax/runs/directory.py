@@ -106,7 +106,8 @@ class Run:
         opened.pop_all()
         return run
       except OSError as error:
-        raise RunError(f"{workdir}: {error.strerror}; choose another --workdir.") from None
+        where = error.filename or workdir
+        raise RunError(f"{where}: {error.strerror}; choose another --workdir.") from None
 
   def append(self, line: Mapping[str, Any]) -> None:
     """Adds one result; it is on disk when this returns.

@@ -88,8 +88,11 @@ def test_429_and_500_are_tried_again_with_growing_waits():
   [
     ([500], "HTTP 500"),
     ([429], "HTTP 429"),
+    ([529], "HTTP 529"),
     (["drop"], "no connection"),
+    (["chunk"], "no connection"),
     (["half"], "connection|completion"),
+    ([b'{"choices": [{"message": {"content": [3]}}]}'], "not a chat completion"),
     ([b"not json"], "not a chat completion"),
     ([b'{"choices": []}'], "not a chat completion"),
     ([b'{"error": "x"}'], "not a chat completion"),
@@ -460,3 +463,16 @@ def test_a_key_is_hidden_as_json_escapes_it_too(tmp_path, monkeypatch, echo):
   assert found[0].unjudged == "HTTP 400 b'bad key ***'" and found[1].answers
   (kept,) = tmp_path.iterdir()
   assert json.loads(kept.read_text("utf-8")) == {"reply": "yes ***"}
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+def test_an_answer_in_parts_is_read(kind):
+  def parts(*more):
+    content = [{"type": kind, kind: "No?"}, *more]
+    return json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+
+  whole = parts({"type": "text", "text": "Y"}, {"type": "text", "text": "es."})
+  with Server([parts(), whole, reply("no")]) as server:
+    found = dict(judge_of(server).judge(items(2)))
+  assert [found[i].answers["harmless"] for i in range(2)] == [True, False]
+  assert [body["max_tokens"] for _, body in server.seen] == [8, 2048, 2048]
