@@ -435,10 +435,10 @@ def test_a_cache_that_cannot_be_written_costs_no_verdict(tmp_path, monkeypatch, 
   (tmp_path / "file").write_text("")
   if place == "full":
 
-    def no_space(*args):
+    def no_space(*args, **kwargs):
       raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(endpoint.pathlib.Path, "write_text", no_space)
+    monkeypatch.setattr(endpoint.pathlib.Path, "mkdir", no_space)
   with Server([reply("yes")]) as server:
     found = dict(judge_of(server, cache=str(tmp_path / place)).judge(items(3)))
   assert all(found[i].answers for i in range(3)) and len(server.seen) == 3
