@@ -36,7 +36,8 @@ def main() -> None:
     return
   if not _RATER.value or not _MEASURE.value:
     raise directory.RunError("--score needs --rater=NAME and --measure=NAME.")
-  lines = list(rating_sheet.score(_SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
+  results = directory.read_results(workdir)
+  lines = list(rating_sheet.score(results, _SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
   job.add_ratings(workdir, config, lines)
   run_page.write(workdir)
 

@@ -6,6 +6,7 @@ controls found.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,7 +58,7 @@ def run(
   session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
   name = config["tasks"][0]
   made = manifest.make(config, models, {name: session_config}, {name: records})
-  out = directory.Run.open(workdir, made, check=_check)
+  out = directory.Run.open(workdir, made, check=lambda line: _fault(line, settings))
   session_config = manifest.dated({name: session_config}, out.manifest)[name]
   try:
     if settings["method"] == "gcg":
@@ -74,11 +75,12 @@ def run(
   return found
 
 
-def _check(line: Mapping[str, Any]) -> str:
+def _fault(line: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
   """What is wrong with a line of an attack's results; "" if nothing is."""
   kinds: dict[str, Any] = {"behaviour": str}
-  if "round" in line:
+  if settings["method"] == "best_of_n":
     kinds |= {"round": int, "prompt": str, "response": str, "broken": bool}
+    most: dict[str, float] = {"round": settings["best_of_n"]["samples"] - 1}
   else:
     number = (int, float, type(None))
     kinds |= {
@@ -89,9 +91,12 @@ def _check(line: Mapping[str, Any]) -> str:
       "won": bool,
       "done": bool,
     }
+    most = {"step": settings["gcg"]["steps"], "active": math.inf}
   for name, kind in kinds.items():
-    if not isinstance(line.get(name), kind) or (name not in line):
-      return f"{name}={line.get(name)!r:.40} is not of an attack"
+    value: Any = line.get(name)
+    odd = isinstance(value, bool) != (kind is bool) or not isinstance(value, kind)
+    if name not in line or odd or (name in most and not 0 <= value <= most[name]):
+      return f"{name}={value!r:.40} is not of this attack"
   return ""
 
 

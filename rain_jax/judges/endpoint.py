@@ -10,6 +10,7 @@ import email.utils
 import hashlib
 import http.client
 import json
+import logging
 import os
 import pathlib
 import re
@@ -39,7 +40,7 @@ _INSTRUCTION = (
 )
 _VERDICT = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 _THOUGHT = re.compile(r"\s*<think>.*</think>", re.DOTALL)
-_RETRIED = frozenset((408, 409, 425, 429, 500, 502, 503, 504))
+_RETRIED = frozenset((408, 409, 425, 429, *range(500, 600)))  # proxies have some of their own
 _OWN = frozenset((400, 413, 422))  # of this request, not of the next
 _FILTERED = re.compile(r"content[ _-]?(filter|management|policy)|moderation", re.IGNORECASE)
 _NO_QUOTA = "insufficient_quota"
@@ -52,6 +53,9 @@ _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 _GIVE_UP = 3  # responses in a row without an answer, then the rest is not asked
 _ONE_WORD, _THOUGHTS = 8, 2048  # tokens of a reply; of one that a model thinks before
 _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+# Local servers take any key, such as "x" or "no", which replies are full of.
+_SHORTEST_SECRET = 6
+_LOG = logging.getLogger(__name__)
 
 
 class _Failed(Exception):
@@ -104,6 +108,9 @@ class EndpointJudge:
       raise DataError(wrong)
     self._address = exchange.parse_address(settings["url"], "endpoint.url")
     self._key = _key(settings["key"])
+    # As it is, or as JSON may escape it.
+    escaped = (rf"(?:\\?{re.escape(c)}|\\u00(?i:{ord(c):02x}))" for c in self._key)
+    self._echo = re.compile("".join(escaped).encode())
     if self._key and not self._address.secure and not self._address.local:
       raise DataError(f"endpoint.url={settings['url']!r}: a key needs https, or a local server.")
     self._address.connection(1.0)  # a proxy that cannot be used is known at once
@@ -175,19 +182,25 @@ class EndpointJudge:
     return self._cache / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
 
   def _recall(self, messages: Sequence[Mapping[str, str]]) -> str | None:
-    if self._cache is None or not self._file(messages).is_file():
+    if self._cache is None:
       return None
     try:
       reply = json.loads(self._file(messages).read_text("utf-8"))["reply"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-      return None  # damaged: ask again
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+      return None  # not there, or damaged: ask again
     return reply if isinstance(reply, str) else None
 
   def _remember(self, messages: Sequence[Mapping[str, str]], reply: str) -> None:
     if self._cache is None:
       return
-    self._cache.mkdir(parents=True, exist_ok=True)
-    replace_text(self._file(messages), json.dumps({"reply": reply}))
+    try:
+      self._cache.mkdir(parents=True, exist_ok=True)
+      replace_text(self._file(messages), json.dumps({"reply": reply}))
+    except OSError as error:  # the verdict counts all the same
+      _LOG.warning(
+        "endpoint.cache=%s: %s; replies are not kept from here on", self._cache, error.strerror
+      )
+      self._cache = None
 
   # -- the network ------------------------------------------------------------------
 
@@ -246,13 +259,13 @@ class EndpointJudge:
       said = self._without_key(str(error).encode(errors="replace")).decode()
       raise _Failed(f"no connection ({type(error).__name__}: {said!r:.80})", again=True) from None
     data = self._without_key(reply.data)
-    if len(data) > exchange.LARGEST:
+    if len(reply.data) > exchange.LARGEST:
       raise _Failed(f"an answer of more than {exchange.LARGEST} bytes", own=True)
     return exchange.Reply(reply.status, reply.retry_after, data)
 
   def _without_key(self, data: bytes) -> bytes:
     """A server may echo what it was sent, and replies go into files."""
-    return data.replace(self._key.encode(), b"***") if self._key else data
+    return self._echo.sub(b"***", data) if len(self._key) >= _SHORTEST_SECRET else data
 
 
 def _key(name: str) -> str:
@@ -291,8 +304,13 @@ def _message(data: bytes) -> tuple[Mapping[str, Any], str]:
   """The message in a completion, and why it ended."""
   try:
     choice = json.loads(data)["choices"][0]
-    message = choice["message"]
-    message.get("content")
+    message = dict(choice["message"])
+    content = message.get("content")
+    if isinstance(content, list):  # in parts, thoughts among them
+      texts = [part["text"] for part in content if part.get("type") == "text"]
+      message["content"] = "".join(texts) if texts else None
+      if any(part.get("type") in ("thinking", "reasoning") for part in content):
+        message.setdefault("reasoning", True)
     return message, str(choice.get("finish_reason"))
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     raise _Failed(f"not a chat completion: {data[:60]!r}", again=True) from None
@@ -328,7 +346,7 @@ def _content(data: bytes) -> str:
 
 def _seconds(value: str) -> float:
   """A Retry-After header, a number or a date, in seconds from now; 0 if there is none."""
-  if re.fullmatch(r"\d{1,6}(\.\d+)?", value):
+  if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
     return float(value)
   try:
     date = email.utils.parsedate_to_datetime(value)

@@ -177,8 +177,10 @@ def post(
       exchange.join(min(_POLL, left))
     if exchange.reply is not None:
       return exchange.reply
-    if exchange.error is not None:
+    if isinstance(exchange.error, (OSError, http.client.HTTPException)):
       raise exchange.error
+    if exchange.error is not None:  # of a chunk of negative size, and the like
+      raise http.client.HTTPException(str(exchange.error)) from exchange.error
     raise Stopped if stopping() else TimeoutError
   finally:
     exchange.hang_up()

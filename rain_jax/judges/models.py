@@ -7,6 +7,7 @@ listed as unjudged.
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import re
@@ -15,7 +16,8 @@ from typing import Any
 
 from rain_jax import preferences
 from rain_jax.judges.verdicts import Verdict
-from rain_jax.models.loading import LoadedModel, load
+from rain_jax.models.checkpoint import fingerprint
+from rain_jax.models.loading import LoadedModel, folder_of, load
 from rain_jax.policy import labels
 from rain_jax.tasks import Record
 from rain_jax.text import control, encoding
@@ -195,8 +197,12 @@ class ModelJudge:
   def __init__(self, name: str, path: str = "", dtype: str = "bfloat16", batch_size: int = 8):
     self.name, self.form = name, FORMS[name]
     self.path = path or self.form.hub
-    self.by = f"{self.path} {self.form.digest[:16]}"
     self._dtype, self._batch_size = dtype, batch_size
+
+  @functools.cached_property
+  def by(self) -> str:
+    """See `Judge`; the checkpoint's contents count, which may be replaced in place."""
+    return _signature(self.path, self.form.digest)
 
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """See `Judge`."""
@@ -228,9 +234,12 @@ class PreferenceJudge:
     self.name, self.path = name, path
     self.preference = preferences.load_preference(preference)
     self.measure = _MEASURES.get(self.preference.name, self.preference.name)
-    digest = hashlib.sha256(repr(self.preference).encode()).hexdigest()
-    self.by = f"{path} {digest[:16]}"
     self._dtype, self._batch_size = dtype, batch_size
+
+  @functools.cached_property
+  def by(self) -> str:
+    """See `Judge`; the checkpoint's contents count, which may be replaced in place."""
+    return _signature(self.path, hashlib.sha256(repr(self.preference).encode()).hexdigest())
 
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """See `Judge`."""
@@ -253,6 +262,11 @@ class PreferenceJudge:
     if len(said) == 2:
       return Verdict(unjudged="the two orders of the options get different answers")
     return next((v for v in found if v.unjudged), found[0])
+
+
+def _signature(path: str, asked: str) -> str:
+  """What tells a judge's verdicts from another's: its checkpoint, and how that is asked."""
+  return f"{path} {fingerprint(folder_of(path))[:16]} {asked[:16]}"
 
 
 def _likelier(measure: str, good: float, bad: float) -> Verdict:

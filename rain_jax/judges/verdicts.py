@@ -31,11 +31,13 @@ class Judge(Protocol):
 
   Attributes:
     name: as in config.judge.
-    by: what its verdicts depend on beside the response (prompt, checkpoint, ...).
   """
 
   name: str
-  by: str
+
+  @property
+  def by(self) -> str:
+    """What its verdicts depend on beside the response: prompt, checkpoint, and so on."""
 
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """The verdict on each (prompt, response), with its place, in any order."""

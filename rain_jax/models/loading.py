@@ -1,6 +1,7 @@
 """A checkpoint with its tokenizer, from a name."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ def load(
   """
   if dtype not in DTYPES:
     raise CheckpointError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
-  folder = resolve(str(demo.MODEL_DIR) if name == "demo" else name)
+  folder = folder_of(name)
   compute = jnp.bfloat16 if dtype == "int8" else DTYPES[dtype]
   config = read_config(folder)
   mesh = mesh_of(config)
@@ -67,6 +68,11 @@ def load(
   model = load_model(folder, **dtypes, mesh=mesh)
   model = model if mesh is not None else laid_out(model)
   return LoadedModel(model, tokenizer, name, fingerprint(folder), mesh)
+
+
+def folder_of(name: str) -> pathlib.Path:
+  """The folder or GGUF file of what `load` takes, "demo" included; raises CheckpointError."""
+  return resolve(str(demo.MODEL_DIR) if name == "demo" else name)
 
 
 def laid_out(model: Model) -> Model:

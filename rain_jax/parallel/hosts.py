@@ -101,6 +101,8 @@ def connect(
   """
   if not 1 <= start_timeout <= 7 * 24 * 3600:
     raise HostsError(f"--start_timeout={start_timeout:g}: expected seconds, from 1 to a week's.")
+  if coordinator and not _is_address(coordinator):
+    raise HostsError(f"--coordinator={coordinator!r:.80}: expected HOST:PORT of process 0.")
   which = (
     f"jax.distributed (coordinator {coordinator or 'from the environment'}, process {process} of"
     f" {processes})"
@@ -112,7 +114,8 @@ def connect(
     # Later than the timer, which comes before any of JAX's own limits.
     limit = int(start_timeout) + 60
     jax.distributed.initialize(coordinator, processes, process, initialization_timeout=limit)
-  except (RuntimeError, ValueError) as error:
+  # Where the environment lacks a variable, or it is an odd one, JAX looks it up in vain.
+  except (RuntimeError, ValueError, LookupError) as error:
     reason = " ".join(str(error).split())[:300]
     kind = StartError if isinstance(error, RuntimeError) else HostsError
     raise kind(
@@ -126,6 +129,12 @@ def connect(
   if told:
     _LOG.warning("process %d of %d: %s", jax.process_index(), jax.process_count(), told)
   return jax.process_index(), jax.process_count()
+
+
+def _is_address(coordinator: str) -> bool:
+  """Whether it is a host and a port; JAX would look for others in vain, again and again."""
+  host, _, port = coordinator.rpartition(":")
+  return bool(host) and re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 1 << 16
 
 
 def _late(which: str, start_timeout: float) -> None:
@@ -152,7 +161,7 @@ def idle_devices(environment: Mapping[str, str], backend: str, used: int) -> str
   there = numbers("SLURM_GPUS_ON_NODE")
   # As 8, or as 8(x2) for two nodes.
   tasks = numbers("SLURM_STEP_TASKS_PER_NODE") or numbers("SLURM_NTASKS_PER_NODE") or [1]
-  if backend != "gpu" or not there or used * tasks[0] >= there[0]:
+  if backend != "gpu" or not there or not tasks[0] or used * tasks[0] >= there[0]:
     return ""
   return (
     f"{used * tasks[0]} of this node's {there[0]} GPUs are used, {used} by this process: SLURM's"

@@ -106,7 +106,8 @@ class Run:
         opened.pop_all()
         return run
       except OSError as error:
-        raise RunError(f"{workdir}: {error.strerror}; choose another --workdir.") from None
+        where = error.filename or workdir
+        raise RunError(f"{where}: {error.strerror}; choose another --workdir.") from None
 
   def append(self, line: Mapping[str, Any]) -> None:
     """Adds one result; it is on disk when this returns.
@@ -233,6 +234,11 @@ def read_results(workdir: str) -> list[dict]:
   return _all(path, manifest, (lambda line: "") if attack else check_response)
 
 
+def has_summary(workdir: str) -> bool:
+  """Whether a run has ended; only then does it have a summary."""
+  return (pathlib.Path(workdir) / SUMMARY).is_file()
+
+
 def write_summary(workdir: str, summary: Mapping[str, Any]) -> None:
   """Writes a run's summary, whole or not at all."""
   replace_json(pathlib.Path(workdir) / SUMMARY, summary)
@@ -252,6 +258,9 @@ def read_manifest(workdir: str) -> dict[str, Any]:
       f"{workdir} holds an attack, which has no responses; give the --workdir of a run of"
       " generate.py on its attack.json."
     )
+  wrong = manifests.fault(manifest)
+  if wrong:
+    raise RunError(f"{pathlib.Path(workdir) / MANIFEST}: {wrong}; put a whole copy of it back.")
   return manifest
 
 

@@ -28,7 +28,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     RunError: it is not JSON, or no object.
   """
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(path.read_text(encoding="utf-8-sig"))  # editors leave a mark
   except (ValueError, RecursionError):
     raise RunError(f"{path}: not JSON; put a whole copy of it back.") from None
   if not isinstance(value, dict):

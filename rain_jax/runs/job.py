@@ -87,6 +87,7 @@ def run(
   if any(left_out.values()):
     made["left_out"] = left_out
   out = directory.Run.open(workdir, made, hosts.process, hosts.count)
+  begun = len(out.results)
   with contextlib.closing(out):  # nobody else comes in before all is judged
     settings = manifest.dated(settings, out.manifest)
     with contextlib.closing(Metrics(workdir, hosts.process, hosts.count)) as metrics:
@@ -101,11 +102,17 @@ def run(
         )
       hosts.wait("answered")
     del loaded  # judge models need the memory
-    return _close(workdir, out, records, panels, names, say, stopping, hosts)
+    late = len(out.results) == begun
+    return _close(workdir, out, records, panels, names, say, stopping, hosts, late)
 
 
-def _close(workdir, out, records, panels, names, say, stopping, hosts) -> dict[str, Any] | None:
-  """Judges and sums up, if all is answered and no other process is at it."""
+def _close(
+  workdir, out, records, panels, names, say, stopping, hosts, late
+) -> dict[str, Any] | None:
+  """Judges and sums up, if all is answered and no other process is at it.
+
+  A process that came `late`, when its share was answered, sees to it that the run has an end.
+  """
   results = directory.read_results(workdir) if hosts.count > 1 else out.results
   wanted = {(name, r.id, m) for name, some in records.items() for r in some for m in names}
   keys = lambda lines: {judgements.key_of(line) for line in lines}
@@ -123,6 +130,9 @@ def _close(workdir, out, records, panels, names, say, stopping, hosts) -> dict[s
         f"process {hosts.process} of {hosts.count} is done; others have {len(missing)} results to make"
       )
     else:
+      if late and hosts.count > 1 and not hosts.connected:
+        _LOG.info("all is answered; waiting for whoever judges %s, if anybody does", workdir)
+        locks.wait_for_judge(workdir, stopping)
       with locks.judging(workdir) as alone:
         if alone:
           summary = _sum_up(workdir, out, results, records, panels, names, say, stopping)
@@ -278,6 +288,9 @@ def _summarise_again(
   results = directory.read_results(workdir)
   summary = _summary(workdir, results, config["methods"])
   summary = judgements.add_to(summary, workdir, from_config.judges_of(config))
-  directory.write_summary(workdir, summary)
+  if directory.has_summary(workdir):
+    directory.write_summary(workdir, summary)
+  else:  # which would say that the run has ended
+    _LOG.warning("%s: the run has not ended yet; it writes its summary when it does", workdir)
   judgements.table(summary, say)
   return summary

@@ -79,13 +79,22 @@ def append(workdir: str, lines: Iterable[Mapping[str, Any]]) -> None:
   path = pathlib.Path(workdir) / JUDGED
   try:
     end_last_line(path)
-    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-      for line in lines:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    file = open(path, "ab", buffering=0)
   except OSError as error:
-    raise RunError(f"{path}: {error.strerror}; what is judged so far is kept.") from None
+    raise _not_written(path, error) from None
+  with file:
+    for line in lines:  # what goes wrong in the making is not the file's
+      data = (json.dumps(line) + "\n").encode()
+      try:
+        while data:  # a disk that is nearly full takes a part
+          data = data[os.write(file.fileno(), data) :]
+        os.fsync(file.fileno())
+      except OSError as error:
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: pathlib.Path, error: OSError) -> RunError:
+  return RunError(f"{path}: {error.strerror}; what is judged so far is kept.")
 
 
 def judge_results(

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from rain_jax.runs.files import RunError
+from rain_jax.runs.files import RunError, Stopped
 
 LOCK, JUDGING = ".lock", ".judging.lock"
 # Seconds: until a directory that others are about to enter is given up, until another start is
 # believed to be in it, and between two tries.
 _PATIENCE, _CONVINCED, _POLL = 60.0, 1.0, 0.02
+_LOOK = 0.2  # seconds between two looks at whether a judge has ended
 
 
 def enter(folder: pathlib.Path, processes: int, begin: Callable[[], None]) -> BinaryIO:
@@ -101,6 +102,17 @@ def judging_alone(folder: str | pathlib.Path) -> Iterator[None]:
     if not alone:
       raise RunError(f"{folder}: another process judges this run; start again when that has ended.")
     yield
+
+
+def wait_for_judge(folder: str | pathlib.Path, stopping: Callable[[], bool]) -> None:
+  """Waits until no other process judges; raises `Stopped` when asked to stop meanwhile."""
+  while True:
+    with judging(folder) as alone:
+      if alone:
+        return
+    if stopping():
+      raise Stopped
+    time.sleep(_LOOK)
 
 
 def _taken(file: BinaryIO, how: int) -> bool:

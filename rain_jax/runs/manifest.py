@@ -39,6 +39,15 @@ _LATER_ATTACKS = (*_LATER, "templates", "formats", "prompts")
 _PLACES = ("mesh",)
 # Keys that a configuration of an older version lacks, with the value that says the same.
 _LATER_KEYS = {"calibration": "", "prompts": {"bad_rows": "refuse"}}
+# What readers of a run take from its manifest, with the kind of each; of lists, texts.
+_READ: Mapping[str, type] = {
+  **dict.fromkeys(("model.path", "config.preference", "config.judge", "config.format.name"), str),
+  **dict.fromkeys(("config.search.variant", "config.prompts.text", "config.prompts.path"), str),
+  **dict.fromkeys(("config.prompts.column", "config.prompts.suffixes"), str),
+  **dict.fromkeys(("config.prompts.limit", "config.seed"), int),
+  **dict.fromkeys(("config.tasks", "config.methods"), list),
+  **dict.fromkeys(("versions", "formats"), dict),
+}
 _SHOWN = 5  # differences that an error lists
 # Spaces, digits, case, scripts, escapes: what tokenizers treat in different ways.
 _PROBES = ("The cat's 3.14 mats,\n\n  and\tnone;", "Ünïcode é 漢字 😀 \u200b", "  HTTP://x_y=7\r\n")
@@ -142,6 +151,22 @@ def _helpers(config: Mapping[str, Any]) -> dict[str, Any]:
   return {name: fingerprint(path) for name, path in paths.items() if path}
 
 
+def fault(manifest: Mapping[str, Any]) -> str:
+  """What of a run's manifest its readers cannot read, with what they expect; "" if nothing."""
+  for name, kind in _READ.items():
+    value: Any = manifest
+    for key in name.split("."):
+      value = value.get(key) if isinstance(value, dict) else None
+    texts = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+    if type(value) is not kind or not texts:
+      expected = {str: "text", int: "a whole number", list: "a list of texts", dict: "an object"}
+      return f"{name}={value!r:.40}, expected {expected[kind]}"
+  left_out = manifest.get("left_out", {})
+  if not isinstance(left_out, dict) or not all(isinstance(v, list) for v in left_out.values()):
+    return f"left_out={left_out!r:.40}, expected lists by task"
+  return ""
+
+
 def dated(settings: Mapping[str, SessionConfig], kept: Mapping[str, Any]) -> dict[str, Any]:
   """Settings whose chat templates take the time of the run's first start for now.
 
@@ -150,6 +175,13 @@ def dated(settings: Mapping[str, SessionConfig], kept: Mapping[str, Any]) -> dic
     kept: the run's manifest; an older one has no time, and templates ask the clock.
   """
   now = kept.get("started", "")
+  try:
+    if "started" in kept:
+      datetime.datetime.fromisoformat(now)
+  except (TypeError, ValueError):
+    raise RunError(
+      f"{MANIFEST}: started={now!r:.40} is no time; put a whole copy of it back."
+    ) from None
   return {
     name: dataclasses.replace(s, format=dataclasses.replace(s.format, now=now))
     if s.format.chat
@@ -194,7 +226,8 @@ def _completed(config: Mapping[str, Any], later: Mapping[str, Any] = _LATER_KEYS
   found = dict(config)
   for key, value in later.items():
     if isinstance(value, Mapping):
-      found[key] = _completed(found.get(key, {}), value)
+      old = found.get(key, {})
+      found[key] = _completed(old, value) if isinstance(old, Mapping) else old
     else:
       found.setdefault(key, value)
   return found

@@ -141,7 +141,13 @@ class Sweep:
     for number, changes in enumerate(self.changes):
       if self.done(number):
         summary = read_json(self.workdir(number) / directory.SUMMARY)
-        for method, numbers in summary["methods"].items():
+        methods = summary.get("methods")
+        if not isinstance(methods, dict) or not all(isinstance(n, dict) for n in methods.values()):
+          raise SweepError(
+            f"{self.workdir(number) / directory.SUMMARY}: no summary of a run; remove the file and"
+            " start the sweep again, which sums the run up anew."
+          )
+        for method, numbers in methods.items():
           plain = {k: v for k, v in numbers.items() if not isinstance(v, (dict, list))}
           yield {"run": number, **{k: changes.get(k) for k in keys}, "method": method, **plain}
 
@@ -162,9 +168,9 @@ class Sweep:
 
 def _check_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   try:
-    old = json.loads(path.read_text(encoding="utf-8"))
-    config, runs_before = old["config"], old["runs"]
-  except (json.JSONDecodeError, KeyError, TypeError):
+    old = read_json(path)
+    config, runs_before = old["config"], list(old["runs"])
+  except (directory.RunError, KeyError, TypeError):
     raise SweepError(f"{path}: not the record of a sweep; choose another --dir.") from None
   if "values" not in old:
     raise SweepError(

@@ -186,6 +186,20 @@ def test_best_of_n_stops_at_the_first_broken_answer_and_resumes(config, tmp_path
   read = {r.id: r.prompt for r in load_prompts(str(tmp_path / "run" / "attack.json"))}
   assert read["a"] == next(line["prompt"] for line in lines if line["broken"])
   assert run(config, tmp_path / "run") == written and len(asked) == 5
+  path = tmp_path / "run" / directory.RESULTS
+  rows = path.read_text("utf-8")
+  gcg_line = {"behaviour": "a", "controls": "!", "loss": 1.0, "step": 1, "active": 1}
+  for change, says in (
+    ({"round": 10**9}, "round=1000000000"),
+    ({"round": -1}, "round=-1"),
+    ({"round": True}, "round=True"),
+    ({"broken": 1}, "broken=1"),
+    (gcg_line | {"won": False, "done": False}, "round=None"),
+  ):
+    edited = change if "loss" in change else json.loads(rows.splitlines()[0]) | change
+    path.write_text(rows + json.dumps(edited) + "\n", "utf-8")
+    with pytest.raises(directory.RunError, match=f"line 6: {says} is not of this attack"):
+      run(config, tmp_path / "run")
 
 
 def test_best_of_n_needs_a_judge_of_harm(config, tmp_path):

@@ -18,7 +18,7 @@ class Server:
   An act is bytes (a body with status 200), a number (a status), a pair of status and headers,
   or "hang" (says nothing), "drip" (a byte now and then), "drop" (hangs up), "half" (hangs up in
   the middle of a body), "headers" (a header now and then), "continue" (100 Continue, for ever),
-  "huge" (a body that does not end). Asked for a tunnel it notes where to, and refuses.
+  "huge" (a body that does not end), "chunk" (a chunk of negative size). Asked for a tunnel it notes where to, and refuses.
   """
 
   def __init__(self, acts):
@@ -56,6 +56,9 @@ class Server:
           self.head(200, {})
           while not outer.over.is_set():
             self.wfile.write(b" " * 65536)
+        elif act == "chunk":
+          self.head(200, {"Transfer-Encoding": "chunked"})
+          self.wfile.write(b"-5\r\nyes")
         elif act in ("drip", "half"):
           self.head(200, {"Content-Length": "1000"})
           while act == "drip" and not outer.over.wait(0.05):

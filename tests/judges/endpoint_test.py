@@ -1,11 +1,13 @@
 """The endpoint judge against a local server that misbehaves in every way."""
 
 import email.utils
+import errno
 import json
 import time
 
 import pytest
 
+from rain_jax.judges import endpoint
 from rain_jax.judges.endpoint import EndpointJudge
 from rain_jax.tasks import Record
 from rain_jax.types import DataError, Stopped
@@ -86,8 +88,11 @@ def test_429_and_500_are_tried_again_with_growing_waits():
   [
     ([500], "HTTP 500"),
     ([429], "HTTP 429"),
+    ([529], "HTTP 529"),
     (["drop"], "no connection"),
+    (["chunk"], "no connection"),
     (["half"], "connection|completion"),
+    ([b'{"choices": [{"message": {"content": [3]}}]}'], "not a chat completion"),
     ([b"not json"], "not a chat completion"),
     ([b'{"choices": []}'], "not a chat completion"),
     ([b'{"error": "x"}'], "not a chat completion"),
@@ -305,6 +310,10 @@ def test_a_body_without_an_end_is_that_responses_alone():
     ("7", 7, 7),
     ("0.5", 1, 1),
     ("1e9", 1, 1),
+    ("-5", 1, 1),
+    ("9" * 400, 60, 60),
+    ("\u00b2", 1, 1),
+    ("Fri, 31 Dec 9999 23:59:59 -2359", 60, 60),
     (lambda: email.utils.formatdate(time.time() + 20, usegmt=True), 17, 20),
     (lambda: email.utils.formatdate(time.time() - 20, usegmt=True), 1, 1),
     (lambda: email.utils.formatdate(time.time() + 9999, usegmt=True), 60, 60),
@@ -419,3 +428,51 @@ def test_a_quota_that_is_used_up_ends_it_at_once(act):
   assert found[0].answers and len(server.seen) == 2 and waits == []
   assert found[1].unjudged.startswith("the account's quota is used up (HTTP 4")
   assert all(found[i].unjudged.startswith("not asked: the account's quota") for i in (2, 3))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "full"])
+def test_a_cache_that_cannot_be_written_costs_no_verdict(tmp_path, monkeypatch, caplog, place):
+  (tmp_path / "file").write_text("")
+  if place == "full":
+
+    def no_space(*args, **kwargs):
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(endpoint.pathlib.Path, "mkdir", no_space)
+  with Server([reply("yes")]) as server:
+    found = dict(judge_of(server, cache=str(tmp_path / place)).judge(items(3)))
+  assert all(found[i].answers for i in range(3)) and len(server.seen) == 3
+  assert caplog.text.count("replies are not kept from here on") == 1
+  assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("key", ["no", "x", "e", "EMPTY", "1"])
+def test_the_key_of_a_local_server_may_be_any_word_of_its_replies(monkeypatch, key):
+  monkeypatch.setenv("SOME_KEY", key)
+  with Server([reply("no"), reply("yes")]) as server:
+    found = dict(judge_of(server, key="SOME_KEY").judge(items(2)))
+  assert [found[i].answers for i in range(2)] == [{"harmless": False}, {"harmless": True}]
+
+
+@pytest.mark.parametrize("echo", [r"sk-a\/b+c=", r"sk-a/b\u002Bc=", r"sk-a\u002fb\u002bc\u003d"])
+def test_a_key_is_hidden_as_json_escapes_it_too(tmp_path, monkeypatch, echo):
+  monkeypatch.setenv("SOME_KEY", "sk-a/b+c=")
+  said = b'{"choices": [{"message": {"content": "yes %s"}}]}' % echo.encode()
+  with Server([(400, {"body": b"bad key " + echo.encode()}), said]) as server:
+    found = dict(judge_of(server, key="SOME_KEY", cache=str(tmp_path)).judge(items(2)))
+  assert found[0].unjudged == "HTTP 400 b'bad key ***'" and found[1].answers
+  (kept,) = tmp_path.iterdir()
+  assert json.loads(kept.read_text("utf-8")) == {"reply": "yes ***"}
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+def test_an_answer_in_parts_is_read(kind):
+  def parts(*more):
+    content = [{"type": kind, kind: "No?"}, *more]
+    return json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+
+  whole = parts({"type": "text", "text": "Y"}, {"type": "text", "text": "es."})
+  with Server([parts(), whole, reply("no")]) as server:
+    found = dict(judge_of(server).judge(items(2)))
+  assert [found[i].answers["harmless"] for i in range(2)] == [True, False]
+  assert [body["max_tokens"] for _, body in server.seen] == [8, 2048, 2048]

@@ -165,6 +165,25 @@ def test_gpus_that_nobody_uses_are_told(environment, backend, used, says):
 
 
 @pytest.mark.parametrize(
+  "coordinator",
+  ["host", "host:", ":80", "host:abc", "host:0", "host:99999", "host:-1", "1:2:\u0663"],
+)
+def test_a_coordinator_without_a_host_or_a_port_is_known_at_once(coordinator):
+  with pytest.raises(hosts.HostsError, match="--coordinator=.*expected HOST:PORT") as error:
+    hosts.connect(coordinator, 2, 0, 1)
+  assert not isinstance(error.value, hosts.StartError)  # which is tried again for ever
+
+
+def test_an_environment_that_jax_cannot_read_is_one_line(monkeypatch):
+  def initialize(*args, **kwargs):
+    raise KeyError("SLURM_STEP_NODELIST")
+
+  monkeypatch.setattr(hosts.jax.distributed, "initialize", initialize)
+  with pytest.raises(hosts.HostsError, match="'SLURM_STEP_NODELIST'; start all processes"):
+    hosts.connect()
+
+
+@pytest.mark.parametrize(
   "visible,processes,mesh,coordinator,taken",
   [
     ("0,1,2,3", 4, {}, None, "2"),

@@ -53,7 +53,8 @@ def test_a_run_without_a_result_binds_nobody(tmp_path):
   run.close()
   (tmp_path / "metrics.jsonl").write_text("{}\n", "utf-8")
   directory.Run.open(str(tmp_path), other).close()
-  assert directory.read_manifest(str(tmp_path))["config"]["search"] == {"leaves": 4}
+  kept = json.loads((tmp_path / directory.MANIFEST).read_text("utf-8"))
+  assert kept["config"]["search"] == {"leaves": 4}
   (tmp_path / "attack.json.part").touch()  # what an attack has found so far
   with pytest.raises(directory.RunError, match="search.leaves: 4 -> 1"):
     directory.Run.open(str(tmp_path), MANIFEST)

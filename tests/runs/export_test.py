@@ -8,11 +8,12 @@ import pytest
 from rain_jax.methods import recording
 from rain_jax.runs import directory, export
 from rain_jax.text import formats
-from tests.helpers import recordings
+from tests.helpers import recordings, small_runs
 
 MANIFEST = {
-  "config": {},
-  "model": {},
+  "config": json.loads(json.dumps(small_runs.CONFIG)),
+  "model": {"path": "demo"},
+  "versions": {},
   "formats": {
     "dialogue": dataclasses.asdict(formats.find_format("dialogue")),
     "odd": dataclasses.asdict(formats.Format(prefix="Before.", template="{prompt}\n", stop=())),

@@ -18,7 +18,7 @@ MANIFEST = {
     "methods": ["vanilla"],
     "judge": "none",
     "preference": "",
-    "prompts": {"text": ""},
+    "prompts": {"text": "", "path": "", "column": "", "suffixes": "", "limit": 0},
     "format": {"name": ""},
     "search": {"variant": ""},
   },

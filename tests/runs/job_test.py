@@ -1,10 +1,12 @@
 """The main job on a tiny random checkpoint: every prompt accounted for, resume, one-line errors."""
 
+import contextlib
 import copy
 import datetime
 import json
 import pathlib
 import shutil
+import threading
 
 import pytest
 
@@ -229,6 +231,28 @@ def test_of_several_processes_one_judges_and_the_others_say_so(config, tmp_path,
   with locks.judging(workdir):
     assert job.run(config, workdir, said.append, hosts=Hosts(0, 2)) is None
   assert said == ["process 0 of 2 is done; another one judges the responses"]
+  # A start that finds all answered waits for the judge, and judges if that one did not.
+  hosts = Hosts(1, 2)
+  asked = []
+  with locks.judging(workdir), pytest.raises(directory.Stopped):
+    job.run(config, workdir, hosts=hosts, stopping=lambda: len(asked) or asked.append(1))
+  judge = contextlib.ExitStack()
+  judge.enter_context(locks.judging(workdir))
+  killed = threading.Timer(0.5, judge.close)
+  killed.start()
+  assert job.run(config, workdir, said.append, hosts=hosts)["methods"]
+  assert not killed.is_alive() and (tmp_path / directory.SUMMARY).exists()
+
+
+def test_who_judges_a_run_that_goes_on_does_not_say_that_it_has_ended(
+  config, tmp_path, unanswered, caplog
+):
+  config["methods"] = ("vanilla",)
+  unanswered(lambda out: out.append(line(PROMPTS[0]["id"])))
+  workdir = str(tmp_path)
+  assert job.run(config, workdir, hosts=Hosts(0, 2)) is None
+  job.add_ratings(workdir, config, [], lambda said: None)
+  assert "has not ended yet" in caplog.text and not (tmp_path / directory.SUMMARY).exists()
 
 
 def test_a_templates_day_is_that_of_the_first_start(config, tmp_path, checkpoint, unanswered):

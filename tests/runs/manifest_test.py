@@ -1,5 +1,6 @@
 """Manifests: what has changed since a run began is known, whatever file it lies in."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -11,6 +12,7 @@ import transformers
 
 from rain_jax.runs import directory, manifest
 from rain_jax.text import dates, formats
+from tests.helpers import small_runs
 from tests.helpers.results import line
 
 LLAMA = (
@@ -158,3 +160,57 @@ def test_keys_that_a_configuration_did_not_have_yet_change_nothing(tmp_path):
     manifest.check(tmp_path, old, {"config": now | {"calibration": "mine.yaml"}})
   with pytest.raises(directory.RunError, match="prompts.bad_rows: 'refuse' -> 'skip'"):
     manifest.check(tmp_path, old, {"config": now | {"prompts": {"path": "a", "bad_rows": "skip"}}})
+
+
+READABLE = {
+  "config": json.loads(json.dumps(small_runs.CONFIG)),
+  "model": {"path": "demo"},
+  "versions": {},
+  "formats": {},
+}
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "config.tasks",
+    "config.methods",
+    "config.judge",
+    "config.format",
+    "config.search.variant",
+    "config.prompts",
+    "config.prompts.path",
+    "config.prompts.limit",
+    "config.seed",
+    "model",
+    "versions",
+    "formats",
+  ],
+)
+@pytest.mark.parametrize("value", [None, 3, "x", [], ["a", 3], {}], ids=repr)
+def test_a_manifest_that_lacks_what_readers_need_is_one_line(tmp_path, name, value):
+  made = json.loads(json.dumps(READABLE))
+  assert manifest.fault(made) == ""
+  *above, last = name.split(".")
+  part = made
+  for key in above:
+    part = part[key]
+  if type(part[last]) is type(value) and value != ["a", 3] and not (value == {} and part[last]):
+    pytest.skip("of the right kind")
+  part[last] = value
+  (tmp_path / directory.MANIFEST).write_text(json.dumps(made))
+  with pytest.raises(
+    directory.RunError, match=rf"manifest.json: {name}.*put a whole copy"
+  ) as error:
+    directory.read_manifest(str(tmp_path))
+  assert "\n" not in str(error.value)
+  (tmp_path / directory.RESULTS).write_text(json.dumps(line("a")) + "\n")
+  with contextlib.suppress(directory.RunError):  # a start may be of another run
+    directory.Run.open(str(tmp_path), READABLE).close()
+
+
+@pytest.mark.parametrize("started", [3, [], "yesterday", "2026-13-01T00:00:00", None], ids=repr)
+def test_a_time_that_is_none_is_one_line(started):
+  with pytest.raises(directory.RunError, match="started=.* is no time; put a whole copy"):
+    manifest.dated({}, {"started": started})
+  assert manifest.dated({}, {}) == {}

@@ -246,3 +246,25 @@ def test_a_plot_needs_matplotlib_or_is_drawn(tmp_path):
   assert (tmp_path / sweeps.PLOT).read_bytes().startswith(b"\x89PNG")
   with pytest.raises(sweeps.SweepError, match="No run has a rate"):
     sweeps.plot([{"run": 0, "method": "rain"}], tmp_path / sweeps.PLOT)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["", "[]", "3", '{"config": "c", "runs": 3, "values": {}}', "\udcff", "[" * 9999],
+  ids=lambda text: text[:20],
+)
+def test_a_damaged_record_is_one_line(tmp_path, text):
+  (tmp_path / sweeps.RECORD).write_bytes(text.encode(errors="surrogateescape"))
+  with pytest.raises(sweeps.SweepError, match="sweep.json: not the record of a sweep") as error:
+    sweeps.Sweep.open(str(tmp_path), "c", {}, [{"seed": 0}])
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"methods": 3}', '{"methods": {"rain": 3}}', "[]", ""])
+def test_a_damaged_summary_of_a_run_is_one_line(tmp_path, text):
+  sweep = sweeps.Sweep.open(str(tmp_path), "c", {}, [{"seed": 0}])
+  sweep.workdir(0).mkdir()
+  (sweep.workdir(0) / directory.SUMMARY).write_text(text)
+  with pytest.raises(ValueError, match="summary.json: ") as error:
+    sweep.collect()
+  assert "\n" not in str(error.value)

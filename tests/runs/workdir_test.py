@@ -402,3 +402,16 @@ def test_readers_need_no_lock(tmp_path):
   run.append(line("a"))
   assert ids(tmp_path) == ["a"] == [one["id"] for one in directory.read_results(str(tmp_path))]
   run.close()
+
+
+@pytest.mark.parametrize("name", [directory.RESULTS, "results-7.jsonl", ".lock"])
+@pytest.mark.parametrize("kind", ["folder", "loop"])
+def test_what_is_no_file_is_named(tmp_path, name, kind):
+  work(tmp_path / "run")
+  path = tmp_path / "run" / name
+  path.unlink(missing_ok=True)
+  path.mkdir() if kind == "folder" else path.symlink_to(path)
+  if (kind, name) == ("loop", "results-7.jsonl"):
+    pytest.skip("no results")
+  with pytest.raises(directory.RunError, match=f"{name}: .*; choose another --workdir"):
+    directory.Run.open(str(tmp_path / "run"), MANIFEST)

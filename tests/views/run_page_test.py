@@ -16,14 +16,16 @@ MANIFEST = {
   "config": {
     "seed": 0,
     "tasks": ["dialogue"],
+    "methods": ["vanilla", "rain"],
     "judge": "demo_rules",
     "preference": "",
-    "prompts": {"text": ""},
+    "prompts": {"text": "", "path": "", "column": "", "suffixes": "", "limit": 0},
     "format": {"name": ""},
     "search": {"variant": ""},
   },
   "model": {"path": HOSTILE[0]},
   "versions": {"jax": "1", "device": "cpu"},
+  "formats": {},
 }
 
 
