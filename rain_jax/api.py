@@ -139,7 +139,7 @@ class Rain:
       prompt, preference, config, seed: as for `generate`.
 
     Yields:
-      `stream.Event`s: text tried, rewound and committed, and the `Response` at the end.
+      `methods.events.Event`s: text tried, rewound and committed, and the `Response` at the end.
 
     Raises:
       ValueError: as `generate`; also for a prompt that cannot be answered.

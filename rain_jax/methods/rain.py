@@ -119,7 +119,7 @@ def searches(
       session.params,
       session.config.search,
       items,
-      functools.partial(_begin, session),
+      functools.partial(_read_prompts, session),
       sharding=session.sharding,
       max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
     )
@@ -163,8 +163,8 @@ def watch(
   for queries in session.batches(skip):
     held = dict(enumerate(queries))
     keys = {slot: query.key(seed) for slot, query in held.items()}
-    state = decode.begin(_empty_slots(session, session.slots), keys, session_config.search)
-    state = _begin(session, state, held)
+    state = decode.refill_slots(_empty_slots(session, session.slots), keys, session_config.search)
+    state = _read_prompts(session, state, held)
     recorders = {slot: _recorder(session, query) for slot, query in held.items()}
     while recorders:
       state, frames = recording.advance(
@@ -204,7 +204,7 @@ def _emptying(
   return jax.jit(empty, out_shardings=places)
 
 
-def _begin(
+def _read_prompts(
   session: Session, state: decode.DecodeState, fresh: dict[int, Query]
 ) -> decode.DecodeState:
   """Puts prompts, by slot, into the model's state, one in each shard at a time."""

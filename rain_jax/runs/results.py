@@ -1,6 +1,7 @@
 """Results files: what a line has to hold, each answer counted once, and whose files they are.
 
-A results file holds results and nothing else. What it belongs to stands beside it, in a file
+Lines are written by `directory.Run.append`; here they are checked, read and counted. A results file
+holds results and nothing else. What it belongs to stands beside it, in a file
 `.origin`: the digest of the run's manifest, and then a digest of every line that the run wrote.
 A file none of whose lines is known there is another run's. Lines may be removed, and are made
 again; directories of versions that kept no origin (no `layout` in the manifest) are read as before.

@@ -37,7 +37,7 @@ def begin_search(
   """A state of `batch` searches whose prompts have been read."""
   dtype = params["evaluating_prefix"].keys.dtype
   state = decode.init(batch, lm.init(batch, dtype), lm.search, lm.embedding_size, lm.max_response)
-  state = decode.refill(state, jnp.ones(batch, bool), keys, lm.search)
+  state = decode.reset_slots(state, jnp.ones(batch, bool), keys, lm.search)
   pick = lambda prompt, slot: jax.tree.map(lambda a: a[slot], prompt)
 
   def start(slot, model):
