@@ -21,7 +21,7 @@ _REPEATS = "repeats"
 _TITLES = {
   "model_calls_per_token": "calls per token",
   "tokens_forwarded_per_token": "forwarded per token",
-  "distinct_2": "distinct-2",
+  "distinct_2": "distinct\u20112",
 }
 
 Group = tuple[str, str]  # task, method
