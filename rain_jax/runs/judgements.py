@@ -182,6 +182,27 @@ def first_answers(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[Key, d
   return found
 
 
+def counted(
+  workdir: str, own: Mapping[str, Sequence[str]], results: Iterable[Mapping[str, Any]]
+) -> dict[Key, dict[str, bool]]:
+  """The answers that a run's rates count: of the first judge that answers a measure, see `summarise`.
+
+  Args:
+    workdir: of the run.
+    own: names of the judges that each task was run with; they come first.
+    results: lines of the run's results; what rules said of them counts where no judge says more.
+  """
+  lines = {key_of(line): line.get("judged") for line in results if "counters" in line}
+  first: dict[tuple[str, str, str], int] = {}  # task, method, measure -> judge
+  found: dict[Key, dict[str, bool]] = {}
+  for judge, some in enumerate([*_said(workdir, own).values(), lines]):
+    for key, answers in some.items():
+      for measure, answer in (answers or {}).items():
+        if first.setdefault((key[0], key[2], measure), judge) == judge:
+          found.setdefault(key, {})[measure] = answer
+  return found
+
+
 def summarise(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[str, Any]:
   """What all judges of a run say together; nothing if it has one rule only.
 
