@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.judging = ml_collections.ConfigDict()
   config.judging.dtype = "bfloat16"  # of judge models
   config.judging.batch_size = 8  # responses read at once
+  config.judging.calibration = ""  # of sentiment or preference:NAME, see check_preference.py --fit
 
   config.endpoint = ml_collections.ConfigDict()  # of the judges endpoint:MEASURE
   config.endpoint.url = ""  # OpenAI-compatible, up to and with /v1

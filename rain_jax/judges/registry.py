@@ -20,7 +20,7 @@ JUDGES: Mapping[str, Rule] = {
   "vader": vader,
 }
 # Judges that load a checkpoint or ask an endpoint, with what stands after the name.
-SLOW_JUDGES = (*FORMS, "sentiment", "preference:NAME", "endpoint:MEASURE")
+SLOW_JUDGES = (*FORMS, "sentiment", "sentiment:FORM", "preference:NAME", "endpoint:MEASURE")
 
 
 class RuleJudge:
@@ -53,8 +53,8 @@ def panel(
 
   Args:
     spec: rules of `JUDGES`; `truth`, `info`, `harmbench`, `llama_guard`; `preference:NAME`,
-      any checkpoint asked with a preference template (`sentiment` is short for
-      `preference:positive`); `endpoint:MEASURE`. "none" and "" are nobody.
+      any checkpoint asked with a preference template (`sentiment` and `sentiment:FORM` are short
+      for `preference:positive` and `preference:positive:FORM`); `endpoint:MEASURE`. "none" and "" are nobody.
     settings: a run's configuration with `judging` and `endpoint`; judges are made, nothing
       is loaded or asked yet.
     stopping: asked while an endpoint is waited for; True ends the judging with `types.Stopped`.
@@ -83,16 +83,18 @@ def _judge(part: str, settings: Mapping[str, Any], stopping: Callable[[], bool])
   if kind == "endpoint":
     return EndpointJudge(argument, settings["endpoint"], stopping=stopping)
   if kind == "sentiment":
-    kind, argument = "preference", "positive"
-  wrong = ranges.fault(ranges.JUDGING, settings.get("judging", {}), "judging.")
+    kind, argument = "preference", f"positive:{argument}" if argument else "positive"
+  judging = dict(settings.get("judging", {}))
+  calibration = judging.pop("calibration", "")  # which manifests of earlier versions do not have
+  wrong = ranges.fault(ranges.JUDGING, judging, "judging.")
   if wrong:
     raise DataError(wrong)
   if kind == "preference" and argument:
     if not path:
       raise DataError(f"judge {name!r} needs a checkpoint: {name}=PATH.")
-    return PreferenceJudge(name, argument, path, **settings["judging"])
+    return PreferenceJudge(name, argument, path, **judging, calibration=calibration)
   if name in FORMS:
-    return ModelJudge(name, path, **settings["judging"])
+    return ModelJudge(name, path, **judging)
   if name not in JUDGES or path:
     known = ", ".join((*JUDGES, *SLOW_JUDGES))
     raise DataError(f"Unknown judge {part!r}: expected one of {known}.")

@@ -136,6 +136,8 @@ class Response:
     counters: work done for the prompt.
     error: why the prompt was rejected or failed, else None.
     recording: the whole search, where it was recorded.
+    log_likelihood: of `tokens` after the prompt, in nats, by the model itself at temperature 1; None
+      where they were not read.
   """
 
   record: Record
@@ -146,6 +148,7 @@ class Response:
   counters: dict[str, int]
   error: str | None = None
   recording: Recording | None = None
+  log_likelihood: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

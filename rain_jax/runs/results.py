@@ -42,8 +42,9 @@ def check_response(line: Mapping[str, Any]) -> str:
   verdict = line.get("verdict")
   if verdict is not None and not (_is_number(verdict) and -1 <= verdict <= 1):
     return f"verdict={_shown(verdict)}, expected null or a number from -1 to 1"
-  if "seconds" in line and not _is_number(line["seconds"]):
-    return f"seconds={_shown(line['seconds'])}, expected a number"
+  for name in ("seconds", "log_likelihood"):
+    if name in line and not _is_number(line[name]):
+      return f"{name}={_shown(line[name])}, expected a number"
   for name, fits, expected in (
     ("counters", lambda v: isinstance(v, bool) or _is_number(v), "numbers"),
     ("judged", lambda v: isinstance(v, bool), "answers"),

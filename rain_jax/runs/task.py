@@ -174,6 +174,8 @@ class TaskRun:
       else:
         if judged:
           line["judged"] = judged
+      if response.log_likelihood is not None:
+        line["log_likelihood"] = round(response.log_likelihood, 4)
       line["counters"] = response.counters
       line["seconds"] = round(seconds, 4)
     try:
