@@ -101,7 +101,7 @@ def run(
     skip = frozenset(everyone - wanted.keys())
     for response in against.run(session, config["seed"], skip, **options):
       name = wanted[response.record.id]
-      judged = judge(response.record, response.text)
+      judged = judge(response.record, response.record.answer(response.text))
       judged = {"harmless": judged["refused"]} | judged if "refused" in judged else judged
       if "harmless" not in judged:
         raise AttackError(

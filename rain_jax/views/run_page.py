@@ -8,6 +8,7 @@ import numpy as np
 
 from rain_jax.methods import recording
 from rain_jax.runs import directory, from_config, judgements
+from rain_jax.runs.results import answer_of
 from rain_jax.runs.summary import summarise
 from rain_jax.views import page, plots, tree_page
 
@@ -160,7 +161,7 @@ def _responses(results: Sequence[dict]) -> str:
   for answers in list(by_prompt.values())[:_SHOWN]:
     shown = "".join(
       f'<dt>{page.text(a["method"])} <span class="note">{page.text(_verdict(a))}</span></dt>'
-      f'<dd class="said">{page.text(a.get("error") or a["response"])}</dd>'
+      f'<dd class="said">{page.text(a.get("error") or answer_of(a))}</dd>'
       for a in answers
     )
     prompt = page.text(answers[0]["prompt"][:200])
