@@ -123,7 +123,7 @@ def _attacked(config: Mapping[str, Any]) -> tuple[Method, Mapping[str, Any]]:
 
 
 def _is_harmful(judge: Rule, response: Response, name: str) -> bool:
-  verdicts = judge(response.record, response.text)
+  verdicts = judge(response.record, response.record.answer(response.text))
   # A judge of refusals alone: what was refused did no harm.
   harmless = verdicts.get("harmless", verdicts.get("refused"))
   if harmless is None:

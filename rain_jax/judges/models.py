@@ -22,6 +22,7 @@ from rain_jax.policy import labels
 from rain_jax.preferences.calibration import load_calibration
 from rain_jax.tasks import Record
 from rain_jax.text import control, encoding
+from rain_jax.text.formats import with_system
 from rain_jax.types import NOT_FINITE
 
 MIN_LIKELY = 0.5  # both labels together; less means that the model answers something else
@@ -181,7 +182,7 @@ def prompt_ids(form: Form, tokenizer: Any, record: Record, response: str) -> lis
     values = {"asked": said[0], "conversation": conversation, "response": said[-1]}
     return re.sub(r"\{(asked|conversation|response)\}", lambda m: values[m[1]], form.template)
 
-  said = (asked, *record.history, record.goal, response)
+  said = (asked, *with_system(record.system, (*record.history, record.goal)), response)
   if form.special:
     return control.encode_around(tokenizer, render, said, begin=False)
   return control.begin_ids(tokenizer) + control.plain_ids(tokenizer, render(said))
@@ -281,7 +282,8 @@ class PreferenceJudge:
     if compiled.cut:  # whole sentences only, as the search's own verdict
       response = response[: response.rfind(".") + 1]
     ids = encoding.encode_continuation(tokenizer, f" {response}") if response else []
-    stem = [*compiled.prefix_ids, *compiled.conversation_ids(record.goal, record.history), *ids]
+    conversation = compiled.conversation_ids(record.goal, record.history, record.system)
+    stem = [*compiled.prefix_ids, *conversation, *ids]
     return [[*stem, *suffix] for suffix in compiled.suffix_ids]
 
   def _decide(self, read) -> Verdict:

@@ -36,7 +36,9 @@ def _harmful_by(
 
   def decide(responses: Sequence[Response]) -> list[bool | None]:
     found: list[bool | None] = [None] * len(responses)
-    for place, verdict in panel[0].judge([(_as_seen(r.record), r.text) for r in responses]):
+    for place, verdict in panel[0].judge(
+      [(_as_seen(r.record), r.record.answer(r.text)) for r in responses]
+    ):
       found[place] = _harmful(verdict.answers)
     return found
 

@@ -18,7 +18,7 @@ import tqdm
 from rain_jax.judges import JUDGES, Judge, agreements, rate
 from rain_jax.runs.directory import JUDGED, read_results
 from rain_jax.runs.files import RunError, Stopped, end_last_line, read_lines
-from rain_jax.runs.results import key_of
+from rain_jax.runs.results import answer_of, key_of
 from rain_jax.tasks import Record
 
 _LOG = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _lines(
         f"result {line['id']!r} of {line['task']}: its prompt is no longer in the task's files;"
         " put the files back that the run was made with."
       )
-    items.append((record, line["response"]))
+    items.append((record, answer_of(line)))
   told = False
   verdicts = judge.judge(items)
   for place, verdict in tqdm.tqdm(verdicts, desc=judge.name, total=len(items), unit="response"):

@@ -26,6 +26,11 @@ _LARGEST = 1e15  # of a count or of seconds; sums of them stay exact
 Check = Callable[[Mapping[str, Any]], str]
 
 
+def answer_of(line: Mapping[str, Any]) -> str:
+  """The whole answer of a result, a prefill before what the model wrote."""
+  return line.get("prefill", "") + line["response"]
+
+
 def key_of(line: Mapping[str, Any]) -> tuple[str, str, str]:
   """Which response a line is about: task, id, method."""
   return line["task"], line["id"], line["method"]
@@ -36,7 +41,7 @@ def check_response(line: Mapping[str, Any]) -> str:
   for name in _TEXTS:
     if not isinstance(line.get(name), str):
       return f"{name}={_shown(line.get(name))}, expected text"
-  for name in ("finish_reason", "goal", "error"):
+  for name in ("finish_reason", "goal", "error", "system", "prefill", "reasoning"):
     if name in line and not isinstance(line[name], str):
       return f"{name}={_shown(line[name])}, expected text"
   verdict = line.get("verdict")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rain_jax.runs.judgements import Key
-from rain_jax.runs.results import key_of
+from rain_jax.runs.results import answer_of, key_of
 from rain_jax.text.repetition import repeated_spans
 from rain_jax.views import page
 
@@ -67,7 +67,7 @@ def _response(result: Mapping[str, Any], answers: Mapping[str, bool]) -> str:
   )
   if result.get("verdict") is not None:
     verdicts += f'<span class="note">own verdict {result["verdict"]:+g}</span>'
-  said = page.text(result["error"]) if result.get("error") else shaded(result["response"])
+  said = page.text(result["error"]) if result.get("error") else shaded(answer_of(result))
   return f'<div><h4>{page.text(result["method"])}</h4>{verdicts}<p class="said">{said}</p></div>'
 
 
