@@ -7,19 +7,19 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType
 
 from rain_jax import decode, types
+from rain_jax.experiments.benchmark import lower_search
 from rain_jax.models import arrays
 from rain_jax.models.config import ModelConfig
-from rain_jax.models.llama import abstract_model, forward
+from rain_jax.models.llama import abstract_model
 from rain_jax.models.sharding import flatten, mesh_shape, shardings
 from rain_jax.parallel.batch_sharding import BatchSharding
-from rain_jax.policy import memory_plan, self_evaluation
+from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.preferences import CompiledPreference
-from rain_jax.text import vocab
 from tests.helpers import scripts
 
 
@@ -103,38 +103,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) > 70e9
   assert needed.total < 14 * GIB  # a TPU v5e has 16
 
-  abstract = lambda tree, places: jax.tree.map(
-    lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree, places
-  )
-  whole = NamedSharding(mesh, PartitionSpec())
-  like = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole)
-
-  def read(params, tokens):
-    return forward(lm.graphdef, params, tokens, jnp.arange(tokens.shape[0]))[1]
-
-  prefix = jax.eval_shape(read, model.params, jax.ShapeDtypeStruct((PREFIX,), jnp.int32))
-  prefix_places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), lm.head_specs(prefix, mesh))
-  none = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct((*a.shape[:-2], 0, a.shape[-1]), a.dtype), prefix
-  )
-  params = dict(
-    model=abstract(model.params, shardings(model, mesh)),
-    tables=jax.tree.map(like, tables_of(config.vocab_size)),
-    proposing_prefix=abstract(none, prefix_places),
-    evaluating_prefix=abstract(prefix, prefix_places),
-    override=jax.tree.map(
-      lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), self_evaluation.Override()
-    ),
-    embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
-  )
-  lowered = decode.advance.trace(
-    abstract(state, spread.shardings),
-    lm,
-    params,
-    lm.search,
-    jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-    spread=spread,
-  ).lower(lowering_platforms=("tpu",))
+  lowered = lower_search(model, lm, BATCH, jnp.bfloat16, mesh, "tpu")
   # Every large array goes in split, and the program says over which axes.
   large = 0
   for sizes, kind, where in re.findall(
@@ -144,24 +113,6 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
       assert '{"' in where, (sizes, kind, where)
       large += 1
   assert large > 15
-
-
-def tables_of(vocab_size):
-  """Shapes of a tokenizer's tables, with a stop string of six characters."""
-  shape = lambda dtype, *axes: jax.ShapeDtypeStruct(axes, dtype)
-  n = vocab_size
-  return vocab.TextTables(
-    transitions=shape(jnp.int16, 7, n),
-    before=shape(jnp.uint8, 7, n),
-    kind=shape(jnp.int8, n),
-    byte=shape(jnp.uint8, n),
-    size=shape(jnp.int32, n),
-    ends=shape(bool, n),
-    full_stop=shape(bool, n),
-    hash=shape(jnp.uint32, n, 2),
-    shift=shape(jnp.uint32, n, 2),
-    text_ends=",.?:;\n",
-  )
 
 
 @pytest.mark.parametrize(

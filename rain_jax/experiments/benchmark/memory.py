@@ -3,18 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-
-from rain_jax import decode
-from rain_jax.experiments.benchmark.subjects import (
-  Workload,
-  abstract_subject,
-  model_dtype,
-  synthetic_tables,
-)
+from rain_jax.experiments.benchmark.lowering import lower_search
+from rain_jax.experiments.benchmark.subjects import Workload, abstract_subject, model_dtype
 from rain_jax.models import Model
 from rain_jax.policy import memory_plan
-from rain_jax.policy.language_model import LanguageModel, make_params
+from rain_jax.policy.language_model import LanguageModel
 from rain_jax.types import SearchConfig
 
 
@@ -27,13 +20,7 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
     batch: trees side by side.
     dtype: of the weights, a name of `loading.DTYPES`.
   """
-  tables = jax.eval_shape(lambda: synthetic_tables(model.config.vocab_size, 0.1))
-  params = jax.eval_shape(lambda p, t: make_params(p, t, lm, []), model.params, tables)
-  empty = lambda: decode.init(
-    batch, lm.init(batch, model_dtype(dtype)), lm.search, lm.embedding_size, lm.max_response
-  )
-  steps = jax.ShapeDtypeStruct((), "int32")
-  lowered = decode.advance.lower(jax.eval_shape(empty), lm, params, lm.search, steps)
+  lowered = lower_search(model, lm, batch, model_dtype(dtype))
   memory = lowered.compile().memory_analysis()
   return (
     memory.argument_size_in_bytes
