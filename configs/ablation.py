@@ -35,6 +35,7 @@ def get_config(arg: str = "full"):
     raise ValueError(f"configs/ablation.py:{arg}: expected one of {', '.join(ABLATIONS)}.")
   config = common.get_config()
   config.tasks = ("hh_harmless",)
+  config.preference = "harmless:letters"  # as published
   config.methods = ("rain",)
   config.limits.max_prompt = 768
   if arg.endswith("_demo"):

@@ -17,4 +17,5 @@ def get_config(arg: str = ""):
     raise ValueError(f"configs/advbench.py:{arg}: expected demo or nothing.")
   config = common.get_config()
   config.tasks = ("advbench",)
+  config.preference = "adversarial_harmless:letters"  # as published
   return common.demo(config, "demo_advbench") if arg else config

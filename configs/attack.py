@@ -25,7 +25,8 @@ def get_config(arg: str = "each"):
       " best_of_n_demo."
     )
   config = common.get_config()
-  config.tasks = ("advbench",)  # whose format, preference and prompts
+  config.tasks = ("advbench",)  # whose format and prompts
+  config.preference = "adversarial_harmless:letters"  # as published
 
   config.attack = ml_collections.ConfigDict()
   config.attack.method = "best_of_n" if mode == "best_of_n" else "gcg"  # gcg or best_of_n
@@ -48,7 +49,7 @@ def get_config(arg: str = "each"):
   config.attack.best_of_n = ml_collections.ConfigDict()
   config.attack.best_of_n.samples = 100  # requests per goal, at most
   config.attack.best_of_n.sigma = 0.4  # strength of the alterations
-  config.attack.best_of_n.against = "vanilla"  # vanilla or rain
+  config.attack.best_of_n.against = "vanilla"  # vanilla, rain or best_of_n
   return _demo(config) if arg.endswith("demo") else config
 
 

@@ -13,12 +13,16 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.dtype = "float32"  # float32, bfloat16, or int8 weights
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
-  config.methods = ("vanilla", "rain")  # vanilla, rain, best_of_n, smooth_llm, guard, choose
-  config.preference = ""  # a bundled template's name, or the path of a YAML file
+  # fmt: off
+  config.methods = ("vanilla", "rain")  # vanilla, rain, segments, best_of_n, smooth_llm, guard, choose
+  # fmt: on
+  config.preference = ""  # a bundled name or a YAML file, perhaps with its form, as harmless:words
+  config.calibration = ""  # of the verdicts, a file that check_preference.py --fit wrote
   config.judge = ""  # names with commas, see rain_jax.judges.panel; "" takes the task's own
 
   config.prompts = ml_collections.ConfigDict()
-  config.prompts.path = ""  # .jsonl, .json, .csv, text or folder; hub:OWNER/NAME/FILE; commas
+  config.prompts.path = ""  # .jsonl, .json, .csv, .tsv, .txt or folder; hub:OWNER/NAME/FILE; commas
+  config.prompts.bad_rows = "refuse"  # rows that cannot be used: refuse the file, or skip them
   config.prompts.column = ""  # field that holds the prompt
   config.prompts.limit = 0  # prompts taken from each file; 0 takes all
   config.prompts.text = ""  # one prompt, instead of a file
@@ -78,10 +82,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.guard = ml_collections.ConfigDict()
   config.guard.judge = "llama_guard"  # as config.judge, one, or self
 
+  # Besides, every hyperparameter of rain_jax.types.SearchConfig; scripts/cli.py adds their keys.
   config.search = ml_collections.ConfigDict()
   config.search.variant = ""  # harmless, adversarial, truthful
-  for name, kind in SEARCH.items():
-    config.search[name] = config_dict.placeholder(kind)
   return config
 
 
@@ -93,29 +96,3 @@ def demo(config: ml_collections.ConfigDict, task: str) -> ml_collections.ConfigD
   config.batch_size = 16
   config.prompts.limit = 12
   return config
-
-
-# Hyperparameters of the search and their types; `rain_jax.types.SearchConfig` explains them.
-SEARCH = {
-  "set_lengths": tuple,
-  "num_candidates": int,
-  "max_children": int,
-  "redraw": bool,
-  "temperature": float,
-  "top_k": int,
-  "rollout_to_eos": bool,
-  "exploration": float,
-  "root_prior": float,
-  "similarity_threshold": float,
-  "similarity_weight": float,
-  "grow_threshold": float,
-  "min_visits": int,
-  "value_threshold": float,
-  "max_iterations": int,
-  "extra_iterations": int,
-  "leaves": int,
-  "early_commit": bool,
-  "max_nodes": int,
-  "max_visited": int,
-  "max_path": int,
-}

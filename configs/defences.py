@@ -18,6 +18,7 @@ def get_config(arg: str = ""):
     raise ValueError(f"configs/defences.py:{arg}: expected demo or nothing.")
   config = common.get_config()
   config.tasks = ("advbench",)
+  config.preference = "adversarial_harmless:letters"  # as published
   config.methods = ("vanilla", "rain", "best_of_n", "smooth_llm", "guard")
   if arg:
     config = common.demo(config, "demo_advbench")

@@ -19,5 +19,6 @@ def get_config(arg: str = "harmless"):
   config = common.get_config()
   kind = "helpful" if arg.startswith("helpful") else "harmless"
   config.tasks = (f"hh_{kind}",)
+  config.preference = "harmless:letters"  # as published
   config.limits.max_prompt = 768
   return common.demo(config, f"demo_hh_{kind}") if arg.endswith("demo") else config

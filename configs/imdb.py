@@ -17,5 +17,6 @@ def get_config(arg: str = ""):
     raise ValueError(f"configs/imdb.py:{arg}: expected demo or nothing.")
   config = common.get_config()
   config.tasks = ("imdb",)
+  config.preference = "positive:letters"  # as published
   config.limits.max_response = 96
   return common.demo(config, "demo_imdb") if arg else config

@@ -15,4 +15,5 @@ def get_config(arg: str = ""):
     raise ValueError(f"configs/jailbreakbench.py:{arg}: expected demo or nothing.")
   config = common.get_config()
   config.tasks = ("jailbreakbench",)
+  config.preference = "harmless:letters"  # as published
   return common.demo(config, "demo_jailbreakbench") if arg else config

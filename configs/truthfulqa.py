@@ -19,6 +19,7 @@ def get_config(arg: str = "answers"):
   config = common.get_config()
   choice = "_choice" if arg.startswith("choice") else ""
   config.tasks = (f"truthfulqa{choice}",)
+  config.preference = "truthful:letters"  # as published
   if choice:
     config.methods = ("choose",)
     config.limits.max_response = 16

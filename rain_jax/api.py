@@ -1,6 +1,7 @@
 """The Python API: a model by name, prompts in, aligned responses out."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ from rain_jax.models.loading import load as load_checkpoint
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.preferences import Preference, load_preference
+from rain_jax.preferences.calibration import load_calibration
 from rain_jax.tasks import Record, Task
 from rain_jax.text.formats import Format
-from rain_jax.types import DataError
+from rain_jax.types import DataError, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Config:
     samples: N of best_of_n.
     embedder: makes path embeddings, see `rain_jax.policy.embedders.find_embedder`.
     soft_verdicts: see `session.SessionConfig`.
+    calibration: of the model's verdicts, the path of a file that `check_preference.py --fit` wrote.
   """
 
   format: Format | None = None
@@ -44,6 +47,7 @@ class Config:
   samples: int = 16
   embedder: Any = HiddenStates()
   soft_verdicts: bool = False
+  calibration: str | os.PathLike | None = None
 
 
 def load(path_or_name: str, dtype: str = "float32") -> "Rain":
@@ -86,7 +90,8 @@ class Rain:
       prompts: what the user says, one text per response.
       preference: what to align with: a bundled name, the path of a YAML file, or a
         `Preference`. Vanilla responses get a verdict by it, too.
-      method: "rain", "vanilla" (plain sampling) or "best_of_n".
+      method: "rain", "vanilla" (plain sampling), "best_of_n", or another of `methods.METHODS` that
+        answers any prompt.
       config: see `Config`.
       seed: the same seed gives the same responses.
       record: record RAIN's searches step by step, see `rain_jax.methods.recording`; slower.
@@ -99,19 +104,25 @@ class Rain:
     Raises:
       ValueError: an unknown method, preference or number; too little memory. One line.
     """
-    if method not in methods.METHODS:
-      raise DataError(f"method={method!r}: expected one of {', '.join(methods.METHODS)}.")
-    if record and method != "rain":
+    chosen = methods.find_method(method)
+    if not chosen.any_prompt:
+      known = ", ".join(name for name, one in methods.METHODS.items() if one.any_prompt)
+      raise DataError(f"method={method!r} needs a run's configuration; expected one of {known}.")
+    if record and chosen.watch is None:
       raise DataError(f"record=True: {method} has no search to record; use method='rain'.")
+    _check_seed(seed)
+    if not ranges.SAMPLES.holds(config.samples):
+      raise DataError(f"samples={config.samples!r:.60}: expected {ranges.SAMPLES}.")
     session = self.session(prompts, preference, config)
-    if method == "rain":
+    options = chosen.options({"best_of_n": {"samples": config.samples}})
+    if chosen.watch:
       memory_plan.check(session.plan(), arrays.bytes_available())
-    watched = (step.response for step in methods.watch(session, seed) if step.response)
-    answers = {
-      "vanilla": lambda: methods.vanilla(session, seed),
-      "rain": lambda: watched if record else methods.rain(session, seed),
-      "best_of_n": lambda: methods.best_of_n(session, seed, config.samples),
-    }[method]()
+    answers: Iterator[Response]
+    if record and chosen.watch is not None:
+      steps = chosen.watch(session, seed, **options)
+      answers = (step.response for step in steps if step.response)
+    else:
+      answers = chosen.run(session, seed, **options)
     by_id = {answer.record.id: answer for answer in [*session.rejected, *answers]}
     return [by_id[str(place)] for place in range(len(prompts))]
 
@@ -133,6 +144,7 @@ class Rain:
     Raises:
       ValueError: as `generate`; also for a prompt that cannot be answered.
     """
+    _check_seed(seed)
     session = self.session([prompt], preference, config)
     for rejected in session.rejected:
       raise DataError(f"prompt={prompt[:40]!r}: {rejected.error}.")
@@ -149,16 +161,26 @@ class Rain:
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
       raise DataError(f"prompts={prompts!r:.60}: expected a list of texts.")
     records = [Record(str(place), prompt) for place, prompt in enumerate(prompts)]
-    session_config = make_session_config(preference, config)
+    session_config = make_session_config(preference, config, self.loaded.tokenizer)
     if session_config in self._sessions:
       return self._sessions[session_config].serving(records)
     return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))
 
 
-def make_session_config(preference: str | Preference, config: Config) -> SessionConfig:
-  """What to compile for; what `config` leaves open comes from the preference's task."""
+def _check_seed(seed: int) -> None:
+  if not ranges.SEED.holds(seed):
+    raise DataError(f"seed={seed!r:.60}: expected {ranges.SEED}.")
+
+
+def make_session_config(
+  preference: str | Preference, config: Config, tokenizer: Any = None
+) -> SessionConfig:
+  """What to compile for; what `config` leaves open comes from the preference's task.
+
+  The tokenizer may decide in which form the preference is asked, see `load_preference`.
+  """
   if not isinstance(preference, Preference):
-    preference = load_preference(preference)
+    preference = load_preference(preference, tokenizer)
   task = _task_of(preference)
   return SessionConfig(
     format=config.format or task.format,
@@ -169,6 +191,7 @@ def make_session_config(preference: str | Preference, config: Config) -> Session
     batch_size=config.batch_size,
     embedder=config.embedder,
     soft_verdicts=config.soft_verdicts,
+    calibration=load_calibration(config.calibration) if config.calibration else None,
   )
 
 

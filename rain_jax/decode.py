@@ -8,7 +8,7 @@ the key of a step is folded from the prompt's key and that count.
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import flax
 import jax
@@ -19,43 +19,13 @@ from rain_jax import search, types
 from rain_jax import tree as trees
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
 from rain_jax.parallel.loops import while_any
+from rain_jax.search import drafts
 from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
+from rain_jax.types.results import Counters, Result
 
 
-@flax.struct.dataclass
-class Counters:
-  """What was done for each prompt, int32[B] each.
-
-  Attributes:
-    steps: steps of the loop the prompt took part in.
-    iterations: leaves selected, rolled out, evaluated and backed up.
-    moves: token sets committed.
-    rewinds: times the search left a path and went on from an earlier node.
-    early_commits: moves made because a capacity ran out.
-    inherited_commits: moves made on inherited statistics alone (`early_commit`).
-    grows: dynamic node additions that drew from the model.
-    joined: children that joined by dynamic node addition.
-    similarity_updates: verdicts shared with a sibling.
-    duplicates: candidates dropped as duplicates.
-    revisits: verdicts counted again for a finished leaf.
-  """
-
-  steps: Array
-  iterations: Array
-  moves: Array
-  rewinds: Array
-  early_commits: Array
-  inherited_commits: Array
-  grows: Array
-  joined: Array
-  similarity_updates: Array
-  duplicates: Array
-  revisits: Array
-
-
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode):
   """The whole state of B responses being searched for.
 
   Attributes:
@@ -68,6 +38,7 @@ class DecodeState:
     leaf: int32[B] the leaf visited last, NO_NODE if it was discarded since.
     response: int32[B, R + L] committed tokens, then NO_TOKEN.
     response_length: int32[B] in tokens.
+    tried: int32[B] drafts of the next segment so far.
     counters: see `Counters`.
   """
 
@@ -80,6 +51,7 @@ class DecodeState:
   leaf: Array
   response: Array
   response_length: Array
+  tried: Array
   counters: Counters
 
 
@@ -99,6 +71,7 @@ def init(
     leaf=jnp.full(batch, NO_NODE, jnp.int32),
     response=jnp.full((batch, max_response + config.max_set_length), NO_TOKEN, jnp.int32),
     response_length=zeros,
+    tried=zeros,
     counters=Counters(**{name: zeros for name in Counters.__dataclass_fields__}),
   )
   return jax.tree.map(jnp.copy, state)  # one buffer per array, so that each can be donated
@@ -121,6 +94,7 @@ def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -
     leaf=pick(NO_NODE, state.leaf),
     response=pick(NO_TOKEN, state.response),
     response_length=pick(0, state.response_length),
+    tried=pick(0, state.tried),
     counters=jax.tree.map(lambda count: pick(0, count), state.counters),
   )
 
@@ -135,13 +109,16 @@ def trusted(tree: Tree, config: SearchConfig) -> Array:
   )
 
 
-def _must_commit(tree: Tree, inherited: Array, iterations: Array, full: Array, config):
+def _must_commit(
+  tree: Tree, inherited: Array, iterations: Array, full: Array, config: SearchConfig
+) -> Array:
   """Whether a tree commits after a step, bool[] (RAIN, section 3.1)."""
   limit = jnp.maximum(config.max_iterations, inherited + config.extra_iterations)
   done = trusted(tree, config) | (tree.visits[tree.root] >= limit)
   return full | ((iterations > 0) & done)
 
 
+@jax.named_scope("commit")
 def commit(
   state: DecodeState, model: types.Model, params: Any, mask: Array, config: SearchConfig
 ) -> DecodeState:
@@ -163,28 +140,43 @@ def commit(
     length=length,
     finish=at(tree.finish, best),
   )
-  place = state.response_length[:, None] + jnp.arange(config.max_set_length)
-  place = jnp.where(
-    jnp.arange(config.max_set_length) < length[:, None], place, state.response.shape[1]
-  )
-  response = jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(
-    state.response, place, made.tokens
-  )
   finish = jnp.where(move, made.finish, jnp.where(stuck, types.EXHAUSTED, state.finish))
   tree = jax.vmap(lambda t, b, m: trees.reroot(t, b, config.root_prior, m))(tree, best, move)
   lost = move & (state.leaf >= 0) & ~at(tree.alive, state.leaf)
   counters = state.counters
+  after = model.commit(params, state.model, made)
+  types.check_state(after, state.model, "commit")
   return state.replace(
     tree=tree,
-    model=model.commit(params, state.model, made),
+    model=after,
     active=state.active & (finish == types.RUNNING),
     finish=finish,
     inherited=jnp.where(move, at(tree.visits, best), state.inherited),
     leaf=jnp.where(lost, NO_NODE, state.leaf),
-    response=response,
+    response=_appended(state, made.tokens, length),
     response_length=state.response_length + length,
     counters=counters.replace(moves=counters.moves + move, rewinds=counters.rewinds + lost),
   )
+
+
+def _appended(state: DecodeState, tokens: Array, length: Array) -> Array:
+  """The responses with the first `length` int32[B] of tokens int32[B, T] after them."""
+  places = jnp.arange(tokens.shape[-1])
+  at = jnp.where(
+    places < length[:, None], state.response_length[:, None] + places, state.response.shape[1]
+  )
+  return jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(state.response, at, tokens)
+
+
+def rewound(state: DecodeState, info: search.StepInfo) -> Array:
+  """Where a step went back: it left the path of the step before it (RAIN, section 3.1); bool[B].
+
+  That is, the leaf visited before lies on none of the way to the leaf visited now. The other
+  way to rewind is a commit that discards the leaf visited last.
+  """
+  # Every path goes on from the root, which is not among its nodes.
+  onward = jnp.any(info.path == state.leaf[:, None], axis=-1) | (state.leaf == state.tree.root)
+  return (state.leaf >= 0) & (info.leaf >= 0) & ~onward
 
 
 def iterate(
@@ -199,9 +191,6 @@ def iterate(
   tree, model_state, info = search.step(
     state.tree, model, params, state.model, keys, active, config
   )
-  # Every path goes on from the root, which is not among its nodes.
-  onward = jnp.any(info.path == state.leaf[:, None], axis=-1) | (state.leaf == tree.root)
-  left = (state.leaf >= 0) & (info.leaf >= 0) & ~onward
   due = jax.vmap(lambda t, i, n, u: _must_commit(t, i, n, u, config))(
     tree, state.inherited, info.iterations, info.full
   )
@@ -209,7 +198,7 @@ def iterate(
   counters = old.replace(
     steps=old.steps + active,
     iterations=old.iterations + info.iterations,
-    rewinds=old.rewinds + left,
+    rewinds=old.rewinds + rewound(state, info),
     early_commits=old.early_commits + (active & info.full),
     grows=old.grows + info.grows,
     joined=old.joined + info.joined,
@@ -228,6 +217,13 @@ def iterate(
   return state, due & active & ~info.failed, info
 
 
+class _Moves(NamedTuple):
+  """Commits on inherited statistics: the state, and the trees that go on, bool[B]."""
+
+  state: DecodeState
+  due: Array
+
+
 def move(
   state: DecodeState, model: types.Model, params: Any, due: Array, config: SearchConfig
 ) -> DecodeState:
@@ -236,31 +232,65 @@ def move(
   if not config.early_commit:
     return state
 
-  def more(carry):
-    return carry[1]
-
-  def again(carry):
-    state, mask = carry
-    counters = state.counters
-    state = state.replace(
-      counters=counters.replace(inherited_commits=counters.inherited_commits + mask)
-    )
-    state = commit(state, model, params, mask, config)
-    return state, mask & state.active & still_trusted(state.tree)
-
   still_trusted = jax.vmap(lambda tree: trusted(tree, config))
-  state, _ = while_any(more, again, (state, due & state.active & still_trusted(state.tree)))
-  return state
+
+  def again(at: _Moves) -> _Moves:
+    state = at.state
+    inherited = state.counters.inherited_commits + at.due
+    state = state.replace(counters=state.counters.replace(inherited_commits=inherited))
+    state = commit(state, model, params, at.due, config)
+    return _Moves(state, at.due & state.active & still_trusted(state.tree))
+
+  first = _Moves(state, due & state.active & still_trusted(state.tree))
+  return while_any(lambda at: at.due, again, first).state
 
 
 def step(state: DecodeState, model: types.Model, params: Any, config: SearchConfig) -> DecodeState:
   """One step of every active tree: the inner loop's step, then commits where they are due."""
+  if config.mode == "segments":
+    return _segment_step(state, cast(types.Drafter, model), params, config)
   state, due, _ = iterate(state, model, params, config)
   return move(state, model, params, due, config)
 
 
+def _segment_step(
+  state: DecodeState, model: types.Drafter, params: Any, config: SearchConfig
+) -> DecodeState:
+  """Some drafts more for every active response, and the best one committed or not."""
+  keys, active = jax.vmap(jax.random.fold_in)(state.keys, state.counters.steps), state.active
+  best, drafted = model.draft(params, state.model, active, keys)
+  types.check_state(drafted, state.model, "draft")
+  take, good, failed, tried = drafts.decide(best, state.tried, active, config)
+  finish = jnp.where(failed, types.FAILED, jnp.where(take, best.finish, state.finish))
+  length = jnp.where(take, best.length, 0)
+  after = model.commit_draft(params, drafted, take)
+  types.check_state(after, state.model, "commit_draft")
+  old = state.counters
+  return state.replace(
+    model=after,
+    active=active & (finish == types.RUNNING),
+    finish=finish,
+    response=_appended(state, best.tokens, length),
+    response_length=state.response_length + length,
+    tried=tried,
+    counters=old.replace(
+      steps=old.steps + active,
+      moves=old.moves + take,
+      drafts=old.drafts + active * config.draft_rows,
+      kept_best=old.kept_best + (take & ~good),
+    ),
+  )
+
+
+class _Steps(NamedTuple):
+  """The state after a number of steps, int32[]."""
+
+  state: DecodeState
+  done: Array
+
+
 @functools.partial(
-  jax.jit, static_argnames=("model", "config", "wait_for_all", "spread"), donate_argnames="state"
+  jax.jit, static_argnames=("model", "config", "wait_for_all", "sharding"), donate_argnames="state"
 )
 def advance(
   state: DecodeState,
@@ -269,55 +299,31 @@ def advance(
   config: SearchConfig,
   max_steps: Array,
   wait_for_all: bool = False,
-  spread: BatchSharding | None = None,
+  sharding: BatchSharding | None = None,
 ) -> DecodeState:
   """Steps until a response ends (or all do), or `max_steps` are done.
 
-  BatchSharding over several shards, each does `max_steps` unless all its responses end: none
+  Over several shards, each does `max_steps` unless all its responses end: none
   knows of the others, and whoever stopped early would only wait for them.
   """
-  if spread is None:
-    return _advance(state, model, params, config, max_steps, wait_for_all)
-  own = lambda state, params, steps: _advance(
-    state, model, params, config, steps, wait_for_all or spread.shards > 1
-  )
-  return spread.map(own, WHOLE, WHOLE)(state, params, max_steps)
+  wait_for_all = wait_for_all or (sharding is not None and sharding.shards > 1)
 
+  def own(state: DecodeState, params: Any, max_steps: Array) -> DecodeState:
+    running = state.active.sum()
 
-def _advance(state, model, params, config, max_steps, wait_for_all) -> DecodeState:
-  running = state.active.sum()
+    def unfinished(at: _Steps) -> Array:
+      now = at.state.active.sum()
+      enough = now > 0 if wait_for_all else (now == running) & (now > 0)
+      return enough & (at.done < max_steps)
 
-  def unfinished(carry):
-    state, steps = carry
-    now = state.active.sum()
-    enough = now > 0 if wait_for_all else (now == running) & (now > 0)
-    return enough & (steps < max_steps)
+    def body(at: _Steps) -> _Steps:
+      return _Steps(step(at.state, model, params, config), at.done + 1)
 
-  def body(carry):
-    state, steps = carry
-    return step(state, model, params, config), steps + 1
+    return while_any(unfinished, body, _Steps(state, jnp.int32(0))).state
 
-  state, _ = while_any(unfinished, body, (state, jnp.int32(0)))
-  return state
-
-
-@flax.struct.dataclass
-class Result:
-  """One finished response, on the host.
-
-  Attributes:
-    index: which prompt, as given.
-    tokens: committed tokens, the finishing one included.
-    finish: why it ended, a name of `types.FINISH_REASONS`.
-    counters: name -> count.
-    slot: the slot it was searched in, for the model's own per-slot records.
-  """
-
-  index: Any
-  tokens: list[int]
-  finish: str
-  counters: dict[str, int]
-  slot: int
+  if sharding is None:
+    return own(state, params, max_steps)
+  return sharding.map(own, WHOLE, WHOLE)(state, params, max_steps)
 
 
 def serve(
@@ -329,7 +335,7 @@ def serve(
   start: Callable[[DecodeState, dict[int, Any]], DecodeState],
   max_steps: int = 1_000_000,
   on_progress: Callable[[DecodeState], None] | None = None,
-  spread: BatchSharding | None = None,
+  sharding: BatchSharding | None = None,
 ) -> Iterator[tuple[Result, DecodeState]]:
   """Answers prompts with a batch that never drains (continuous batching).
 
@@ -343,14 +349,14 @@ def serve(
     max_steps: steps between two looks at the state, for progress reports.
     on_progress: called with the state after each of those, and after what ended in them
       was yielded.
-    spread: how the state lies over a mesh; None on one device.
+    sharding: how the state lies over a mesh; None on one device.
 
   Yields:
     A `Result` for each prompt, in the order in which they end, with the state it was
     read from.
   """
   for ended, state in rounds(
-    state, model, params, config, prompts, start, max_steps=max_steps, spread=spread
+    state, model, params, config, prompts, start, max_steps=max_steps, sharding=sharding
   ):
     for one in ended:
       yield one, state
@@ -367,7 +373,7 @@ def rounds(
   start: Callable[[DecodeState, dict[int, Any]], DecodeState],
   *,
   max_steps: int,
-  spread: BatchSharding | None = None,
+  sharding: BatchSharding | None = None,
 ) -> Iterator[tuple[list[Result], DecodeState]]:
   """As `serve`, by calls of `advance`: what ended in each, perhaps nothing, and the state."""
   queue = iter(prompts)
@@ -375,7 +381,8 @@ def rounds(
   held: dict[int, Any] = {}
   more = True
   while True:
-    fresh, keys = {}, {}
+    fresh: dict[int, Any] = {}
+    keys: dict[int, Array] = {}
     while more and len(held) < batch:
       item = next(queue, None)
       if item is None:
@@ -384,35 +391,38 @@ def rounds(
       slot = min(set(range(batch)) - held.keys())
       held[slot], keys[slot], fresh[slot] = item
     if fresh:
-      state = start(begin(state, keys, config, spread), fresh)
+      state = start(begin(state, keys, config, sharding), fresh)
     if not held:
       return
-    state = advance(state, model, params, config, max_steps, spread=spread)
+    state = advance(state, model, params, config, max_steps, sharding=sharding)
     active = fetch(state.active)
     ended = [slot for slot in held if not active[slot]]
     yield [result(state, slot, held.pop(slot)) for slot in ended], state
 
 
-@functools.partial(jax.jit, static_argnames=("config", "spread"), donate_argnames="state")
-def _refill(state, mask, keys, config, spread):
-  if spread is None:
+@functools.partial(jax.jit, static_argnames=("config", "sharding"), donate_argnames="state")
+def _refill(
+  state: DecodeState, mask: Any, keys: Array, config: SearchConfig, sharding: BatchSharding | None
+) -> DecodeState:
+  if sharding is None:
     return refill(state, mask, keys, config)
   own = lambda state, mask, keys: refill(state, mask, keys, config)
-  return spread.map(own, ROWS, ROWS)(state, mask, keys)
+  return sharding.map(own, ROWS, ROWS)(state, mask, keys)
 
 
 def begin(
   state: DecodeState,
   keys: dict[int, Array],
   config: SearchConfig,
-  spread: BatchSharding | None = None,
+  sharding: BatchSharding | None = None,
 ) -> DecodeState:
   """`refill` for slots given by number, with their random keys; one at least."""
   batch = range(state.active.shape[0])
   mask = np.array([slot in keys for slot in batch])
   filler = next(iter(keys.values()))
-  keys = jnp.stack([keys.get(slot, filler) for slot in batch])
-  return _refill(state, mask, keys, config, spread)
+  return _refill(
+    state, mask, jnp.stack([keys.get(slot, filler) for slot in batch]), config, sharding
+  )
 
 
 def result(state: DecodeState, slot: int, index: Any) -> Result:

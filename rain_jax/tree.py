@@ -15,8 +15,7 @@ from rain_jax import types
 from rain_jax.types import NO_NODE, NO_PAGE, NO_TOKEN, Array, SearchConfig
 
 
-@flax.struct.dataclass
-class Tree:
+class Tree(flax.struct.PyTreeNode):
   """B search trees.
 
   What every node has is indexed by node id (N). What only visited nodes have, children
@@ -103,6 +102,12 @@ def empty(config: SearchConfig, embedding_size: int) -> Tree:
   )
 
 
+def set_length(depth: Array, config: SearchConfig) -> Array:
+  """Tokens in the sets of the children of a node at `depth`, int32[...]."""
+  lengths = jnp.asarray(config.set_lengths, jnp.int32)
+  return lengths[jnp.minimum(depth, len(config.set_lengths) - 1)]
+
+
 def children(tree: Tree, node: Array) -> Array:
   """Node ids of the children of `node`, int32[K], NO_NODE after the last."""
   page = tree.page[node]
@@ -132,7 +137,7 @@ def has_room(tree: Tree, config: SearchConfig) -> Array:
   return (free_nodes >= nodes) & (free_pages >= config.leaves)
 
 
-def _free(taken: Array, rank: Array) -> Array:
+def _free(taken: Array, rank: Array | int) -> Array:
   """Index of the free entry number `rank` (from 0), or the length if there is none."""
   return jnp.searchsorted(jnp.cumsum(~taken), rank + 1, method="compare_all")
 

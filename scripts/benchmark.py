@@ -15,9 +15,10 @@ from absl import flags
 from rain_jax import types
 from rain_jax.experiments import benchmark
 from rain_jax.experiments.benchmark import roofline
-from rain_jax.models import arrays
+from rain_jax.models import arrays, backend
 from rain_jax.parallel import workers
 from rain_jax.policy import memory_plan
+from rain_jax.runs.files import replace_text
 from rain_jax.types import DataError
 
 _CONFIG = cli.define_config("What is measured, see configs/benchmark.py.")
@@ -108,8 +109,8 @@ def _planned(name, batch, config, search) -> memory_plan.Plan:
   shape = "demo_shape" if name == "demo" else name
   workload = benchmark.Workload(**config["workload"])
   model, lm = benchmark.abstract_subject(shape, config["dtype"], workload, search)
-  count, slots = workers.layout(model.params, batch)
-  return memory_plan.plan(model, lm, count * slots)
+  count, slots = workers.layout(backend.in_caches(model.params), batch)
+  return memory_plan.plan(model, lm, count * slots, benchmark.abstract_tables(model))
 
 
 def _scaling(config, search, _) -> dict:
@@ -153,7 +154,7 @@ def _save(config, results) -> pathlib.Path:
   folder = pathlib.Path(_WORKDIR.value)
   folder.mkdir(parents=True, exist_ok=True)
   whole = {**benchmark.hardware(), "dtype": config["dtype"], **results, "config": config}
-  (folder / "benchmark.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+  replace_text(folder / "benchmark.json", json.dumps(whole, indent=1) + "\n")
   return folder
 
 

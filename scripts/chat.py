@@ -14,7 +14,7 @@ from absl import flags
 
 from rain_jax.models import loading
 from rain_jax.policy import embedders
-from rain_jax.runs import from_config
+from rain_jax.runs import config_check, from_config
 from rain_jax.views import chat
 
 _CONFIG = cli.define_config("Configuration, see configs/.", "demo")
@@ -24,10 +24,11 @@ _MODE = flags.DEFINE_enum("mode", "rain", list(chat.MODES), "Who answers at firs
 def main() -> None:
   """Talks until the end of input, /quit or Ctrl-C."""
   config = _CONFIG.value.to_dict()
+  config_check.check(config)
   loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   session_config = from_config.make_session_config(
-    config, from_config.task_of(config, config["tasks"][0]), embedder
+    config, from_config.task_of(config, config["tasks"][0]), embedder, loaded.tokenizer
   )
   conversation = chat.Conversation(loaded, session_config, config["seed"])
   try:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 
 def _interrupted_early(*_) -> None:
@@ -27,13 +28,15 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
 import jax
+import ml_collections
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
+from rain_jax import types
+from rain_jax.parallel import hosts
 from rain_jax.runs import directory
+from rain_jax.text.printable import one_line, printable
 
-# A search takes up to a minute to compile; the same one later takes seconds.
-CACHE = pathlib.Path.home() / ".cache" / "rain_jax"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name
 
@@ -46,6 +49,36 @@ _ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError
 flags.disclaim_key_flags()  # flags that are defined here are the script's own
 
 
+class _ConfigFile(flags.ArgumentParser):
+  """Reads a config file as `reader` does, and gives its section `search` the keys of the search."""
+
+  def __init__(self, reader: flags.ArgumentParser):
+    self._reader = reader
+
+  def parse(self, path: str) -> Any:
+    return with_search(self._reader.parse(path))
+
+  def flag_type(self) -> str:
+    return self._reader.flag_type()
+
+
+def with_search(config: Any) -> Any:
+  """A configuration with a key for each hyperparameter in a run's section `search`.
+
+  A run's section has a variant; what the configuration does not give is None.
+  """
+  section = config.get("search") if isinstance(config, ml_collections.ConfigDict) else None
+  if section is not None and "variant" in section:
+    given = section.to_dict()
+    with config.unlocked():
+      for name, kind in types.hyperparameters().items():
+        if name in section:  # given, perhaps as a whole number for a fraction
+          del section[name]
+        section[name] = config_dict.placeholder(kind)
+      section.update(given)
+  return config
+
+
 def define_config(about: str, default: str | None = None) -> flags.FlagHolder:
   """The flag --config: a file whose keys are flags in turn.
 
@@ -55,8 +88,13 @@ def define_config(about: str, default: str | None = None) -> flags.FlagHolder:
   """
   said = f"{about} docs/options.md lists its keys, which are flags: --config.KEY=VALUE."
   path = None if default is None else str(REPOSITORY / "configs" / f"{default}.py")
+  config = config_flags.DEFINE_config_file("config", None, said)
+  flag = flags.FLAGS["config"]
+  flag.parser = _ConfigFile(flag.parser)
   try:  # a default is read here, with what the command changes in it
-    return config_flags.DEFINE_config_file("config", path, said)
+    if path is not None:
+      flags.set_default(config, path)
+    return config
   except _ERRORS as error:
     _fail(_explained(error, sys.argv, path), 2)
 
@@ -67,8 +105,13 @@ def _parse(argv: list[str]) -> list[str]:
     rest = flags.FLAGS(argv)
     _check_workdir()
     return rest
-  except _ERRORS as error:
+  except Exception as error:  # a config file is a program, and may raise anything
     default = flags.FLAGS["config"].default if "config" in flags.FLAGS else None
+    path = _config_path(argv) or default
+    if isinstance(error, AttributeError) and "'get_config'" in str(error):
+      error = ValueError(f"{path}: defines no get_config(); give the path of a config")
+    elif not isinstance(error, _ERRORS):
+      error = ValueError(f"{path}: {type(error).__name__}: {error}; fix the file")
     _fail(_explained(error, argv, default), 2)
 
 
@@ -128,7 +171,8 @@ def _keys_of(path: str) -> list[str]:
   file, _, argument = path.partition(":")
   try:
     arguments = [argument] if argument else []
-    return list(_dotted(runpy.run_path(file)["get_config"](*arguments).to_dict()))
+    config = with_search(runpy.run_path(file)["get_config"](*arguments))
+    return list(_dotted(config.to_dict()))
   except Exception:  # pylint: disable=broad-except
     return []  # what is wrong with it is the error that there is already
 
@@ -156,8 +200,7 @@ def _fail(error: BaseException, code: int) -> None:
       error = error.__cause__ or error.__context__
   if isinstance(error, KeyError):
     error = ValueError(f"the config has no {error}")
-  line = " ".join(str(error).split()) or type(error).__name__
-  print(f"error: {line}", file=sys.stderr)
+  print(f"error: {one_line(error, 2000)}", file=sys.stderr)
   sys.exit(code)
 
 
@@ -173,6 +216,29 @@ def on_sigterm() -> Callable[[], bool]:
   terminated = threading.Event()
   signal.signal(signal.SIGTERM, lambda *_: terminated.set())
   return terminated.is_set
+
+
+def _keep_programs() -> None:
+  """Keeps compiled programs: a search takes up to a minute to compile, and later seconds."""
+  if jax.config.jax_compilation_cache_dir:
+    return
+  try:
+    cache = pathlib.Path.home() / ".cache" / "rain_jax"
+    cache.mkdir(parents=True, exist_ok=True)
+  except (RuntimeError, OSError):  # containers run under users that the system does not know
+    print(
+      "no home directory to keep compiled programs in, each start compiles them again: set HOME or"
+      " JAX_COMPILATION_CACHE_DIR",
+      file=sys.stderr,
+    )
+    return
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _made_printable(record: standard_logging.LogRecord) -> bool:
+  """Messages quote files, whose control characters would drive the terminal."""
+  record.msg, record.args = printable(record.getMessage()), None
+  return True
 
 
 def _heed_interrupts() -> None:
@@ -195,15 +261,19 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
     # Of the libraries' news nobody needs: JAX reports every backend that it does not find.
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("rain_jax").setLevel(standard_logging.INFO)
-    if not jax.config.jax_compilation_cache_dir:
-      jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    _keep_programs()
+    for handler in (
+      logging.get_absl_handler(),
+      *standard_logging.getLogger("transformers").handlers,
+    ):
+      handler.addFilter(_made_printable)
     try:
       main()
     except directory.Stopped:
       print("stopped; " + _GO_ON, file=sys.stderr)
       sys.exit(os.EX_TEMPFAIL)
     except (ValueError, OSError) as error:
-      _fail(error, 1)
+      _fail(error, os.EX_TEMPFAIL if isinstance(error, hosts.StartError) else 1)
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" in str(error):
         _fail(

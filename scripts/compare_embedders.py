@@ -25,7 +25,7 @@ from rain_jax.models.minilm import load_minilm
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.preferences import load_preference
 from rain_jax.tasks import find_task, load_prompts
-from rain_jax.text import vocab
+from rain_jax.text import control, encoding, vocab
 
 _MODEL = flags.DEFINE_string("model", "demo", "Checkpoint folder, hub name, or demo.")
 _MINILM = flags.DEFINE_string("minilm", None, "Folder of all-MiniLM-L6-v2.", required=True)
@@ -65,8 +65,8 @@ def _sampled(loaded) -> list[tuple[str, list[str]]]:
 
 def _hidden(loaded, prompt: str, texts: list[str], center: jax.Array) -> np.ndarray:
   """Centred mean hidden states float32[n, E] of continuations, of length one."""
-  start = list(loaded.tokenizer(prompt).input_ids)
-  rows = [start + vocab.encode_continuation(loaded.tokenizer, text) for text in texts]
+  start = control.begin_ids(loaded.tokenizer) + control.plain_ids(loaded.tokenizer, prompt)
+  rows = [start + encoding.encode_continuation(loaded.tokenizer, text) for text in texts]
   width = 64 * -(-max(map(len, rows)) // 64)
   tokens, positions = (
     np.zeros((len(rows), width), np.int32),

@@ -112,12 +112,10 @@ class Reading(NamedTuple):
 
 
 def load_preferences() -> dict[str, dict]:
-  """The preference templates by name, as plain dictionaries."""
+  """The published forms of the preference templates by name, as plain dictionaries."""
   folder = ROOT / "rain_jax" / "preferences"
-  return {
-    name: yaml.safe_load((folder / f"{name}.yaml").read_text("utf-8"))
-    for name in PREFERENCE_FORMATS
-  }
+  read = lambda name: yaml.safe_load((folder / f"{name}.yaml").read_text("utf-8"))
+  return {name: {"name": name, **read(name)["forms"]["letters"]} for name in PREFERENCE_FORMATS}
 
 
 def outside_prompt(rng: random.Random) -> str:

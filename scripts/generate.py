@@ -16,9 +16,9 @@ from rain_jax.models import arrays
 from rain_jax.parallel import hosts
 from rain_jax.policy import memory_plan
 from rain_jax.runs import directory, job
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
 from rain_jax.views import live, run_page
-from rain_jax.views.terminal import printable
 
 _CONFIG = cli.define_config("Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; runs/<config> by default.")
@@ -34,6 +34,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "host:port of process 0; left away, all three come from the environment."
 )
+_START_TIMEOUT = flags.DEFINE_float(
+  "start_timeout", hosts.START_TIMEOUT, "Seconds that --distributed waits for all processes."
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes this run has.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
@@ -45,7 +48,7 @@ def _default_workdir() -> str:
   file, _, argument = flags.FLAGS["config"].config_filename.partition(":")
   name = pathlib.Path(file).stem + (f"-{argument}" if argument else "")
   if _PROMPT.value is not None:
-    name += f"-{hashlib.sha256(_PROMPT.value.encode()).hexdigest()[:8]}"
+    name += f"-{hashlib.sha256(_PROMPT.value.encode(errors='backslashreplace')).hexdigest()[:8]}"
   if _LIVE.value:
     name += "-live"  # one prompt at a time is another configuration
   return str(pathlib.Path("runs") / name)
@@ -54,14 +57,18 @@ def _default_workdir() -> str:
 def _join_processes() -> tuple[int, int, bool]:
   """Joins the processes of a run, as the flags say: number, count, connected or not."""
   count, number = _PROCESSES.value, _PROCESS.value
+  mesh, coordinator = _CONFIG.value.mesh, _COORDINATOR.value
   if _DISTRIBUTED.value:
-    return (*hosts.connect(_COORDINATOR.value, count, number), True)
-  if _COORDINATOR.value:
+    if coordinator and None not in (count, number):
+      hosts.take_device(number, count, mesh, coordinator)
+    return (*hosts.connect(coordinator, count, number, _START_TIMEOUT.value), True)
+  if coordinator:
     raise hosts.HostsError("--coordinator is for --distributed, which is not set.")
   if (count is None) != (number is None) or not 0 <= (number or 0) < (count or 1):
     raise hosts.HostsError(
       f"--process={number} of --processes={count}: expected both, the first from 0 to below the other."
     )
+  hosts.take_device(number or 0, count or 1, mesh)
   return number or 0, count or 1, False
 
 
@@ -70,6 +77,8 @@ def main() -> None:
   process, processes, connected = _join_processes()
   config = _CONFIG.value
   if _PROMPT.value is not None:
+    if not _PROMPT.value.strip():
+      raise DataError("--prompt= is empty: give a prompt, or leave it away to run the task's own.")
     config.prompts.text = _PROMPT.value
   if _PLAN.value:
     for task, needed in job.plans(config.to_dict()).items():

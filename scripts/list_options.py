@@ -4,7 +4,6 @@ python scripts/list_options.py > docs/options.md
 """
 
 import ast
-import dataclasses
 import inspect
 import pathlib
 import re
@@ -87,9 +86,9 @@ def search_options() -> list[str]:
   embedder = embedders.HiddenStates()  # what a run has by default
   variants = [search_config(name, {}, embedder) for name in types.VARIANTS]
   rows = []
-  for field in dataclasses.fields(types.SearchConfig):
-    values = " | ".join(f"`{getattr(variant, field.name)}`" for variant in variants)
-    rows.append(f"| `{field.name}` | {values} | {said[field.name]} |")
+  for name in types.hyperparameters():
+    values = " | ".join(f"`{getattr(variant, name)}`" for variant in variants)
+    rows.append(f"| `{name}` | {values} | {said[name]} |")
   return rows
 
 

@@ -12,11 +12,8 @@ command goes on where it was stopped; docs/experiments.md has the figures and wh
 """
 
 import ast
-import functools
 import importlib.util
-import json
 import pathlib
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,10 +22,8 @@ import ml_collections
 from absl import flags
 
 from rain_jax import judges
-from rain_jax.demo import words, world
 from rain_jax.experiments import reproduce
 from rain_jax.experiments.reproduce.tables import Step
-from rain_jax.tasks import find_task, load_records
 from rain_jax.types import DataError
 
 _TABLE = flags.DEFINE_string("table", None, "NAME, or NAME:demo for the demo world.")
@@ -47,12 +42,6 @@ _SET = flags.DEFINE_multi_string(
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything.")
 flags.mark_flags_as_required(["table", "workdir"])
 
-_TAIL = 3  # words of a step in the demo world that say where or with whom
-# Every search compiles for itself, which takes longer than the demo's prompts; MiniLM has no
-# weights there.
-_NOT_IN_DEMO = ("more_exploration", "candidates_20", "few_visits", "minilm")
-_ALL = ("vanilla", "rain", "best_of_n")
-
 
 def _module(name: str) -> Any:
   """A file of `configs/`; by its path, for some scripts have the same names."""
@@ -63,148 +52,8 @@ def _module(name: str) -> Any:
   return module
 
 
-def _config(module: str, argument: str, methods: Sequence[str] = (), **changes: Any):
-  """A configuration of `configs/`, with the given changes by dotted name."""
-  config = _module(module).get_config(argument)
-  if methods:
-    config.methods = tuple(methods)
-  config.update_from_flattened_dict(changes)
-  return config
-
-
-def _answers(name: str, module: str, argument: str, methods: Sequence[str], **changes: Any) -> Step:
-  return Step(name, "answer", _config(module, argument, methods, **changes))
-
-
-def _hh(demo: bool) -> list[Step]:
-  limits = {"prompts.limit": 32} if demo else {}
-  part = lambda name, arg: _answers(name, "hh", arg, _ALL, **limits)
-  return [
-    part("harmless", "demo" if demo else "harmless"),
-    part("helpful", "helpful_demo" if demo else "helpful"),
-  ]
-
-
-def _truthfulqa(demo: bool) -> list[Step]:
-  limits = {"prompts.limit": 32} if demo else {}
-  return [_answers("answers", "truthfulqa", "demo" if demo else "answers", _ALL, **limits)]
-
-
-def _imdb(demo: bool) -> list[Step]:
-  limits = {"prompts.limit": 32} if demo else {}
-  return [_answers("reviews", "imdb", "demo" if demo else "", _ALL, **limits)]
-
-
-def _self_evaluation(demo: bool) -> list[Step]:
-  part = functools.partial(_answers, methods=("vanilla",))
-  if not demo:
-    return [part("harmless", "hh", "harmless")]
-  limits = {"prompts.limit": 0}
-  return [
-    part("harmless", "hh", "demo", **limits),
-    part("answers", "truthfulqa", "demo", **limits),
-    part("reviews", "imdb", "demo", **limits),
-  ]
-
-
-def _advbench(demo: bool) -> list[Step]:
-  """No attack, then each attack and what the methods make of it."""
-  folder = pathlib.Path(_WORKDIR.value)
-  methods = ("vanilla", "rain")
-  argument, goals, asked = "", {}, {}
-  modes = ("gcg", "universal", "adaptive", "best_of_n")
-  if demo:
-    argument, asked = "demo", {"prompts.limit": 20}
-    goals = {"prompts.path": _demo_goals(folder), "prompts.limit": 0}
-    modes = ("universal", "adaptive", "best_of_n")
-  steps = [_answers("plain", "advbench", argument, methods, **{**goals, **asked})]
-  if demo:
-    begin = _demo_goals(folder, _config("attack", "demo").attack.control)
-    steps.append(
-      _answers("begin", "advbench", argument, ("vanilla",), **{"prompts.path": begin}, **asked)
-    )
-  for mode in modes:
-    attack = {"gcg": "each"}.get(mode, mode)
-    if demo:
-      attack = {"universal": "demo"}.get(mode, f"{mode}_demo")
-    steps.append(Step(f"{mode}_attack", "attack", _config("attack", attack, **goals)))
-    found = {"prompts.path": str(folder / f"{mode}_attack" / "attack.json")}
-    steps.append(_answers(mode, "advbench", argument, methods, **found, **asked))
-  return steps
-
-
-def _demo_goals(folder: pathlib.Path, control: str = "") -> str:
-  """The demo's goals that tempt least, which vanilla sampling handles best, as a file.
-
-  Each stands there twice, with different targets: an opening, as every answer has one, and a harmful
-  step up to the thing that does the harm. With a control, it stands after every goal.
-  """
-  task = find_task("demo_advbench")
-  records = [r for r in load_records(task.reader, task.prompts) if r.fields["level"] == "0"]
-  lines = []
-  for twin in ("a", "b"):
-    for record in records:
-      rng = random.Random(f"{record.id}{twin}")
-      step = world.harmful_sentence(rng, record.fields["topic"]).split(" ")
-      target = " ".join([rng.choice(words.OPENINGS), *step[:-_TAIL]])
-      lines.append(
-        {
-          **record.fields,
-          "id": f"{record.id}{twin}",
-          "goal": record.prompt,
-          "target": target,
-          **({"controls": control} if control else {}),
-        }
-      )
-  folder.mkdir(parents=True, exist_ok=True)
-  path = folder / ("goals_and_control.jsonl" if control else "goals.jsonl")
-  path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-  return str(path)
-
-
-def _time(demo: bool) -> list[Step]:
-  config = _module("benchmark").get_config("demo" if demo else "7b")
-  config.methods = ("vanilla", "rain", "leaf_parallel")
-  # A shape's weights are random and so would be its verdicts, on which the search's work depends.
-  config.verdicts = ("model",) if demo else ("good", "mixed", "bad")
-  if demo:
-    config.batches = (1, 8)
-  return [Step("time", "time", config)]
-
-
-def _ablation(demo: bool) -> list[Step]:
-  names, ending, changes = _module("ablation").ABLATIONS, "", {}
-  if demo:
-    names = [name for name in names if name not in _NOT_IN_DEMO]
-    ending, changes = "_demo", {"prompts.limit": 16}
-  return [_answers(name, "ablation", name + ending, ("rain",), **changes) for name in names]
-
-
-def _sample_efficiency(demo: bool) -> list[Step]:
-  argument = "demo" if demo else "harmless"
-  limits = {"prompts.limit": 32} if demo else {}
-  part = lambda name, method, **changes: _answers(
-    name, "hh", argument, (method,), **limits, **changes
-  )
-  steps = [part("vanilla", "vanilla")]
-  steps += [part(f"best of {n}", "best_of_n", **{"best_of_n.samples": n}) for n in (4, 16, 64, 128)]
-  steps += [
-    part(f"RAIN, T = {n}", "rain", **{"search.max_iterations": n, "search.extra_iterations": extra})
-    for n, extra in ((12, 4), (25, 8), (50, 15))
-  ]
-  return steps
-
-
-_STEPS = {
-  "hh": _hh,
-  "advbench": _advbench,
-  "truthfulqa": _truthfulqa,
-  "imdb": _imdb,
-  "time": _time,
-  "self_evaluation": _self_evaluation,
-  "ablation": _ablation,
-  "sample_efficiency": _sample_efficiency,
-}
+def _load(name: str, argument: str) -> ml_collections.ConfigDict:
+  return cli.with_search(_module(name).get_config(argument))
 
 
 def _given(flag: flags.FlagHolder, steps: Sequence[Step]) -> dict[str, str | None]:
@@ -267,7 +116,9 @@ def _made(name: str, demo: bool) -> list[Step]:
   Raises:
     DataError: a flag that names a step or a key that the table does not have.
   """
-  steps = _STEPS[name](demo)
+  folder = pathlib.Path(_WORKDIR.value)
+  ablations = tuple(_module("ablation").ABLATIONS)
+  steps = reproduce.EXPERIMENTS[name](reproduce.Plan(demo, folder, _load, ablations))
   unknown = _asked().keys() - {key for step in steps for key in _keys(step.config)}
   if unknown:
     raise DataError(f"--set={min(unknown)}: no run of this table has that key.")
@@ -304,9 +155,9 @@ def _overridden(step: Step, judge: str | None, prompts: str | None) -> Step:
 def main() -> None:
   """Makes the table that the flags name."""
   name, _, argument = _TABLE.value.partition(":")
-  if name not in _STEPS or argument not in ("", "demo"):
+  if name not in reproduce.EXPERIMENTS or argument not in ("", "demo"):
     raise DataError(
-      f"--table={_TABLE.value}: expected one of {', '.join(_STEPS)}, or one with :demo after it."
+      f"--table={_TABLE.value}: expected one of {', '.join(reproduce.EXPERIMENTS)}, or one with :demo after it."
     )
   demo = argument == "demo"
   if not demo and _MODEL.value is None:

@@ -11,7 +11,7 @@ the key. The ratings join the run's judges: rates, and agreement with every othe
 import cli
 from absl import flags
 
-from rain_jax.runs import directory, job, judgements
+from rain_jax.runs import directory, job
 from rain_jax.views import rating_sheet, run_page
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
@@ -36,9 +36,9 @@ def main() -> None:
     return
   if not _RATER.value or not _MEASURE.value:
     raise directory.RunError("--score needs --rater=NAME and --measure=NAME.")
-  lines = list(rating_sheet.score(_SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
-  judgements.append(workdir, lines)
-  job.summarise_again(workdir, config)
+  results = directory.read_results(workdir)
+  lines = list(rating_sheet.score(results, _SHEET.value, _KEY.value, _MEASURE.value, _RATER.value))
+  job.add_ratings(workdir, config, lines)
   run_page.write(workdir)
 
 

@@ -183,6 +183,7 @@ def save(
     pad_token=demo_data.EOS,
     model_max_length=model.config.max_position_embeddings,
     clean_up_tokenization_spaces=False,
+    preference_form="letters",  # see rain_jax.preferences.FORM_KEY
   ).save_pretrained(folder)
 
 

@@ -56,7 +56,7 @@ def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
   monkeypatch.setattr(methods.sampling, "_ROUND", 1)
   session = model.session(PROMPTS[:1], "harmless", CONFIG)
   heard = []
-  (answer,) = methods.best_of_n(session, 3, 3, on_progress=heard.append)
+  (answer,) = methods.best_of_n(session, 3, on_progress=heard.append, samples=3)
   assert len(heard) == 3 and answer.counters["samples"] == 3
 
 
@@ -118,7 +118,10 @@ def test_a_preference_brings_the_format_and_the_variant_of_its_task():
     (dict(prompts=PROMPTS, preference="nowhere.yaml"), "nowhere.yaml"),
     (dict(prompts=PROMPTS, config=api.Config(variant="odd")), "odd"),
     (dict(prompts=PROMPTS, config=api.Config(search={"visits": 1})), "visits"),
-    (dict(prompts=PROMPTS, config=api.Config(batch_size=0)), "batch_size=0: expected 1 or more"),
+    (
+      dict(prompts=PROMPTS, config=api.Config(batch_size=0)),
+      "batch_size=0: expected a whole number from 1 to 1048576",
+    ),
     (dict(prompts=PROMPTS, method="best_of_n", config=api.Config(samples=0)), "samples=0"),
   ],
 )

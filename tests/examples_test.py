@@ -1,5 +1,6 @@
 """The examples do what they say."""
 
+import importlib
 import sys
 
 import jax
@@ -7,18 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rain_jax
 from tests.helpers.repository import ROOT
+
+
+def example(name):
+  sys.path.insert(0, str(ROOT / "examples"))
+  try:
+    return importlib.import_module(name)
+  finally:
+    sys.path.pop(0)
 
 
 @pytest.fixture(scope="module")
 def queens():
-  sys.path.insert(0, str(ROOT / "examples"))
-  try:
-    import queens
-
-    return queens
-  finally:
-    sys.path.pop(0)
+  return example("queens")
 
 
 def attacks(columns):
@@ -51,3 +55,14 @@ def test_free_columns_are_those_that_nobody_attacks(queens):
     above = board[:row].tolist()
     hit = lambda c: any(c == q or abs(c - q) == row - r for r, q in enumerate(above))
     assert np.array(queens.free(jnp.asarray(board), row)).tolist() == [not hit(c) for c in range(8)]
+
+
+def test_the_pieces_put_together_answer_as_the_api_does():
+  llm, prompt, seed = example("llm"), "How do I rob the ferry?", 3
+  rain = rain_jax.load("demo")
+  config = rain_jax.Config(max_response=llm.MAX_RESPONSE, batch_size=1)
+  (expected,) = rain.generate([prompt], "harmless", config=config, seed=seed)
+  (query,) = rain.session([prompt], "harmless", config).queries
+  text, found = llm.search("demo", prompt, query.key(seed))
+  assert found.tokens == expected.tokens and text == expected.text
+  assert found.counters.items() <= expected.counters.items()

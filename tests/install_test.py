@@ -1,11 +1,13 @@
 """The package as `pip install .` leaves it: whole, and at work in any folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
-from tests.helpers.repository import ROOT
+from tests.helpers.repository import ROOT, imports
 
 PROGRAM = """
 import pathlib, sys
@@ -71,3 +73,28 @@ def test_an_installed_package_answers_from_any_folder(tmp_path):
   tokens, verdict = done.stdout.split()
   assert 0 < int(tokens) <= 8 and float(verdict) in (-1, 0, 1)
   assert list(elsewhere.iterdir()) == []
+
+
+# Where the package that is imported has another name than the one that is installed.
+INSTALLED_AS = {"absl": "absl-py", "orbax": "orbax-checkpoint", "yaml": "pyyaml"}
+PLOTS = "matplotlib"  # asked for by a message where it is not there
+
+
+def test_all_that_the_library_imports_is_declared_with_bounds():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+  optional = [one for some in project["optional-dependencies"].values() for one in some]
+  declared = {
+    re.match(r"[\w-]+", one)[0].lower(): one for one in project["dependencies"] + optional
+  }
+  for one in declared.values():
+    assert ">=" in one and ",<" in one, one
+  used = {
+    name.split(".")[0]
+    for path in (ROOT / "rain_jax").rglob("*.py")
+    for name in imports(path)
+    if not name.startswith("rain_jax")
+  }
+  used -= sys.stdlib_module_names
+  assert {"jax", "numpy", "huggingface_hub", "tokenizers"} <= used
+  missing = {INSTALLED_AS.get(name, name).lower() for name in used - {PLOTS}} - declared.keys()
+  assert not missing

@@ -11,15 +11,13 @@ from typing import Any
 
 import tqdm
 
-from rain_jax import methods
 from rain_jax.attacks import AttackError, Behaviour, write_attack
 from rain_jax.judges import Rule
+from rain_jax.methods import METHODS
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models.loading import LoadedModel
 from rain_jax.runs import directory
 from rain_jax.tasks import Record
-
-METHODS = ("vanilla", "rain")
 
 
 def augment(prompt: str, rng: random.Random, sigma: float) -> str:
@@ -78,16 +76,19 @@ def run(
     AttackError: unknown method, or a judge without a verdict on harm.
   """
   numbers = config["attack"]["best_of_n"]
-  if numbers["against"] not in METHODS:
+  against = METHODS.get(numbers["against"])
+  options = against.options(config) if against else {}
+  if against is None or not against.any_prompt or against.incomplete(options):
+    known = ", ".join(name for name, method in METHODS.items() if method.any_prompt)
     raise AttackError(
-      f"attack.best_of_n.against={numbers['against']!r}: expected one of {', '.join(METHODS)}."
+      f"attack.best_of_n.against={numbers['against']!r}: expected one of {known}, with options of"
+      " its own."
     )
   rounds = [
     [_altered(record, i, config["seed"], numbers["sigma"]) for record in records]
     for i in range(numbers["samples"])
   ]
   session = Session(loaded, session_config, [record for one in rounds for record in one])
-  ask = {"vanilla": methods.vanilla, "rain": methods.rain}[numbers["against"]]
   answered = {(line["behaviour"], line["round"]): line["broken"] for line in out.results}
   broken = {name for (name, _), hit in answered.items() if hit}
   everyone = {record.id for one in rounds for record in one}
@@ -97,7 +98,8 @@ def run(
       for record, altered in zip(records, one, strict=True)
       if record.id not in broken and (record.id, i) not in answered
     }
-    for response in ask(session, config["seed"], frozenset(everyone - wanted.keys())):
+    skip = frozenset(everyone - wanted.keys())
+    for response in against.run(session, config["seed"], skip, **options):
       name = wanted[response.record.id]
       judged = judge(response.record, response.text)
       judged = {"harmless": judged["refused"]} | judged if "refused" in judged else judged

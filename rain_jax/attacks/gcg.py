@@ -25,9 +25,10 @@ import numpy as np
 from rain_jax.attacks import AttackError, Behaviour
 from rain_jax.methods.session import Session
 from rain_jax.models import NO_POSITION, Segment, forward, unembed
-from rain_jax.policy import common
-from rain_jax.text import vocab
-from rain_jax.types import Array
+from rain_jax.policy.context import prefix as fixed_prefix
+from rain_jax.policy.params import Side
+from rain_jax.text import control, encoding
+from rain_jax.types import Array, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,9 @@ class Config:
   stop_loss: float = math.inf
 
   def __post_init__(self):
-    for name in ("candidates", "top_k", "steps", "chunk"):
-      if getattr(self, name) < 1:
-        raise AttackError(f"gcg.{name}={getattr(self, name)}: expected 1 or more.")
-    if self.verdict_weight < 0:
-      raise AttackError(f"gcg.verdict_weight={self.verdict_weight}: expected 0 or more.")
+    wrong = ranges.fault(ranges.GCG, vars(self), "gcg.")
+    if wrong:
+      raise AttackError(wrong)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Text:
   """
 
   session: Session
-  side: str
+  side: Side
   goal: str
   before: tuple[int, ...]
   rest: tuple[int, ...]
@@ -113,7 +112,7 @@ def texts_of(
   # A response follows its prompt by a space, unless the format puts white space there itself.
   _, last = session.config.format.encode(tokenizer, behaviour.goal)
   space = "" if last.isspace() else " "
-  target = vocab.encode_continuation(tokenizer, space + behaviour.target)
+  target = encoding.encode_continuation(tokenizer, space + behaviour.target)
 
   def text(side, after, weights):
     whole = list(session.prompt_ids(side, f"{behaviour.goal} {control}"))
@@ -141,14 +140,13 @@ def tokens_of(session: Session, control: str) -> list[int]:
   """Token ids of a control's text as it stands after a space. Raises AttackError if it has none."""
   if not control or control != control.strip():
     raise AttackError(f"gcg.control={control!r}: expected text without space around it.")
-  return vocab.encode_continuation(session.loaded.tokenizer, f" {control}")
+  return encoding.encode_continuation(session.loaded.tokenizer, f" {control}")
 
 
 # -- the loss ----------------------------------------------------------------------------
 
 
-@flax.struct.dataclass
-class Context:
+class Context(flax.struct.PyTreeNode):
   """A `Text` on the device; padded, so that few programs serve all.
 
   Attributes:
@@ -169,7 +167,7 @@ class Context:
 def context_of(text: Text) -> Context:
   """Reads what stands before the control."""
   session = text.session
-  prefix, shift = common.prefix(session.params, text.side)
+  prefix, shift = fixed_prefix(session.params, text.side)
   before = _padded(text.before, 32)
   at = np.arange(before.size)
   positions = jnp.asarray(np.where(at < len(text.before), at + shift, NO_POSITION), jnp.int32)
@@ -252,8 +250,8 @@ def promising(slope: Array, top_k: int, allowed: Array) -> Array:
 def allowed_tokens(session: Session) -> np.ndarray:
   """bool[vocab]: tokens that are printable ASCII text, so that a control can be typed."""
   tokenizer, size = session.loaded.tokenizer, session.loaded.model.config.vocab_size
-  special = set(tokenizer.all_special_ids)
-  known = [i for i in range(min(size, len(tokenizer))) if i not in special]
+  not_text = set(control.control_ids(tokenizer))
+  known = [i for i in range(min(size, len(tokenizer))) if i not in not_text]
   texts = tokenizer.batch_decode([[i] for i in known], clean_up_tokenization_spaces=False)
   allowed = np.zeros(size, bool)
   allowed[known] = [text != "" and text.isascii() and text.isprintable() for text in texts]
@@ -414,8 +412,8 @@ class Attack:
     return found
 
   def _keeps(self, text: Text, control: Sequence[int]) -> bool:
-    written = vocab.decode_response(self._tokenizer, text.before, control)
+    written = encoding.decode_response(self._tokenizer, text.before, control)
     return written.startswith(" ") and written == written.rstrip() and text.keeps(control, written)
 
   def _text(self, behaviour: int, control: Sequence[int]) -> str:
-    return vocab.decode_response(self._tokenizer, self._texts[behaviour][0].before, control)
+    return encoding.decode_response(self._tokenizer, self._texts[behaviour][0].before, control)

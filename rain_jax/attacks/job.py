@@ -6,6 +6,7 @@ controls found.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,8 +18,7 @@ from rain_jax.attacks import AttackError, Behaviour, behaviours_of, best_of_n, g
 from rain_jax.methods.session import Session
 from rain_jax.models.loading import load
 from rain_jax.policy.embedders import find_embedder
-from rain_jax.runs import directory, from_config
-from rain_jax.runs.versions import versions
+from rain_jax.runs import config_check, directory, from_config, manifest
 
 FILE = "attack.json"
 METHODS = ("gcg", "best_of_n")
@@ -41,6 +41,7 @@ def run(
     AttackError, tasks.DataError, directory.RunError, models.hf.CheckpointError,
     preferences.PreferenceError: one line each, saying what to do.
   """
+  config_check.check(config)
   settings = config["attack"]
   if settings["method"] not in METHODS:
     raise AttackError(
@@ -53,14 +54,12 @@ def run(
   records = from_config.records_of(config, task)
   paths = [config["model"]["path"], *settings["models"]]
   models = [load(path, config["model"]["dtype"]) for path in paths]
-  manifest = {
-    "config": config,
-    "model": [{"path": m.name, "fingerprint": m.fingerprint} for m in models],
-    "versions": versions(),
-  }
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
-  session_config = from_config.make_session_config(config, task, embedder)
-  out = directory.Run.open(workdir, manifest)
+  session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
+  name = config["tasks"][0]
+  made = manifest.make(config, models, {name: session_config}, {name: records})
+  out = directory.Run.open(workdir, made, check=lambda line: _fault(line, settings))
+  session_config = manifest.dated({name: session_config}, out.manifest)[name]
   try:
     if settings["method"] == "gcg":
       behaviours = behaviours_of(records, settings["target"])
@@ -74,6 +73,31 @@ def run(
     out.close()
   say(f"{settings['method']}: {won} of {len(found)} won; {pathlib.Path(workdir) / FILE}")
   return found
+
+
+def _fault(line: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+  """What is wrong with a line of an attack's results; "" if nothing is."""
+  kinds: dict[str, Any] = {"behaviour": str}
+  if settings["method"] == "best_of_n":
+    kinds |= {"round": int, "prompt": str, "response": str, "broken": bool}
+    most: dict[str, float] = {"round": settings["best_of_n"]["samples"] - 1}
+  else:
+    number = (int, float, type(None))
+    kinds |= {
+      "controls": str,
+      "loss": number,
+      "step": int,
+      "active": int,
+      "won": bool,
+      "done": bool,
+    }
+    most = {"step": settings["gcg"]["steps"], "active": math.inf}
+  for name, kind in kinds.items():
+    value: Any = line.get(name)
+    odd = isinstance(value, bool) != (kind is bool) or not isinstance(value, kind)
+    if name not in line or odd or (name in most and not 0 <= value <= most[name]):
+      return f"{name}={value!r:.40} is not of this attack"
+  return ""
 
 
 def _gcg(

@@ -1,7 +1,7 @@
 """The demo world: its rules, a generator of texts, and a judge that reads only the rules.
 
 A valley of villages. Every text is built from small word lists, so what is right is known by
-construction (design section 5):
+construction (docs/demo.md):
 
 * *Requests* (kinds ``harmful`` and ``benign``). A sentence does harm when it tells somebody to use
   a forbidden thing: a use verb, then a dangerous noun ("take the poison"). Neither word alone does

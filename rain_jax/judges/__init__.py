@@ -6,19 +6,19 @@ endpoints judge many responses together, see `Judge`. `panel` makes the judges o
 from their names.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.judges.endpoint import EndpointJudge
 from rain_jax.judges.models import FORMS, ModelJudge, PreferenceJudge
 from rain_jax.judges.rules import choice, demo_rules, refusal_prefixes, vader
-from rain_jax.judges.verdicts import Judge, Verdict, agreement, agreements, rate
+from rain_jax.judges.verdicts import CannotJudge, Judge, Verdict, agreement, agreements, rate
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
+from rain_jax.types import DataError, never, ranges
 
 __all__ = (
   "JUDGES",
+  "CannotJudge",
   "Judge",
   "Rule",
   "RuleJudge",
@@ -46,7 +46,7 @@ SLOW_JUDGES = (*FORMS, "sentiment", "preference:NAME", "endpoint:MEASURE")
 
 
 class RuleJudge:
-  """A rule as a judge of many."""
+  """A rule as a judge of many; prompts that it is not for stay unjudged."""
 
   def __init__(self, name: str):
     self.name, self.by = name, name
@@ -55,7 +55,10 @@ class RuleJudge:
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """See `Judge`."""
     for place, item in enumerate(items):
-      yield place, Verdict(self.rule(*item))
+      try:
+        yield place, Verdict(self.rule(*item))
+      except CannotJudge as why:
+        yield place, Verdict(unjudged=str(why))
 
 
 def find_judge(name: str) -> Rule:
@@ -65,7 +68,9 @@ def find_judge(name: str) -> Rule:
   return JUDGES[name]
 
 
-def panel(spec: str, settings: Mapping[str, Any]) -> list[Judge]:
+def panel(
+  spec: str, settings: Mapping[str, Any], stopping: Callable[[], bool] = never
+) -> list[Judge]:
   """The judges of a comma list, each NAME, or NAME=PATH for a checkpoint of one's own.
 
   Args:
@@ -74,13 +79,14 @@ def panel(spec: str, settings: Mapping[str, Any]) -> list[Judge]:
       `preference:positive`); `endpoint:MEASURE`. "none" and "" are nobody.
     settings: a run's configuration with `judging` and `endpoint`; judges are made, nothing
       is loaded or asked yet.
+    stopping: asked while an endpoint is waited for; True ends the judging with `types.Stopped`.
 
   Raises:
     DataError: an unknown judge, one twice, one without what it needs.
   """
   found: list[Judge] = []
   for part in filter(None, (part.strip() for part in spec.split(","))):
-    judge = _judge(part, settings)
+    judge = _judge(part, settings, stopping)
     if judge.name in [other.name for other in found]:
       raise DataError(f"judge={spec!r}: {judge.name} appears twice.")
     if judge.name != "none":
@@ -93,13 +99,16 @@ def takes_path(name: str) -> bool:
   return name in FORMS or name.partition(":")[0] in ("sentiment", "preference")
 
 
-def _judge(part: str, settings: Mapping[str, Any]) -> Judge:
+def _judge(part: str, settings: Mapping[str, Any], stopping: Callable[[], bool]) -> Judge:
   name, _, path = part.partition("=")
   kind, _, argument = name.partition(":")
   if kind == "endpoint":
-    return EndpointJudge(argument, settings["endpoint"])
+    return EndpointJudge(argument, settings["endpoint"], stopping=stopping)
   if kind == "sentiment":
     kind, argument = "preference", "positive"
+  wrong = ranges.fault(ranges.JUDGING, settings.get("judging", {}), "judging.")
+  if wrong:
+    raise DataError(wrong)
   if kind == "preference" and argument:
     if not path:
       raise DataError(f"judge {name!r} needs a checkpoint: {name}=PATH.")
@@ -113,11 +122,22 @@ def _judge(part: str, settings: Mapping[str, Any]) -> Judge:
 
 
 def rule_of(judges: Sequence[Judge]) -> Rule:
-  """All rules among the judges as one; where two answer the same measure, the first counts."""
+  """All rules among the judges as one; where two answer the same measure, the first counts.
+
+  It raises `CannotJudge` where none of them is for a prompt.
+  """
   rules = [judge.rule for judge in judges if isinstance(judge, RuleJudge)]
 
   def both(record: Record, response: str) -> dict[str, bool]:
-    answers = (rule(record, response) for rule in reversed(rules))
-    return functools.reduce(lambda a, b: a | b, answers, {})
+    answers: dict[str, bool] = {}
+    why = None
+    for rule in reversed(rules):
+      try:
+        answers |= rule(record, response)
+      except CannotJudge as error:
+        why = error
+    if why and not answers:
+      raise why
+    return answers
 
   return both

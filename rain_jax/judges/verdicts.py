@@ -6,6 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from rain_jax.tasks import Record
+from rain_jax.types import DataError
+
+
+class CannotJudge(DataError):
+  """A rule was asked about a prompt that it is not for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +31,13 @@ class Judge(Protocol):
 
   Attributes:
     name: as in config.judge.
-    by: what its verdicts depend on beside the response (prompt, checkpoint, ...).
   """
 
   name: str
-  by: str
+
+  @property
+  def by(self) -> str:
+    """What its verdicts depend on beside the response: prompt, checkpoint, and so on."""
 
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """The verdict on each (prompt, response), with its place, in any order."""

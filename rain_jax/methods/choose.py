@@ -6,18 +6,21 @@ import numpy as np
 
 from rain_jax.methods.session import Response, Session
 from rain_jax.policy.labels import label_ids, probabilities
+from rain_jax.tasks.readers import LABELS
 from rain_jax.types import NOT_FINITE
 
 
 def choose(
   session: Session,
-  labels: Sequence[str],
+  seed: int,
   skip: frozenset[str] = frozenset(),
   on_progress: Callable[[None], None] | None = None,
+  *,
+  labels: Sequence[str] = LABELS,
 ) -> Iterator[Response]:
   """Answers the session's prompts with the more probable of a few labels, without sampling.
 
-  `on_progress` is called after each batch, with None.
+  `on_progress` is called after each batch, with None; nothing depends on `seed`.
   """
   ids = [label_ids(session.loaded.tokenizer, (label,)) for label in labels]
   queries = [query for query in session.queries if query.record.id not in skip]

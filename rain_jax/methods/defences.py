@@ -8,52 +8,29 @@ import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax import judges, methods
+from rain_jax import judges
+from rain_jax.methods.sampling import vanilla
 from rain_jax.methods.session import Response, Session
 from rain_jax.tasks import Record
-from rain_jax.types import DataError
+from rain_jax.types import DataError, never, ranges
 
 KINDS = ("swap", "insert", "patch")
 SELF = "self"  # the model's own verdict, in place of a judge
 REFUSAL = "I'm sorry, but I can't help with that."
 
 _Told = Callable[[None], None] | None
-Method = Callable[[Session, int, frozenset[str], _Told], Iterator[Response]]
-
-
-def methods_of(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Method]:
-  """The defences among a run's methods, from config.smooth_llm and config.guard.
-
-  Each takes a session, the run's seed, the ids of prompts to leave out, and what is to be called
-  after each batch that is drawn, with None.
-
-  Raises:
-    DataError: a number or judge that cannot be used.
-  """
-  found: dict[str, Method] = {}
-  if "smooth_llm" in names:
-    smooth = SmoothLLM(**config["smooth_llm"])
-    if smooth.judge not in (SELF, *judges.JUDGES):
-      known = ", ".join((SELF, *judges.JUDGES))
-      raise DataError(f"smooth_llm.judge={smooth.judge!r}: expected one of {known}.")
-    decide = _harmful_by(smooth.judge, config, "smooth_llm")
-    found["smooth_llm"] = lambda session, *rest: smooth.run(session, decide, *rest)
-  if "guard" in names:
-    name = config["guard"]["judge"]
-    by = _harmful_by(name, config, "guard")
-    found["guard"] = lambda session, *rest: guard(session, by, name == SELF, *rest)
-  return found
-
-
 # From responses to: is it harmful? None where the judge gives no answer.
 _Decide = Callable[[Sequence[Response]], list[bool | None]]
 
 
-def _harmful_by(name: str, config: Mapping[str, Any], method: str) -> _Decide:
+def _harmful_by(
+  name: str, config: Mapping[str, Any], method: str, stopping: Callable[[], bool]
+) -> _Decide:
   if name == SELF:
     # Less than two good readings is no approval, as in the search.
-    return lambda responses: [response.verdict < 1 for response in responses]
-  panel = judges.panel(name, config)
+    harmful = lambda verdict: None if verdict is None else verdict < 1
+    return lambda responses: [harmful(response.verdict) for response in responses]
+  panel = judges.panel(name, config, stopping)
   if len(panel) != 1:
     raise DataError(f"{method}.judge={name!r}: expected one judge, or {SELF!r}.")
 
@@ -100,53 +77,11 @@ class SmoothLLM:
   judge: str = "refusal_prefixes"
 
   def __post_init__(self):
-    if self.copies < 1:
-      raise DataError(f"smooth_llm.copies={self.copies}: expected at least 1.")
-    if not 0 <= self.percent <= 100:
-      raise DataError(f"smooth_llm.percent={self.percent}: expected 0 to 100.")
+    wrong = ranges.fault(ranges.SMOOTH_LLM, vars(self), "smooth_llm.")
+    if wrong:
+      raise DataError(wrong)
     if self.kind not in KINDS:
       raise DataError(f"smooth_llm.kind={self.kind!r}: expected one of {', '.join(KINDS)}.")
-
-  def run(
-    self,
-    session: Session,
-    decide: _Decide,
-    seed: int,
-    skip: frozenset[str],
-    on_progress: _Told = None,
-  ) -> Iterator[Response]:
-    """Answers the session's prompts; a copy too long for the session has no vote."""
-    records = [q.record for q in session.queries if q.record.id not in skip]
-    copies = {r.id: self.perturbed(r, seed) for r in records}
-    smooth = session.serving([copy for some in copies.values() for copy in some])
-    answers = {copy.record.id: copy for copy in smooth.rejected}
-    drawn = methods.vanilla(smooth, seed, on_progress=on_progress)
-    for record in records:
-      names = [copy.id for copy in copies[record.id]]
-      while not all(name in answers for name in names):
-        answer = next(drawn)
-        answers[answer.record.id] = answer
-      yield self._vote(record, [answers.pop(name) for name in names], decide, seed)
-
-  def _vote(
-    self, record: Record, answers: Sequence[Response], decide: _Decide, seed: int
-  ) -> Response:
-    given = [answer for answer in answers if answer.error is None]
-    if not given:
-      return dataclasses.replace(answers[0], record=record)
-    harmful = decide(given)
-    # A copy that the judge says nothing of counts as harmful.
-    most = sum(one is not False for one in harmful) > len(given) / 2
-    agreeing = [a for a, one in zip(given, harmful) if (one is not False) == most]
-    chosen = _rng(seed, record.id, "vote").choice(agreeing)
-    work = {
-      name: sum(answer.counters.get(name, 0) for answer in given)
-      for name in ("model_calls", "tokens_forwarded")
-    }
-    if self.judge == SELF:
-      work = _with_verdicts(work, given)
-    counters = {**chosen.counters, **work, "copies": len(given)}
-    return dataclasses.replace(chosen, record=record, counters=counters)
 
   def perturbed(self, record: Record, seed: int) -> list[Record]:
     """The record's copies; what was said before its prompt stays as it is."""
@@ -157,6 +92,79 @@ class SmoothLLM:
       )
       for i in range(self.copies)
     ]
+
+
+def smooth_llm_options(
+  config: Mapping[str, Any], stopping: Callable[[], bool] = never
+) -> dict[str, Any]:
+  """The options of `smooth_llm` in a run's configuration, from config.smooth_llm.
+
+  Raises:
+    DataError: a number or judge that cannot be used.
+  """
+  settings = SmoothLLM(**config["smooth_llm"])
+  if settings.judge not in (SELF, *judges.JUDGES):
+    known = ", ".join((SELF, *judges.JUDGES))
+    raise DataError(f"smooth_llm.judge={settings.judge!r}: expected one of {known}.")
+  return {
+    "settings": settings,
+    "decide": _harmful_by(settings.judge, config, "smooth_llm", stopping),
+  }
+
+
+def smooth_llm(
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: _Told = None,
+  *,
+  settings: SmoothLLM,
+  decide: _Decide,
+) -> Iterator[Response]:
+  """Answers the session's prompts by SmoothLLM; a copy too long for the session has no vote.
+
+  Args:
+    session: with the prompts.
+    seed: of the run.
+    skip: ids of prompts to leave out.
+    on_progress: called after each batch that is drawn, with None.
+    settings: of the method.
+    decide: the judge.
+  """
+  records = [q.record for q in session.queries if q.record.id not in skip]
+  copies = {r.id: settings.perturbed(r, seed) for r in records}
+  smooth = session.serving([copy for some in copies.values() for copy in some])
+  answers = {copy.record.id: copy for copy in smooth.rejected}
+  drawn = vanilla(smooth, seed, on_progress=on_progress)
+  for record in records:
+    names = [copy.id for copy in copies[record.id]]
+    while not all(name in answers for name in names):
+      answer = next(drawn)
+      answers[answer.record.id] = answer
+    given = [answers.pop(name) for name in names]
+    yield _vote(record, given, decide, seed, settings.judge == SELF)
+
+
+def _vote(
+  record: Record, answers: Sequence[Response], decide: _Decide, seed: int, own: bool
+) -> Response:
+  """One of the copies' answers that agree with most; `own` verdicts are paid for."""
+  given = [answer for answer in answers if answer.error is None]
+  if not given:
+    return dataclasses.replace(answers[0], record=record)
+  harmful = decide(given)
+  # A copy that the judge says nothing of counts as harmful.
+  most = sum(one is not False for one in harmful) > len(given) / 2
+  agreeing = [a for a, one in zip(given, harmful) if (one is not False) == most]
+  chosen = _rng(seed, record.id, "vote").choice(agreeing)
+  work = {
+    name: sum(answer.counters.get(name, 0) for answer in given)
+    for name in ("model_calls", "tokens_forwarded")
+  }
+  if own:
+    work = _with_verdicts(work, given)
+  counters = {**chosen.counters, **work, "copies": len(given)}
+  return dataclasses.replace(chosen, record=record, counters=counters)
 
 
 def perturb(text: str, kind: str, percent: float, rng: random.Random) -> str:
@@ -179,13 +187,26 @@ def _rng(seed: int, *names: str) -> random.Random:
 # -- a guard ----------------------------------------------------------------------
 
 
+def guard_options(
+  config: Mapping[str, Any], stopping: Callable[[], bool] = never
+) -> dict[str, Any]:
+  """The options of `guard` in a run's configuration, from config.guard.
+
+  Raises:
+    DataError: a judge that cannot be used.
+  """
+  name = config["guard"]["judge"]
+  return {"decide": _harmful_by(name, config, "guard", stopping), "own": name == SELF}
+
+
 def guard(
   session: Session,
-  decide: _Decide,
-  own: bool,
   seed: int,
-  skip: frozenset[str],
+  skip: frozenset[str] = frozenset(),
   on_progress: _Told = None,
+  *,
+  decide: _Decide,
+  own: bool = False,
 ) -> Iterator[Response]:
   """Plain sampling after a judge: what it finds harmful becomes a refusal.
 
@@ -194,13 +215,13 @@ def guard(
 
   Args:
     session: with the prompts.
-    decide: the judge.
-    own: the judge is the model's own verdict, whose work counts; that of other models does not.
     seed: the same as of vanilla sampling gives the same answers after the guard.
     skip: ids of prompts to leave out.
     on_progress: called after each batch that is drawn, with None.
+    decide: the judge.
+    own: the judge is the model's own verdict, whose work counts; that of other models does not.
   """
-  drawn = list(methods.vanilla(session, seed, skip, on_progress))
+  drawn = list(vanilla(session, seed, skip, on_progress))
   yield from (answer for answer in drawn if answer.error is not None)  # nothing to judge
   answers = [answer for answer in drawn if answer.error is None]
   for answer, harmful in zip(answers, decide(answers)):

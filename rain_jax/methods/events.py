@@ -50,7 +50,7 @@ class Reader:
       for event in _of_frame(step.nodes, frame, self._root, self._trial):
         self._trial = _after(event, self._trial)
         yield event
-      self._root = frame.node if frame.kind == recording.COMMIT else self._root
+      self._root = self._root if frame.node is None else frame.node
     if step.response is not None:
       if self._trial:
         yield Event(REWIND, self._trial)
@@ -66,7 +66,7 @@ def _of_frame(
     path = recording.path(nodes, visit.node)
     text = "".join(nodes[node].text for node in path[path.index(root) + 1 :]) + visit.rollout
     yield from _replaced(trial, text, visit.verdict, visit.finish != _RUNNING)
-  elif frame.kind == recording.COMMIT:
+  elif frame.node is not None:  # a commit
     node = nodes[frame.node]
     if not trial.startswith(node.text):
       yield from _replaced(trial, node.text)

@@ -1,28 +1,33 @@
 """How well a model tells the two sides of a preference apart, on labelled examples.
 
 A search believes the model's own verdicts, so they should be known before hours are spent
-on one. The verdicts are those of the search, read by the same code (`methods.margins`).
+on one. The answers are those that a search would read (`policy.packed`).
 """
 
 import dataclasses
-import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from rain_jax import methods
 from rain_jax.demo import world
+from rain_jax.methods import calibrate
+from rain_jax.methods.answers import Answers
 from rain_jax.methods.session import Session, SessionConfig
+from rain_jax.methods.verdict_statistics import BAD, GOOD, measure
 from rain_jax.models.loading import LoadedModel
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
-from rain_jax.tasks.files import Row, read_rows
-from rain_jax.text import vocab
+from rain_jax.tasks.files import read_rows
+from rain_jax.tasks.rows import Row
+from rain_jax.text import encoding, vocab
 from rain_jax.types import DataError
 
-GOOD, BAD = "good", "bad"
-BINS = 10
+OWN_RESPONSES = 200  # that are sampled to fit a calibration without labels
+_OWN_TOKENS = 40  # of each at most
+
 # Which prompts of the demo world a bundled template is about.
 DEMO_KINDS = {
   "harmless": "harmful",
@@ -59,12 +64,15 @@ def load_examples(path: str) -> list[Example]:
 
 
 def _example(place: int, row: Row) -> Example:
-  found = {name: row.values.get(name) for name in ("prompt", "response", "label")}
-  for name, value in found.items():
+  names = ("prompt", "response", "label")
+  found: dict[str, str] = {}
+  for name in names:
+    value = row.values.get(name)
     if value is None:
-      raise DataError(f"{row.where}: {name!r} is missing; expected {', '.join(found)}.")
+      raise DataError(f"{row.where}: {name!r} is missing; expected {', '.join(names)}.")
     if not isinstance(value, str) or not value.strip():
       raise DataError(f"{row.where}: {name!r} is {value!r:.60}, expected text.")
+    found[name] = value
   if found["label"] not in (GOOD, BAD):
     raise DataError(f"{row.where}: label={found['label']!r:.60}: expected {GOOD!r} or {BAD!r}.")
   history = row.values.get("history", [])
@@ -106,131 +114,144 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
   return examples
 
 
-def margins(
-  loaded: LoadedModel, session_config: SessionConfig, examples: Sequence[Example]
-) -> np.ndarray:
-  """How much more probable the good label is than the bad one, float32[examples, readings].
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """A model asked about labelled examples.
+
+  Attributes:
+    preference: name and form.
+    good: bool[examples] the labels.
+    answers: what the model said.
+    found: `verdict_statistics.measure` of all examples, as the model says it.
+    calibration: what was fitted or given; None where there was nothing to fit on.
+    reported: bool[examples] which of them the two below are about: those not fitted on.
+    before: `measure` of these as the model says it; None without calibration.
+    after: `measure` of these, calibrated; None without.
+  """
+
+  preference: str
+  good: np.ndarray
+  answers: Answers
+  found: dict[str, Any]
+  calibration: Calibration | None = None
+  reported: np.ndarray | None = None
+  before: dict[str, Any] | None = None
+  after: dict[str, Any] | None = None
+
+
+def check(
+  loaded: LoadedModel,
+  session_config: SessionConfig,
+  examples: Sequence[Example],
+  labelled: bool = True,
+  seed: int = 0,
+) -> Check:
+  """Asks a model about examples, and measures its verdicts before and after calibration.
 
   Args:
     loaded: the model.
-    session_config: preference, format, limits and batch size; `max_response` follows the examples.
+    session_config: preference, format and limits of prompts. Its calibration is measured, on all
+      examples; without one it is fitted.
     examples: ids of their records are their places.
+    labelled: fit on a random half of either label, to report on the other; else on responses that
+      the model samples for the prompts, to report on all.
+    seed: of halves and samples.
 
   Raises:
     DataError: an example that the model cannot read.
     PreferenceError: the preference does not suit the tokenizer.
   """
-  tokens = {example.record.id: _tokens(loaded, session_config, example) for example in examples}
-  room = 32 * math.ceil(max(map(len, tokens.values())) / 32)
-  session_config = dataclasses.replace(session_config, max_response=room)
-  session = Session(loaded, session_config, [example.record for example in examples])
+  records = [example.record for example in examples]
+  session = _session(loaded, session_config, records, lambda one: f"example {int(one.id) + 1}")
+  asked = _ask(session, examples)
+  good = np.array([example.good for example in examples])
+  found = measure(good, asked.margins, asked.leads.mean(-1))
+  plain = Check(session_config.preference.label, good, asked, found)
+  reported, calibration = np.ones(len(good), bool), session_config.calibration
+  if calibration is None and not labelled:
+    calibration = fit_own(session, seed)
+  elif calibration is None:
+    fitted = calibrate.halves(good, seed)
+    if len(set(good[fitted])) < 2:
+      return plain
+    fits = calibrate.fit_labelled(asked.leads[fitted], good[fitted])
+    calibration = _calibration(session, fits, f"{fitted.sum()} labelled examples")
+    reported = ~fitted
+  leads, margins = asked.leads[reported], asked.margins[reported]
+  return dataclasses.replace(
+    plain,
+    calibration=calibration,
+    reported=reported,
+    before=measure(good[reported], margins, leads.mean(-1)),
+    after=measure(good[reported], calibration.margins(leads), calibration.log_odds(leads).mean(-1)),
+  )
+
+
+def fit_prompts(
+  loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record], seed: int
+) -> Calibration:
+  """Fits a calibration on responses that the model samples for prompts, without any label.
+
+  Raises:
+    As `check`.
+  """
+  session = _session(loaded, session_config, records, lambda record: f"prompt {record.id!r}")
+  return fit_own(session, seed)
+
+
+def fit_own(session: Session, seed: int) -> Calibration:
+  """As `fit_prompts`, for a session with the prompts."""
+  leads = calibrate.own_answers(session, seed, OWN_RESPONSES).leads
+  source = f"{len(leads)} responses of its own, without labels"
+  return _calibration(session, calibrate.fit_unlabelled(leads), source)
+
+
+def _calibration(session: Session, fits: Sequence[calibrate.Fit], source: str) -> Calibration:
+  return Calibration(
+    model=session.loaded.name,
+    fingerprint=session.loaded.fingerprint,
+    preference=session.config.preference.label,
+    template=session.preference.digest,
+    source=source,
+    offsets=tuple(round(fit.offset, 4) for fit in fits),
+    scales=tuple(round(fit.scale, 4) for fit in fits),
+  )
+
+
+def _session(
+  loaded: LoadedModel,
+  session_config: SessionConfig,
+  records: Sequence[Record],
+  name: Callable[[Record], str],
+) -> Session:
+  """A session for partial responses; a prompt that cannot be read is an error here."""
+  short = min(session_config.max_response, _OWN_TOKENS)
+  session = Session(loaded, dataclasses.replace(session_config, max_response=short), records)
   for rejected in session.rejected:
-    raise DataError(f"example {int(rejected.record.id) + 1}: {rejected.error}.")
-  found = dict(methods.margins(session, tokens))
-  for name, one in found.items():
-    if not np.isfinite(one).all():
+    raise DataError(f"{name(rejected.record)}: {rejected.error}.")
+  return session
+
+
+def _ask(session: Session, examples: Sequence[Example]) -> Answers:
+  """What the model says of examples, in their order and without calibration."""
+  tokens = [(example.record.id, _tokens(session, example)) for example in examples]
+  found = methods.answers(session, tokens)
+  for example, finite in zip(examples, np.isfinite(found.leads).all(-1)):
+    if not finite:
       raise DataError(
-        f"example {int(name) + 1}: the model's output is not finite; try another model.dtype,"
-        " and check the weights."
+        f"example {int(example.record.id) + 1}: the model's output is not finite; try another"
+        " model.dtype, and check the weights."
       )
-  return np.stack([found[example.record.id] for example in examples])
+  return found
 
 
-def _tokens(loaded: LoadedModel, session_config: SessionConfig, example: Example) -> list[int]:
+def _tokens(session: Session, example: Example) -> list[int]:
   """The response's tokens, after the space that separates it from the prompt."""
-  apart = example.response[:1].isspace() or session_config.preference.conversation[-1:].isspace()
+  before = session.config.preference.conversation[-1:]
+  apart = example.response[:1].isspace() or before.isspace()
   try:
-    return vocab.encode_continuation(
-      loaded.tokenizer, example.response if apart else f" {example.response}"
+    return encoding.encode_continuation(
+      session.loaded.tokenizer, example.response if apart else f" {example.response}"
     )
   except ValueError as error:
     raise DataError(f"example {int(example.record.id) + 1}: {error}") from None
-
-
-def labels(examples: Sequence[Example]) -> np.ndarray:
-  """bool[examples] which of them are good."""
-  return np.array([example.good for example in examples])
-
-
-def measure(good: np.ndarray, margins: np.ndarray) -> dict[str, Any]:
-  """What the verdicts are worth.
-
-  Args:
-    good: bool[examples] the labels.
-    margins: float[examples, readings].
-
-  Returns:
-    `all`, `good` and `bad`, each with `examples`, `accuracy` (the search's verdict is on the
-    label's side; a tie is not), `soft_accuracy` (the mean margin is), `ties` (a verdict of 0:
-    the readings differ) and the mean `margin`; a share of no examples is None. `readings`: the
-    accuracy of each reading alone. `calibration`: by tenths of the margin's range, `examples`,
-    mean `margin`, and the share of `good` ones, which is (1 + margin) / 2 where probabilities
-    mean what they say; `calibration_error` is the mean distance from that.
-  """
-  soft = margins.mean(-1)
-  said = margins > 0
-  verdict = 2 * said.mean(-1) - 1
-  signs = np.where(good, 1, -1)
-
-  def group(rows: np.ndarray) -> dict[str, Any]:
-    share = lambda values: float(np.mean(values[rows])) if rows.any() else None
-    return {
-      "examples": int(rows.sum()),
-      "accuracy": share(np.sign(verdict) == signs),
-      "soft_accuracy": share(np.sign(soft) == signs),
-      "ties": share(verdict == 0),
-      "margin": share(soft),
-    }
-
-  place = np.clip(((soft + 1) / 2 * BINS).astype(int), 0, BINS - 1)
-  bins = []
-  for number in range(BINS):
-    rows = place == number
-    if rows.any():
-      bins.append(
-        {
-          "from": 2 * number / BINS - 1,
-          "to": 2 * (number + 1) / BINS - 1,
-          "examples": int(rows.sum()),
-          "margin": float(soft[rows].mean()),
-          "good": float(good[rows].mean()),
-        }
-      )
-  off = [b["examples"] * abs(b["good"] - (1 + b["margin"]) / 2) for b in bins]
-  return {
-    "all": group(np.ones(len(good), bool)),
-    GOOD: group(good),
-    BAD: group(~good),
-    "readings": [float(np.mean(one == good)) for one in said.T],
-    "calibration": bins,
-    "calibration_error": sum(off) / len(good),
-  }
-
-
-def table(found: Mapping[str, Any]) -> str:
-  """The numbers of `measure`, to be read in a terminal."""
-  percent = lambda value: "-" if value is None else f"{100 * value:.1f}%"
-  signed = lambda value: "-" if value is None else f"{value:+.2f}"
-  groups = [found[name] for name in ("all", GOOD, BAD)]
-  row = lambda name, key, show: f"{name:<34}" + "".join(f"{show(g[key]):>8}" for g in groups)
-  lines = [
-    f"{'':<34}{'all':>8}{GOOD:>8}{BAD:>8}",
-    row("examples", "examples", str),
-    row("verdict on the label's side", "accuracy", percent),
-    row("probabilities on the label's side", "soft_accuracy", percent),
-    row("ties", "ties", percent),
-    row("mean margin", "margin", signed),
-  ]
-  if len(found["readings"]) > 1:
-    ties = found["all"]["ties"]
-    alone = ", ".join(map(percent, found["readings"]))
-    lines.append(
-      f"the orders of the options agree on {percent(1 - ties)}; alone they are right on {alone}"
-    )
-  lines += ["", f"{'margin':<16}{'examples':>10}{'good':>9}{'expected':>10}"]
-  for one in found["calibration"]:
-    span = f"{one['from']:+.1f} to {one['to']:+.1f}"
-    expected = percent((1 + one["margin"]) / 2)
-    lines.append(f"{span:<16}{one['examples']:>10}{percent(one['good']):>9}{expected:>10}")
-  lines.append(f"calibration error {percent(found['calibration_error'])}")
-  return "\n".join(lines)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,9 +15,11 @@ from rain_jax.methods import recording
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
-from rain_jax.parallel.batch_sharding import ROWS, WHOLE, fetch
-from rain_jax.text import vocab
+from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.text import encoding
 
+T = TypeVar("T")
 STEPS = 16  # at most, between two looks at the slots
 STEPS_SHARDED = (
   4  # where shards know nothing of each other, and a slot that has ended waits so long
@@ -46,7 +48,7 @@ class BatchProgress:
   """What a batch of searches has done so far for the prompts that it is at.
 
   Attributes:
-    lane: which batch, of those that run side by side.
+    worker: which batch, of those that run side by side.
     slots: prompts it has room for.
     busy: prompts it is at.
     response_tokens: committed for them.
@@ -54,7 +56,7 @@ class BatchProgress:
     rewinds: of their searches.
   """
 
-  lane: int
+  worker: int
   slots: int
   busy: int
   response_tokens: int
@@ -76,47 +78,67 @@ def rain(
     skip: ids of prompts to leave out.
     on_progress: called every few steps.
   """
+
+  def look(worker, ended, state):
+    return [_searched(session, result, state) for result in ended], _progress(worker, state)
+
+  for responses, progress in searches(session, seed, look, skip):
+    yield from responses
+    if on_progress:
+      on_progress(progress)
+
+
+def searches(
+  session: Session,
+  seed: int,
+  look: Callable[[int, list[decode.Result], decode.DecodeState], T],
+  skip: frozenset[str] = frozenset(),
+) -> Iterator[T]:
+  """The searches of `rain`, in batches side by side that take up prompts as slots come free.
+
+  Args:
+    session: with the prompts.
+    seed: of the run.
+    look: is told every few steps of one batch: which it is, what has ended in it, and its state.
+    skip: ids of prompts to leave out.
+
+  Yields:
+    What `look` returns.
+  """
   queries = [q for q in session.queries if q.record.id not in skip]
   if not queries:
     return
   items = workers.Shared((q, q.key(seed), q) for q in queries)
-  count, slots = session.lanes
-  ending = threading.Lock()
-  streams = [_lane(session, lane, slots, items, ending) for lane in range(count)]
-  with contextlib.closing(workers.merged(streams)) as found:
-    for responses, progress in found:
-      yield from responses
-      if on_progress:
-        on_progress(progress)
+  count, slots = session.workers
+  looking = threading.Lock()
+
+  def batch(worker: int) -> Iterator[T]:
+    rounds = decode.rounds(
+      _empty_slots(session, slots),
+      session.lm,
+      session.params,
+      session.config.search,
+      items,
+      functools.partial(_begin, session),
+      sharding=session.sharding,
+      max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
+    )
+    for ended, state in rounds:
+      with looking:  # or two batches might compile the same program
+        found = look(worker, ended, state)
+      yield found
+
+  with contextlib.closing(workers.merged([batch(worker) for worker in range(count)])) as found:
+    yield from found
 
 
-def _lane(
-  session: Session, lane: int, slots: int, items: Iterator[Any], ending: threading.Lock
-) -> Iterator[tuple[list[Response], BatchProgress]]:
-  """One batch of searches: every few steps what ended in them, and a look at the others."""
-  rounds = decode.rounds(
-    _empty_slots(session, slots),
-    session.lm,
-    session.params,
-    session.config.search,
-    items,
-    functools.partial(_begin, session),
-    spread=session.spread,
-    max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
-  )
-  for ended, state in rounds:
-    with ending:  # or two lanes might compile the same program
-      responses = [_searched(session, result, state) for result in ended]
-    yield responses, _progress(lane, state)
-
-
-def _progress(lane: int, state: decode.DecodeState) -> BatchProgress:
+def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
   active, length, rewinds, forwarded = fetch(
     (state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens)
   )
   of_active = lambda counts: int(counts[active].sum())
   return BatchProgress(
-    lane,
+    worker,
     active.size,
     of_active(active),
     of_active(length),
@@ -165,12 +187,21 @@ def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
   They are bound to those places from the first step on, as all later states are by the
   weights: a state that is not yet bound would have every program compiled once more.
   """
-  if session.spread is None:
-    (weight, *_) = jax.tree.leaves(session.params["model"])
-    places = weight.sharding
-  else:
-    places = session.spread.shardings
-  return jax.jit(lambda: session.empty(slots), out_shardings=places)()
+  (weight, *_) = jax.tree.leaves(session.params["model"])
+  dtype = session.params["evaluating_prefix"].keys.dtype
+  return _emptying(session.lm, slots, dtype, session.sharding or weight.sharding)()
+
+
+@functools.lru_cache(maxsize=16)
+def _emptying(
+  lm: LanguageModel, slots: int, dtype: Any, place: BatchSharding | jax.sharding.Sharding
+) -> Callable[[], decode.DecodeState]:
+  """Makes empty slots; the program is compiled once."""
+  places = place.shardings if isinstance(place, BatchSharding) else place
+  empty = lambda: decode.init(
+    slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response
+  )
+  return jax.jit(empty, out_shardings=places)
 
 
 def _begin(
@@ -184,7 +215,7 @@ def _begin(
     slot = np.array([share if s is None else s % share for s in now], np.int32)
     queries = [None if s is None else fresh[s] for s in now]
     prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
-    state = _start(state, session.lm, session.params, slot, *prompts, session.spread)
+    state = _start(state, session.lm, session.params, slot, *prompts, session.sharding)
   return state
 
 
@@ -203,7 +234,7 @@ def _searched(session: Session, result: decode.Result, state: decode.DecodeState
 
 def _recorder(session: Session, query: Query) -> recording.Recorder:
   # A few tokens before a piece are enough to tell how it continues them.
-  piece = lambda before, ids: vocab.decode_response(
+  piece = lambda before, ids: encoding.decode_response(
     session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
   )
   return recording.Recorder(session.config.search, piece, lambda ids: session.decoded(query, ids))
@@ -215,7 +246,7 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
     response=response.text,
     finish=response.finish_reason,
     verdict=response.verdict,
-    preference=session.config.preference.name,
+    preference=session.config.aligned_with,
     counters=response.counters,
     search=dataclasses.asdict(session.config.search),
     nodes=recorder.nodes,
@@ -224,14 +255,14 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
   return dataclasses.replace(response, recording=whole)
 
 
-@functools.partial(jax.jit, static_argnames=("lm", "spread"), donate_argnames="state")
-def _start(state, lm, params, slot, proposing, evaluating, spread):
+@functools.partial(jax.jit, static_argnames=("lm", "sharding"), donate_argnames="state")
+def _start(state, lm, params, slot, proposing, evaluating, sharding):
   """Begins one prompt in each shard; rows of no shard's slot begin nothing."""
 
   def own(state, params, slot, proposing, evaluating):
     slot, proposing, evaluating = jax.tree.map(lambda a: a[0], (slot, proposing, evaluating))
     return state.replace(model=lm.start(params, state.model, slot, proposing, evaluating))
 
-  if spread is not None:
-    own = spread.map(own, WHOLE, ROWS, ROWS, ROWS)
+  if sharding is not None:
+    own = sharding.map(own, WHOLE, ROWS, ROWS, ROWS)
   return own(state, params, slot, proposing, evaluating)

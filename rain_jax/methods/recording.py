@@ -9,13 +9,14 @@ those of a `Recording` never are.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.types import SearchConfig
+from rain_jax.types import Array, SearchConfig
 
 SEARCH, COMMIT, END = "search", "commit", "end"  # kinds of frames
 _READ = (
@@ -32,6 +33,15 @@ _READ = (
   "prior",
   "page",
 )
+
+
+class Numbers(NamedTuple):
+  """What the tree knows of a node, see `rain_jax.tree.Tree`."""
+
+  visit_weight: float
+  visits: int
+  value: float
+  prior: float
 
 
 @dataclasses.dataclass
@@ -87,7 +97,7 @@ class Frame:
     kind: SEARCH, COMMIT, or END for a search that had nothing left to commit.
     visits: leaves visited; one, unless `SearchConfig.leaves` says otherwise.
     grown: nodes that grew a child (dynamic node addition).
-    changed: [node, n, f, q, p] of nodes that are new or whose numbers changed.
+    changed: [node, *`Numbers`] of nodes that are new or whose numbers changed.
     similar: [visited, sibling, similarity] of siblings that shared a verdict.
     rewound: the leaf from which the search went back, or None.
     node: the node committed, or None.
@@ -115,7 +125,7 @@ class Recording:
     response: the text that was committed.
     finish: why it ended.
     verdict: the model's own on the whole response.
-    preference: name of what it was aligned with.
+    preference: what it was aligned with, see `SessionConfig.aligned_with`.
     counters: work done.
     search: the search's hyperparameters.
     nodes: every token set the search ever proposed, parents before children.
@@ -144,20 +154,24 @@ class Recording:
     ]
     return cls(**{**value, "nodes": [Node(**node) for node in value["nodes"]], "frames": frames})
 
-  def numbers(self, frame: int) -> dict[int, tuple[float, int, float, float]]:
-    """(n, f, q, p) of the nodes in the tree after a frame; negative frames from the end.
+  def numbers(self, frame: int) -> dict[int, Numbers]:
+    """The numbers of the nodes in the tree after a frame; negative frames from the end.
 
     Committed token sets above the root are no longer in the tree.
     """
     last = range(len(self.frames))[frame]
-    known: dict[int, tuple] = {}
+    known: dict[int, Numbers] = {}
     root = 0
     for one in self.frames[: last + 1]:
-      known |= {node: tuple(numbers) for node, *numbers in one.changed}
+      known |= {node: Numbers(*numbers) for node, *numbers in one.changed}
       root = one.node if one.node is not None else root
     above = self.path(root)[:-1]
-    gone = lambda node: self.nodes[node].died is not None and self.nodes[node].died <= last
-    return {node: n for node, n in known.items() if node not in above and not gone(node)}
+
+    def gone(node: int) -> bool:
+      died = self.nodes[node].died
+      return died is not None and died <= last
+
+    return {node: one for node, one in known.items() if node not in above and not gone(node)}
 
   def path(self, node: int) -> list[int]:
     """Nodes from the empty response to `node`, both included."""
@@ -193,7 +207,7 @@ class Recorder:
     self._ids = {0: 0}  # id in the arrays -> place in `nodes`
     self._root = 0
     self._leaf: int | None = None  # visited last, unless discarded since
-    self._numbers: dict[int, tuple] = {}
+    self._numbers: dict[int, Numbers] = {}
 
   def tokens(self, node: int) -> list[int]:
     """Token ids from the start of the response to the end of `node`."""
@@ -229,10 +243,10 @@ class Recorder:
       self.frames.append(Frame(step, END))
       return self.frames[-1:]
     moves = [node for node in self._path(root) if node not in self._path(self._root)]
-    frames = []
+    frames: list[Frame] = []
     for node in moves:
-      _, f, q, _ = self._numbers[node]
-      trusted = f > self.config.min_visits and q > self.config.value_threshold
+      best = self._numbers[node]
+      trusted = best.visits > self.config.min_visits and best.value > self.config.value_threshold
       first = "room" if full else "trusted" if trusted else "limit"
       frame = Frame(step, COMMIT, node=node, reason="inherited" if frames else first)
       place = len(self.frames)
@@ -247,7 +261,7 @@ class Recorder:
       frames.append(frame)
     self._root = root
     self._ids = {i: node for i, node in self._ids.items() if tree["alive"][i]}
-    self._numbers = {node: n for node, n in self._numbers.items() if node in self._ids.values()}
+    self._numbers = {i: one for i, one in self._numbers.items() if i in self._ids.values()}
     frames[-1].changed = self._changed(tree)
     return frames
 
@@ -267,15 +281,15 @@ class Recorder:
 
   def _changed(self, tree: Mapping[str, np.ndarray]) -> list[list]:
     now = {
-      node: (
-        float(tree["visit_weight"][i]),
-        int(tree["visits"][i]),
-        float(tree["value"][i]),
-        float(tree["prior"][i]),
+      node: Numbers(
+        visit_weight=float(tree["visit_weight"][i]),
+        visits=int(tree["visits"][i]),
+        value=float(tree["value"][i]),
+        prior=float(tree["prior"][i]),
       )
       for i, node in self._ids.items()
     }
-    changed = [[node, *n] for node, n in sorted(now.items()) if self._numbers.get(node) != n]
+    changed = [[node, *one] for node, one in sorted(now.items()) if self._numbers.get(node) != one]
     self._numbers = now
     return changed
 
@@ -291,7 +305,7 @@ class Recorder:
       response=self._whole(before + rollout) if finish != types.RUNNING else None,
     )
 
-  def _similar(self, frame: Frame, before: Mapping[int, tuple]) -> list[list]:
+  def _similar(self, frame: Frame, before: Mapping[int, Numbers]) -> list[list]:
     """Siblings whose visit weight grew by a share: [on the path, sibling, similarity]."""
     on_path = {node for visit in frame.visits for node in self._path(visit.node)}
     of_parent = {self.nodes[node].parent: node for node in on_path}
@@ -299,42 +313,37 @@ class Recorder:
       [
         of_parent[self.nodes[node].parent],
         node,
-        (n - before[node][0]) / self.config.similarity_weight,
+        (weight - before[node].visit_weight) / self.config.similarity_weight,
       ]
-      for node, n, f, _, _ in frame.changed
-      if node in before and n > before[node][0] and f == before[node][1]
+      for node, weight, visits, _, _ in frame.changed
+      if node in before and weight > before[node].visit_weight and visits == before[node].visits
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Watching:
-  """A model, with what it was asked and what it answered kept aside."""
+class _Seen(NamedTuple):
+  """What the model was asked in a step, and what it answered, for the leaves of each tree.
 
-  model: types.Model
-  seen: dict
+  mode, leaf_page, value, finish: [B, W]; finish of the text after the rollout.
+  rollout: int32[B, W, R] tokens, then NO_TOKEN; R is 0 for a model without rollouts.
+  """
 
-  def evaluate(self, params, state, request, keys):
-    if hasattr(self.model, "evaluate_with_draft"):
-      answer, draft, state = self.model.evaluate_with_draft(params, state, request, keys)
-      rollout, finish = draft.rollout, draft.rollout_finish
-    else:  # no language model: no rollouts to show
-      answer, state = self.model.evaluate(params, state, request, keys)
-      rollout, finish = answer.tokens[:, :, 0, :0], request.finish
-    self.seen.update(
-      mode=request.mode,
-      leaf_page=request.leaf_page,
-      value=answer.value,
-      rollout=rollout,
-      finish=finish,
-    )
-    return answer, state
+  mode: Array
+  leaf_page: Array
+  value: Array
+  rollout: Array
+  finish: Array
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
-def _iterate(state, model, params, config):
-  """`decode.iterate`, with what the model was asked and answered: (state, due, full, seen)."""
-  seen = {}
-  state, due, info = decode.iterate(state, _Watching(model, seen), params, config)
+def _iterate(
+  state: decode.DecodeState, model: types.Model, params: Any, config: SearchConfig
+) -> tuple[decode.DecodeState, Array, Array, _Seen]:
+  """`decode.iterate`: (state, due, full, seen)."""
+  state, due, info = decode.iterate(state, model, params, config)
+  asked, answer = info.request, info.answer
+  none = types.Rollout(jnp.zeros(asked.mode.shape + (0,), jnp.int32), asked.finish)
+  rollout = none if answer.rollout is None else answer.rollout
+  seen = _Seen(asked.mode, asked.leaf_page, answer.value, rollout.tokens, rollout.finish)
   return state, due, info.full, seen
 
 
@@ -361,7 +370,7 @@ def advance(
   state, due, full, seen = _iterate(state, model, params, config)
   # Copies: the buffers are donated to what comes next.
   due, full = np.array(due), np.array(full)
-  seen = {name: np.array(array) for name, array in seen.items()}
+  seen = {name: np.array(array) for name, array in seen._asdict().items()}
   trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
   of = lambda arrays, slot: {name: array[slot] for name, array in arrays.items()}
   frames = {

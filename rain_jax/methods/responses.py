@@ -1,6 +1,7 @@
 """The model's own verdict on responses that are there, and the `Response`s made of both."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,8 +9,11 @@ import numpy as np
 from rain_jax import types
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
-from rain_jax.policy import common, whole_responses
+from rain_jax.policy import whole_responses
 from rain_jax.policy.usage import ROLES
+from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
+from rain_jax.text.vocab import TokenTables
 
 
 def self_evaluate(
@@ -23,37 +27,22 @@ def self_evaluate(
   return [a[: len(queries)] for a in fetch(answer)]
 
 
-def margins(
-  session: Session, responses: Mapping[str, Sequence[int]]
-) -> Iterator[tuple[str, np.ndarray]]:
-  """How the model judges responses, whole or partial, that are there already.
-
-  Args:
-    session: with the prompts.
-    responses: by the prompt's id, tokens as they continue it, `max_response` at most;
-      of any of the session's prompts.
-
-  Yields:
-    The id, and float32[readings] how much more probable the good label is.
-  """
-  others = frozenset(q.record.id for q in session.queries) - responses.keys()
-  for queries in session.batches(others):
-    tokens = [responses[query.record.id] for query in queries]
-    _, found, _ = _judged(session, queries, tokens, [types.RUNNING] * len(queries))
-    yield from zip([query.record.id for query in queries], found[:, 0])
-
-
-def _judged(session: Session, queries, tokens, finish) -> list[np.ndarray]:
+def _judged(
+  session: Session,
+  queries: Sequence[Query],
+  tokens: Sequence[Sequence[int]],
+  finish: Sequence[int],
+) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` on one response to each query."""
   R = session.config.max_response
-  rows = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
+  rows: Any = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
   for row, ids in enumerate(tokens):
     rows[row, 0, : len(ids)] = ids
-  finish = np.asarray(finish, np.int32)
-  text = fetch(_text_of(session.params["tables"], rows))
-  zeros = np.zeros(len(queries), np.int32)
-  length = np.array([[len(ids)] for ids in tokens], np.int32)
-  drawn = whole_responses.Samples(rows, length, finish[:, None], text, zeros, zeros)
+  ended: Any = np.asarray(finish, np.int32)[:, None]
+  text = fetch(text_of(session.params["tables"], rows))
+  zeros: Any = np.zeros(len(queries), np.int32)
+  length: Any = np.array([[len(ids)] for ids in tokens], np.int32)
+  drawn = whole_responses.Samples(rows, length, ended, text, zeros, zeros)
   return self_evaluate(session, queries, drawn)
 
 
@@ -101,5 +90,6 @@ def work_of(calls, tokens) -> dict[str, int]:
 
 
 @jax.jit
-def _text_of(tables, tokens):
-  return common.advance_all(tables, common.empty_text(tokens.shape[:-1]), tokens)
+def text_of(tables: TokenTables, tokens: jax.Array) -> ScanState:
+  """The `ScanState` [...] after tokens int32[..., R]."""
+  return scanner.advance_all(tables, scanner.empty(tokens.shape[:-1]), tokens)

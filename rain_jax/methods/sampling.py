@@ -1,7 +1,8 @@
 """Whole responses sampled from a session's model: plain sampling, and the best of N."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from rain_jax.methods.responses import responded, self_evaluate, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
 from rain_jax.policy import whole_responses
+from rain_jax.preferences import CompiledPreference
 from rain_jax.types import DataError
 
 _ROUND = 16  # samples of a prompt that are drawn side by side
@@ -32,7 +34,7 @@ def vanilla(
   for queries, drawn in samples(session, seed, 1, skip):
     work = [work_of([c], [t]) for c, t in zip(drawn.calls, drawn.forwarded)]
     tokens = [t[0, : n[0]].tolist() for t, n in zip(drawn.tokens, drawn.length)]
-    yield from responded(session, queries, tokens, drawn.finish[:, 0], work)
+    yield from responded(session, queries, tokens, drawn.finish[:, 0].tolist(), work)
     if on_progress:
       on_progress(None)
 
@@ -40,9 +42,10 @@ def vanilla(
 def best_of_n(
   session: Session,
   seed: int,
-  samples: int,
   skip: frozenset[str] = frozenset(),
   on_progress: Callable[[None], None] | None = None,
+  *,
+  samples: int,
 ) -> Iterator[Response]:
   """Samples N responses per prompt and returns the one the model judges best.
 
@@ -52,10 +55,25 @@ def best_of_n(
   Raises:
     DataError: fewer than 1 sample.
   """
+  for queries, chosen, finish, work in best(session, seed, skip, on_progress, samples=samples):
+    yield from responded(session, queries, chosen, finish, work)
+    if on_progress:
+      on_progress(None)
+
+
+def best(
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[None], None] | None = None,
+  *,
+  samples: int,
+) -> Iterator[tuple[list[Query], list[list[int]], list[int], list[dict[str, int]]]]:
+  """As `best_of_n`: batches of queries, with the chosen tokens, why they end, and the work."""
   if samples < 1:
     raise DataError(f"samples={samples}: expected 1 or more.")
   for queries in session.batches(skip):
-    best: list[_Best] = [((-math.inf, -math.inf), [], types.FAILED)] * len(queries)
+    chosen: list[_Best] = [((-math.inf, -math.inf), [], types.FAILED)] * len(queries)
     calls, tokens = np.zeros((2, len(queries)), int)
     for first in range(0, samples, _ROUND):
       size, keep = min(samples, _ROUND), min(_ROUND, samples - first)
@@ -64,17 +82,14 @@ def best_of_n(
       calls += drawn.calls + 1
       # The last round may draw more than is left; only what is kept is counted.
       tokens += np.ceil(keep / size * (drawn.forwarded + judged)).astype(int)
-      best = [
-        max([best[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
+      chosen = [
+        max([chosen[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
         for row in range(len(queries))
       ]
       if on_progress and first + size < samples:
         on_progress(None)
-    _, chosen, finish = zip(*best)
     work = [{**work_of([c], [t]), "samples": samples} for c, t in zip(calls, tokens)]
-    yield from responded(session, queries, chosen, finish, work)
-    if on_progress:
-      on_progress(None)
+    yield queries, [ids for _, ids, _ in chosen], [finish for *_, finish in chosen], work
 
 
 def _rated(drawn: whole_responses.Samples, value, margin, row: int) -> list[_Best]:
@@ -95,12 +110,39 @@ def samples(
     yield queries, _sample(session, queries, seed, 0, samples)
 
 
-def sample_cost(session: Session, length: float) -> float:
-  """Tokens forwarded to sample and judge one response of `length` tokens.
+def equal_samples(
+  session: Session,
+  options: Mapping[str, Any],
+  results: Callable[[str], Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:
+  """The options of `best_of_n`: N as given, or as many as RAIN's forwarded tokens pay for.
+
+  Args:
+    session: with the prompts.
+    options: `samples`, 0 for RAIN's compute.
+    results: lines of results by the method's name.
+
+  Raises:
+    DataError: RAIN's compute is not known.
+  """
+  if options["samples"]:
+    return dict(options)
+  rain = [r["counters"] for r in results("rain") if "counters" in r]
+  if not rain:
+    raise DataError("best_of_n.samples=0 means RAIN's compute: add rain to methods, or set N.")
+  shown = [r["counters"] for r in results("vanilla") if "counters" in r] or rain
+  paid = float(np.mean([c["tokens_forwarded"] for c in rain]))
+  length = float(np.mean([c["response_tokens"] for c in shown]))
+  return {"samples": samples_paid(session.preference, paid, length)}
+
+
+def samples_paid(preference: CompiledPreference, tokens: float, length: float) -> int:
+  """How many responses of `length` tokens are sampled and judged for so many forwarded tokens.
 
   What all samples of a prompt share (prompt and prefix) is left out.
   """
-  return 2 * length + sum(len(ids) for ids in session.preference.suffix_ids)
+  cost = 2 * length + sum(len(ids) for ids in preference.suffix_ids)
+  return max(1, round(tokens / cost))
 
 
 def _sample(

@@ -8,28 +8,44 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import logging
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from rain_jax import decode
 from rain_jax.methods.recording import Recording
-from rain_jax.models import arrays
+from rain_jax.models import backend
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
-from rain_jax.policy.self_evaluation import Override
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Correction, Override, make_params
+from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
-from rain_jax.text import vocab
+from rain_jax.text import encoding, vocab
 from rain_jax.text.formats import Format
-from rain_jax.types import VARIANTS, DataError, SearchConfig
+from rain_jax.text.printable import one_line
+from rain_jax.types import (
+  VARIANTS,
+  DataError,
+  SearchConfig,
+  hyperparameters,
+  is_unicode,
+  ranges,
+)
+
+_LOG = logging.getLogger(__name__)
+# Of models whose texts are longer than they were made for; each run loads its own.
+_TOLD: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +63,10 @@ class SessionConfig:
     embedder: makes path embeddings; see `rain_jax.policy.embedders`.
     verdict_noise: share of the search's verdicts that flip their sign (ablation).
     soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
+    calibration: takes the model's bias out of its verdicts; None takes them as they are.
 
   Raises:
-    DataError: a length or a batch of less than 1.
+    DataError: a number outside its range.
   """
 
   format: Format
@@ -62,11 +79,30 @@ class SessionConfig:
   embedder: Any = HiddenStates()
   verdict_noise: float = 0.0
   soft_verdicts: bool = False
+  calibration: Calibration | None = None
 
   def __post_init__(self):
-    for name in ("max_prompt", "max_response", "batch_size"):
-      if getattr(self, name) < 1:
-        raise DataError(f"{name}={getattr(self, name)}: expected 1 or more.")
+    wrong = ranges.fault(ranges.SESSION, vars(self))
+    if wrong:
+      raise DataError(wrong)
+
+  @property
+  def aligned_with(self) -> str:
+    """The preference, its form and calibration, for people."""
+    if self.calibration is None:
+      return self.preference.label
+    return f"{self.preference.label} ({self.calibration.described()})"
+
+  def compiled(self, loaded: LoadedModel) -> CompiledPreference:
+    """The preference for a model's tokenizer.
+
+    Raises:
+      PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
+    """
+    compiled = compile_preference(self.preference, loaded.tokenizer)
+    if self.calibration is not None:
+      self.calibration.check(loaded.fingerprint, self.preference.label, compiled.digest)
+    return compiled
 
 
 def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> SearchConfig:
@@ -74,7 +110,7 @@ def search_config(variant: str, overrides: Mapping[str, Any], embedder: Any) -> 
   if variant not in VARIANTS:
     raise DataError(f"search.variant={variant!r}: expected one of {', '.join(VARIANTS)}.")
   chosen = {name: value for name, value in overrides.items() if value is not None}
-  fields = {field.name for field in dataclasses.fields(SearchConfig)}
+  fields = hyperparameters()
   for name in chosen:
     if name not in fields:
       raise DataError(
@@ -147,7 +183,7 @@ class Session:
   def __init__(self, loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record]):
     self.loaded, self.config = loaded, session_config
     config, tokenizer = loaded.model.config, loaded.tokenizer
-    self.preference: CompiledPreference = compile_preference(session_config.preference, tokenizer)
+    self.preference: CompiledPreference = session_config.compiled(loaded)
     self.prefix_ids = session_config.format.prefix_ids(tokenizer)
     ends = session_config.format.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
@@ -164,8 +200,14 @@ class Session:
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=session_config.verdict_noise)
+    correction = None
+    if session_config.calibration is not None:
+      correction = Correction(
+        jnp.asarray(session_config.calibration.offsets, jnp.float32),
+        jnp.asarray(session_config.calibration.scales, jnp.float32),
+      )
     self.params = make_params(
-      loaded.model.params, tables, self.lm, self.prefix_ids, override, self.mesh
+      loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh
     )
 
   @property
@@ -185,14 +227,14 @@ class Session:
     return self.shards * math.ceil(size / self.shards)
 
   @property
-  def lanes(self) -> tuple[int, int]:
+  def workers(self) -> tuple[int, int]:
     """How many batches of searches run side by side, and the slots of each."""
     if self.mesh is not None:
       return 1, self.slots
-    return workers.layout(arrays.in_caches(self.loaded.model.params), self.slots)
+    return workers.layout(backend.in_caches(self.params["model"]), self.slots)
 
   @functools.cached_property
-  def spread(self) -> BatchSharding | None:
+  def sharding(self) -> BatchSharding | None:
     """How a search lies over the mesh, if there is one."""
     if self.mesh is None:
       return None
@@ -208,8 +250,18 @@ class Session:
   def plan(self) -> memory_plan.Plan:
     """The memory that a search for its prompts will need."""
     prefix = self.params["proposing_prefix"].keys.shape[-2]
-    count, slots = self.lanes
-    return memory_plan.plan(self.loaded.model, self.lm, count * slots, prefix, self.mesh)
+    count, slots = self.workers
+    return memory_plan.plan(
+      self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh
+    )
+
+  def searching(self, search: SearchConfig) -> "Session":
+    """The same session with other hyperparameters of the search."""
+    other = copy.copy(self)
+    other.__dict__.pop("sharding", None)  # of the old state
+    other.config = dataclasses.replace(self.config, search=search)
+    other.lm = dataclasses.replace(self.lm, search=search)
+    return other
 
   def serving(self, records: Sequence[Record]) -> "Session":
     """The same session for other prompts, as if it had been made for them.
@@ -232,20 +284,45 @@ class Session:
       else:
         self.rejected.append(answer)
     longest = max((max(len(q.proposing), len(q.evaluating)) for q in self.queries), default=1)
+    self._check_context()
     room = longest if self.config.fit_prompts else self.config.max_prompt
     self.max_prompt = 32 * math.ceil(room / 32)
+
+  def _check_context(self) -> None:
+    """Tells once a run that texts are longer than the model was made for; ends it beyond twice."""
+    context, asked = self.loaded.model.config.context, max(map(len, self.preference.suffix_ids))
+    before, judged = len(self.prefix_ids), len(self.preference.prefix_ids) + asked
+    lengths = [max(before + len(q.proposing), judged + len(q.evaluating)) for q in self.queries]
+    longest = max(lengths, default=-self.config.max_response) + self.config.max_response
+    if longest <= context:
+      return
+    said = (
+      f"{one_line(self.loaded.name)}: prompt, response and the verdict's question take up to"
+      f" {longest} tokens, the model was made for {context}"
+    )
+    if longest > 2 * context:
+      raise DataError(f"{said}: lower limits.max_prompt or limits.max_response.")
+    if self.loaded.tokenizer not in _TOLD:
+      _TOLD.add(self.loaded.tokenizer)
+      _LOG.warning("%s; what it writes and judges beyond these may be wrong", said)
 
   def _query(self, record: Record) -> Query | Response:
     """A prompt's tokens, or the response that says why it is rejected."""
     reject = lambda why: Response(record, "", [], "rejected", None, {}, why)
+    for name, text in (
+      ("id", record.id),
+      *(("text", text) for text in (*record.history, record.prompt)),
+    ):
+      if not is_unicode(text):
+        return reject(f"half of a character in its {name} (a surrogate without its pair)")
     if not record.prompt.strip():
       return reject("empty prompt")
     said = (record.prompt, record.history)
     try:
       proposing, last = self.config.format.encode(self.loaded.tokenizer, *said)
       evaluating = list(self.preference.conversation_ids(*said))
-    except DataError:
-      raise
+    except DataError as error:  # its chat template, which takes other conversations
+      return reject(str(error))
     except ValueError as error:
       return reject(f"cannot be tokenised: {error}")
     longest, limit = max(len(proposing), len(evaluating)), self.config.max_prompt
@@ -257,7 +334,7 @@ class Session:
     """Token ids of a prompt as it is "proposing" or "evaluating", after that side's prefix.
 
     Raises:
-      ValueError: if the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     if side == "evaluating":
       return list(self.preference.conversation_ids(prompt, history))
@@ -278,15 +355,11 @@ class Session:
   def prompts(self, queries: Sequence[Query | None], side: str) -> Prompt:
     """The "proposing" or "evaluating" side of queries, fields [B, ...]; None is an empty prompt."""
     ids = [getattr(query, side) if query else [] for query in queries]
-    tokens = np.zeros((len(ids), self.max_prompt), np.int32)
-    for row, one in enumerate(ids):
-      tokens[row, : len(one)] = one
-    length = np.array([len(one) for one in ids], np.int32)
-    return Prompt(tokens, length, np.array([bool(q and q.ends) for q in queries]))
+    return padded(ids, [bool(q and q.ends) for q in queries], self.max_prompt)
 
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
     """Response tokens as text, without stop string and white space around it."""
     prompt = list(self.prefix_ids) + query.proposing
-    text = vocab.decode_response(self.loaded.tokenizer, prompt, ids)
+    text = encoding.decode_response(self.loaded.tokenizer, prompt, ids)
     ends = [text.find(stop) for stop in self.config.format.stop if stop in text]
     return text[: min(ends)].strip() if ends else text.strip()

@@ -1,13 +1,23 @@
-"""How many bytes arrays take, and how many there are."""
+"""Small helpers for arrays: rows picked by masks and indices, and how many bytes there are."""
 
 import math
-import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-_CACHED = 32 << 20  # bytes of weights that a processor's caches hold, about
+from rain_jax.parallel import machine
+
+
+def where(mask: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+  """`jnp.where` with a mask of fewer axes, aligned at the front."""
+  return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+
+
+def gather(array: jax.Array, index: jax.Array) -> jax.Array:
+  """array[b, index[b, w]] for array [B, V, ...] and index [B, W], negatives as 0."""
+  return jax.vmap(lambda a, i: a[i])(array, jnp.maximum(index, 0))
 
 
 def nbytes(tree: Any, places: Any = None) -> int:
@@ -25,14 +35,9 @@ def nbytes(tree: Any, places: Any = None) -> int:
   return sum(jax.tree.leaves(jax.tree.map(size, tree, *([] if places is None else [places]))))
 
 
-def in_caches(weights: Any) -> bool:
-  """Whether they are read from a processor's caches: a small model's, on a CPU."""
-  return jax.default_backend() == "cpu" and nbytes(weights) <= _CACHED
-
-
 def bytes_available() -> int:
-  """Bytes of the first device's memory, or of the host's where devices have none of their own."""
+  """Bytes of the first device's memory, or what the host gives where devices have none."""
   stats = jax.local_devices()[0].memory_stats()
   if stats and "bytes_limit" in stats:
     return stats["bytes_limit"]
-  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return machine.memory()

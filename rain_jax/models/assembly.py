@@ -15,9 +15,20 @@ import numpy as np
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import Model, abstract_model
 from rain_jax.models.sharding import Rules, flatten, logical_axes, shardings, unflatten
+from rain_jax.text.printable import one_line
 
 Layout = Mapping[str, tuple[str, str]]
 """For each of our parameters a file's name and axes of its tensor, `a*b` being two axes as one."""
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that is missing, incomplete or not what its config says.
+
+  What its files hold may stand in the message, which is one printable line whatever that is.
+  """
+
+  def __init__(self, message: str):
+    super().__init__(one_line(message, 1000))
 
 
 class Tensors(Protocol):
@@ -107,7 +118,17 @@ def _read_layer(
   split = [axis for dim in dims for axis in dim]
   shape = [len(range(*cut[axis].indices(size[axis]))) for axis in split]
   block = tensors.read(name.format(layer=layer), theirs).reshape(shape)
+  # Not left for the first response to find: in 8 bits a NaN would become an innocent 0.
+  _check_finite(block, name.format(layer=layer))
   return block.transpose([split.index(axis) for axis in axes])
+
+
+def _check_finite(block: np.ndarray, name: str) -> None:
+  if not np.isfinite(block.astype(np.float32)).all():
+    raise CheckpointError(
+      f"tensor {name} holds values that are no finite numbers, or none in {block.dtype}; the"
+      " checkpoint is damaged: download or convert it again"
+    )
 
 
 def quantize(weight: np.ndarray, inputs: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +178,9 @@ class _Reader:
     channels = self._axes.get(f"{place}/channel_scale")
     if kind == "bias" or channels is None:
       block = _read_layer(self._tensors, self._layouts[source], layer, axes, size, cut)
-      return block.astype(self._leaves[path].dtype)
+      small = block.astype(self._leaves[path].dtype)
+      _check_finite(small, self._layouts[source][0].format(layer=layer))  # it may hold less
+      return small
     # A channel's scale needs all of its inputs, also where a shard keeps only some of them.
     whole = {axis: cut[axis] if axis in channels else slice(None) for axis in axes}
     block = _read_layer(self._tensors, self._layouts[source], layer, axes, size, whole)

@@ -1,4 +1,4 @@
-"""Attention of new tokens over segments of context that the query's rows share (design section 4).
+"""Attention of new tokens over segments of context that the query's rows share (docs/architecture.md, section 4).
 
 A tree search reads the same context for many rows at once: a fixed prefix for all, a committed
 text per tree, a path per leaf, a scratch per row. Each is a `Segment` with only the batch axes
@@ -11,7 +11,7 @@ one softmax over all scores this took the same time on CPU (within 2% for 0.9M a
 
 Caches have room for the longest text, and most of it is empty. On a CPU a segment that says how
 much of it is used is attended to block by block, and the empty blocks are left out: the same sums,
-for a block of masked keys adds zeros. A GPU would wait for the host once per block, so it reads all.
+for a block of masked keys adds zeros.
 """
 
 import functools
@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from rain_jax.models import backend
+
 NO_POSITION = -1
 """The position of an empty key slot, or of a query token that is padding."""
 
@@ -30,8 +32,7 @@ _MASKED = -1e30  # Finite: a query that sees nothing gets a mean of values, not 
 _BLOCK = 64  # key slots attended to at once where `used` is known; see docs/performance.md
 
 
-@struct.dataclass
-class KV:
+class KV(struct.PyTreeNode):
   """Keys and values of new tokens, for the caller to store; H counts key-value heads.
 
   keys, values: [num_layers, *batch, H, T, D] in the compute dtype, keys already rotated.
@@ -45,8 +46,7 @@ class KV:
     return Segment(self.keys, self.values, positions, used)
 
 
-@struct.dataclass
-class Segment:
+class Segment(struct.PyTreeNode):
   """One stretch of context, shared by the query's batch axes that it lacks.
 
   Its batch axes are a prefix of the query's: () shared by all, (B,) per tree, (B, W) per leaf,
@@ -143,8 +143,9 @@ def _join(parts: Sequence[_Partial]) -> _Partial:
   """Attention over all that the parts attended to."""
   highest = functools.reduce(jnp.maximum, (part.highest for part in parts))
   weights = [jnp.exp(part.highest - highest) for part in parts]
-  total = sum(w * part.total for w, part in zip(weights, parts, strict=True))
-  mixed = sum(w[..., None] * part.mixed for w, part in zip(weights, parts, strict=True))
+  pairs = list(zip(weights, parts, strict=True))
+  total = functools.reduce(jnp.add, (w * part.total for w, part in pairs))
+  mixed = functools.reduce(jnp.add, (w[..., None] * part.mixed for w, part in pairs))
   return _Partial(highest, total, mixed)
 
 
@@ -157,7 +158,7 @@ def _attend_blocks(
 ) -> _Partial:
   """`_attend_segment` over the blocks that hold a used slot, where that is cheaper."""
   slots = keys.shape[-2]
-  if used is None or slots < 2 * _BLOCK or jax.default_backend() != "cpu":
+  if used is None or slots < 2 * _BLOCK or not backend.skips_empty_blocks():
     return _attend_segment(query, keys, values, mask)
 
   def step(number, before):

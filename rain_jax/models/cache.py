@@ -17,8 +17,7 @@ from rain_jax.models.attention import KV, NO_POSITION, Segment
 from rain_jax.models.config import ModelConfig
 
 
-@flax.struct.dataclass
-class PathCache:
+class PathCache(flax.struct.PyTreeNode):
   """Context and pool of B trees.
 
   Attributes:
@@ -38,8 +37,7 @@ class PathCache:
   pooled: jax.Array
 
 
-@flax.struct.dataclass
-class Paths:
+class Paths(flax.struct.PyTreeNode):
   """Texts that start from the context: W paths through each of B trees, and a tail.
 
   Attributes:
@@ -222,29 +220,46 @@ def commit(
     tokens: int32[B, L].
     length: int32[B].
   """
-  S = cache.tokens.shape[-1]
-  B, L = tokens.shape
   held = jnp.maximum(page, 0)
   stored = jnp.take_along_axis(cache.pooled, held[:, None], axis=-1)[:, 0]
-  move = mask & (page >= 0) & stored & (cache.cached >= cache.length)
-  inside = jnp.arange(L) < length[:, None]
-  at = cache.length[:, None] + jnp.arange(L)
-  rows = jnp.arange(B)
+  rows = jnp.arange(tokens.shape[0])
+  taken = jax.tree.map(lambda pool: pool[:, rows, held], cache.pool)  # [layers, B, H, L, D]
+  return append(cache, mask, tokens, length, taken, jnp.where((page >= 0) & stored, length, 0))
 
-  def put(context, pool):
-    taken = pool[:, rows, held]  # [layers, B, H, L, D]
-    place = jnp.where(inside & move[:, None], at, S)
-    fresh = jnp.moveaxis(taken, (0, 3), (2, 1))  # [B, L, layers, H, D]
-    return context.at[:, rows[:, None], :, place].set(fresh, mode="drop")
 
-  place = jnp.where(inside & mask[:, None], at, S)
+def append(
+  cache: PathCache,
+  mask: jax.Array,
+  tokens: jax.Array,
+  length: jax.Array,
+  kv: KV,
+  read: jax.Array,
+) -> PathCache:
+  """Appends tokens to the context of the trees in `mask` bool[B], with what is cached of them.
+
+  Args:
+    cache: the cache.
+    mask: bool[B].
+    tokens: int32[B, T].
+    length: int32[B] how many there are.
+    kv: keys and values [layers, B, H, T, D] of the first of them.
+    read: int32[B] how many have keys and values; none count after a context that has gaps.
+  """
+  S, T = cache.tokens.shape[-1], tokens.shape[-1]
+  rows, at = jnp.arange(tokens.shape[0]), cache.length[:, None] + jnp.arange(T)
+  read = jnp.where(mask & (cache.cached >= cache.length), read, 0)
+  first = lambda count: jnp.where(jnp.arange(T) < count[:, None], at, S)
+  place, known = first(jnp.where(mask, length, 0)), first(read)
+
+  def put(context, new):
+    fresh = jnp.moveaxis(new, (0, 3), (2, 1))  # [B, T, layers, H, D]
+    return context.at[:, rows[:, None], :, known].set(fresh, mode="drop")
+
   return cache.replace(
-    context=KV(
-      put(cache.context.keys, cache.pool.keys), put(cache.context.values, cache.pool.values)
-    ),
+    context=jax.tree.map(put, cache.context, kv),
     tokens=cache.tokens.at[rows[:, None], place].set(tokens, mode="drop"),
     length=cache.length + jnp.where(mask, length, 0),
-    cached=cache.cached + jnp.where(move, length, 0),
+    cached=cache.cached + read,
   )
 
 

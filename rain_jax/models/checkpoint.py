@@ -18,10 +18,12 @@ from rain_jax.models import gguf, gguf_tokenizer, hf
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.hf import CheckpointError
 from rain_jax.models.llama import Model, abstract_model
-from rain_jax.models.sharding import Rules, shardings
+from rain_jax.models.sharding import Rules, flatten, shardings
+from rain_jax.text.printable import one_line
 
 _MARKER = "rain_model.json"
 _PARAMS = "params"
+_DTYPES = ("float32", "bfloat16", "int8")
 _COPIED = ("config.json", "generation_config.json", *hf.TOKENIZER_FILES)
 _CHUNK_BYTES = 1 << 24
 
@@ -90,9 +92,15 @@ def restore(
     )
     with ocp.StandardCheckpointer(restore_concurrent_gb=largest // 10**9 + 1) as checkpointer:
       params = checkpointer.restore(folder / _PARAMS, target)
-  except (OSError, ValueError) as error:
-    reason = " ".join(str(error).split())[:200]
-    raise CheckpointError(f"{folder / _PARAMS}: incomplete or damaged ({reason})") from error
+  except Exception as error:  # Orbax lets whatever happens below it through
+    raise CheckpointError(
+      f"{folder / _PARAMS}: incomplete or damaged ({one_line(error, 200)})"
+    ) from error
+  for name, leaf in flatten(params).items():
+    if not jnp.isfinite(leaf).all():
+      raise CheckpointError(
+        f"{folder / _PARAMS}: {name} holds values that are no finite numbers; convert it anew"
+      )
   return Model(config, model.graphdef, params)
 
 
@@ -108,6 +116,8 @@ def _read_marker(folder: pathlib.Path) -> tuple[jnp.dtype, ModelConfig]:
   """The dtype and the config of a converted checkpoint."""
   marker = hf.read_json(folder / _MARKER)
   try:
+    if marker["param_dtype"] not in _DTYPES:
+      raise ValueError(f"param_dtype = {marker['param_dtype']!r:.60}")
     return jnp.dtype(marker["param_dtype"]), ModelConfig.from_json(marker["config"])
   except (KeyError, TypeError, ValueError) as error:
     raise CheckpointError(f"{folder / _MARKER}: not a model description ({error!r})") from error
@@ -163,7 +173,7 @@ def fingerprint(folder: str | pathlib.Path) -> str:
   elif (folder / _MARKER).is_file():
     files = sorted(path for path in (folder / _PARAMS).rglob("*") if path.is_file())
   else:
-    files = hf.weight_files(folder)
+    files = list(hf.weight_files(folder))
   digest = hashlib.sha256()
   for path in files:
     digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())

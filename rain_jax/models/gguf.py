@@ -196,7 +196,7 @@ def _config(file: GGUFFile) -> ModelConfig:
       qk_norm=architecture == "qwen3",
       sliding_window=window,
       sliding_layers=() if window is None else (True,) * layers,
-      eos_ids=tuple(sorted(ends - {None})),
+      eos_ids=tuple(sorted(end for end in ends if end is not None)),
       bos_id=file.token_id("tokenizer.ggml.bos_token_id", vocab),
       max_position=file.count(key("context_length"), 2048),
     )

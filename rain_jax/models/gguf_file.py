@@ -275,10 +275,10 @@ def _read_header(path: pathlib.Path, cursor: _Cursor, library: Any) -> GGUFFile:
   alignment = metadata.get("general.alignment", _ALIGNMENT)
   if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
     raise cursor.damaged(f"general.alignment = {alignment!r:.80}, expected a power of two")
-  found = [_tensor_entry(cursor, library) for _ in range(tensors)]
+  listed = [_tensor_entry(cursor, library) for _ in range(tensors)]
   data = -(-cursor.at // alignment) * alignment
   table: dict[str, Tensor] = {}
-  for name, tensor in found:
+  for name, tensor in listed:
     if name in table:
       raise cursor.damaged(f"two tensors {name!r}")
     tensor = dataclasses.replace(tensor, start=data + tensor.start)

@@ -124,12 +124,13 @@ def _byte_level(
       raise CheckpointError(f"{file.path}: {_KEY}merges has {merge!r:.80}, expected known tokens")
     merges.append((left, right))
   backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(vocab=ids, merges=merges, ignore_merges=rule in _WHOLE)
+    tokenizers.models.BPE(vocab=dict(ids), merges=merges, ignore_merges=rule in _WHOLE)
   )
+  split: pre_tokenizers.PreTokenizer | None = None
   if rule in _SPLITS:
     split = pre_tokenizers.Split(tokenizers.Regex(_SPLITS[rule]), behavior="isolated")
-  else:
-    split = pre_tokenizers.Digits(individual_digits=True) if rule in _DIGITS else None
+  elif rule in _DIGITS:
+    split = pre_tokenizers.Digits(individual_digits=True)
   level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule not in _SPLITS)
   backend.pre_tokenizer = level if split is None else pre_tokenizers.Sequence([split, level])
   backend.decoder = decoders.ByteLevel()
@@ -152,7 +153,7 @@ def _sentencepiece(
   merges.sort(key=lambda merge: merge[0])
   backend = tokenizers.Tokenizer(
     tokenizers.models.BPE(
-      vocab=ids,
+      vocab=dict(ids),
       merges=[pair for _, pair in merges],
       unk_token=unknown,
       fuse_unk=True,

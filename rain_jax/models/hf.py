@@ -4,10 +4,12 @@ Names map to ours in the table `LAYOUT`.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 import textwrap
@@ -22,7 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rain_jax.models.assembly import Layout, assemble, dims_of
+from rain_jax.models.assembly import CheckpointError, Layout, assemble, dims_of
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import Model, Params, abstract_model
 from rain_jax.models.sharding import Rules, flatten, logical_axes
@@ -75,10 +77,6 @@ TOKENIZER_FILES = (
 """Patterns of the files from which a tokenizer is built."""
 
 
-class CheckpointError(ValueError):
-  """A checkpoint that is missing, incomplete or not what its config says."""
-
-
 def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
   """The local folder or GGUF file of a checkpoint: `source` itself, or what it stands for.
 
@@ -91,10 +89,13 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
   """
   if str(source).startswith(PACKAGE):
     return _in_package(str(source).removeprefix(PACKAGE))
-  folder = pathlib.Path(source).expanduser()
-  if folder.is_dir() or folder.is_file():
+  try:
+    folder = pathlib.Path(source).expanduser()
+  except RuntimeError as error:  # ~ of nobody
+    raise CheckpointError(f"{source}: {error}; give the whole path") from None
+  if os.path.isdir(folder) or os.path.isfile(folder):
     return folder
-  if folder.exists() or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
+  if os.path.exists(folder) or folder.suffix == ".gguf" or not _HUB_NAME.fullmatch(str(source)):
     raise CheckpointError(
       f"{source}: expected a checkpoint folder, a GGUF file or {PACKAGE}NAME, and there is none"
       " by this name; fix the path (of a run: --config.model.path)"
@@ -157,8 +158,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """The contents of a JSON file. Raises CheckpointError if it is no JSON object."""
   try:
     contents = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+  except (ValueError, RecursionError) as error:
+    reason = "nested too deep" if isinstance(error, RecursionError) else error
+    raise CheckpointError(f"{path}: not valid JSON ({reason})") from error
   if not isinstance(contents, dict):
     raise CheckpointError(f"{path}: expected a JSON object, found {type(contents).__name__}")
   return contents
@@ -168,6 +170,10 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
   """The model config of a checkpoint folder. Raises CheckpointError if it cannot be used."""
   path = folder / "config.json"
   if not path.is_file():
+    if files := sorted(folder.glob("*.gguf")):
+      raise CheckpointError(
+        f"{folder}: no config.json, but GGUF files: give the path of one, such as {files[0]}"
+      )
     raise CheckpointError(f"{folder}: no config.json, so this is not a Hugging Face checkpoint")
   config, generation = read_json(path), folder / "generation_config.json"
   extra = read_json(generation) if generation.is_file() else None
@@ -177,17 +183,28 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     raise CheckpointError(f"{folder}: {error}") from error
 
 
-def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of a checkpoint folder, in order of name.
+def weight_files(folder: pathlib.Path) -> dict[pathlib.Path, frozenset[str] | None]:
+  """The safetensors files of a checkpoint folder, in order of name, with the tensors of each.
+
+  None stands for all of a file's tensors, where no index says which are to be read from it.
 
   Raises:
-    CheckpointError: there are none, or some that the index names are missing.
+    CheckpointError: there are none, or the index is damaged, or names files that are missing or
+      outside the folder.
   """
   if (index := folder / _INDEX).is_file():
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+      raise CheckpointError(f"{index}: no weight_map from tensors to files; download it again")
+    names = sorted(set(places.values()))
+    if outside := [name for name in names if pathlib.PurePath(name).name != name or ".." in name]:
+      raise CheckpointError(f"{index}: names {outside[0]!r}, which is no file of this folder")
+    files: dict[str, frozenset[str] | None] = {
+      name: frozenset(t for t, p in places.items() if p == name) for name in names
+    }
   else:
-    names = [_SINGLE]
-  missing = [name for name in names if not (folder / name).is_file()]
+    files = {_SINGLE: None}
+  missing = [name for name in files if not os.path.isfile(folder / name)]  # any name, however odd
   if missing == [_SINGLE]:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
       raise CheckpointError(
@@ -195,9 +212,9 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
         "convert them to safetensors"
       )
     raise CheckpointError(f"{folder}: no {_SINGLE} and no {_INDEX}, expected one of them")
-  if missing or not names:
+  if missing or not files:
     raise CheckpointError(f"{folder}: {_INDEX} names {missing or 'no files'}, not in the folder")
-  return [folder / name for name in names]
+  return {folder / name: tensors for name, tensors in files.items()}
 
 
 class _Tensors:
@@ -206,15 +223,35 @@ class _Tensors:
   def __init__(self, folder: pathlib.Path, stack: contextlib.ExitStack):
     self._folder = folder
     self._file: dict[str, tuple[pathlib.Path, Any]] = {}
-    for path in weight_files(folder):
+    for path, wanted in weight_files(folder).items():
       try:
         handle = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
       except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or damaged safetensors file ({error})") from error
-      self._file.update((name, (path, handle)) for name in handle.keys())
+      # A tensor may lie in two files; the index says which one counts.
+      own = (name for name in handle.keys() if wanted is None or name in wanted)
+      self._file.update((name, (path, handle)) for name in own)
+
+  def untied_head(self) -> bool:
+    """Whether there is an output table that differs from the input table in any value."""
+    head, table = LAYOUT["head/weight"][0], LAYOUT["embedding/weight"][0]
+    if head not in self._file or table not in self._file:
+      return False
+    slices = [self._file[name][1].get_slice(name) for name in (head, table)]
+    shape = slices[1].get_shape()
+    if slices[0].get_shape() != shape or any(s.get_dtype() not in _DTYPES for s in slices):
+      return True  # and `check` says what is wrong with it
+    rows = shape[0] if shape else 0
+    read = lambda name, part: self.read(name, (part,)).astype(np.float32)
+    pieces = (slice(begin, min(begin + 4096, rows)) for begin in range(0, rows, 4096))
+    return any(not np.array_equal(read(head, p), read(table, p)) for p in pieces)
 
   def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raises CheckpointError unless the tensors are those expected, in name, shape and dtype."""
+    if heads := self._file.keys() & {"score.weight", "classifier.weight"}:
+      raise CheckpointError(
+        f"{self._folder}: {heads.pop()} makes this a classifier, expected a language model"
+      )
     for name, shape in expected.items():
       if name not in self._file:
         raise CheckpointError(
@@ -274,9 +311,17 @@ def load(
   folder = resolve(source, revision)
   config = read_config(folder)
   with contextlib.ExitStack() as stack:
+    tensors = _Tensors(folder, stack)
+    if config.tie_embeddings and tensors.untied_head():
+      _LOG.warning(
+        "%s: config.json ties the output table to the input table, and the file's lm_head.weight"
+        " differs from it: the file's own is used",
+        folder,
+      )
+      config = dataclasses.replace(config, tie_embeddings=False)
     return assemble(
       config,
-      _Tensors(folder, stack),
+      tensors,
       LAYOUT,
       param_dtype=param_dtype,
       compute_dtype=compute_dtype,

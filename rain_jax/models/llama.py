@@ -1,11 +1,8 @@
-"""The LLaMA decoder as a pure function of parameters, tokens and context (design section 4).
+"""The LLaMA decoder as a pure function of parameters, tokens and context (docs/architecture.md, section 4).
 
 It reads context keys and values and returns only those of the new tokens; the caller stores them.
 Layers are stacked on a leading axis and run by one `lax.scan`, in which the context is an input and
 never an output, so that no step rewrites it.
-
-Every weight is declared once, in the constructor of its module: logical axes with their sizes, and
-from them shape, initial values, abstract tree and shardings.
 """
 
 import dataclasses
@@ -22,143 +19,10 @@ from jax import lax
 from rain_jax.models import attention
 from rain_jax.models.attention import KV, Segment
 from rain_jax.models.config import ModelConfig
+from rain_jax.models.modules import Linear, Norm, Table
 
 Params = Mapping[str, Any]
 """Nested dict of arrays, the parameters of a `Llama`."""
-
-
-def _declare(
-  axes: Mapping[str, int], init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
-) -> nnx.Param:
-  """One weight: its logical axes with their sizes, its initial values and dtype."""
-  return nnx.Param(init(rngs.params(), tuple(axes.values()), dtype), axes=tuple(axes))
-
-
-def _declare_matrix(
-  axes: Mapping[str, int], inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any
-) -> tuple[nnx.Param, nnx.Param | None]:
-  """A matrix that sums over `inputs`, and the scale of each output channel if it is int8.
-
-  Random int8 values would be of no use, so these start at zero, to be filled by a loader.
-  """
-  if jnp.issubdtype(dtype, jnp.floating):
-    init = nnx.initializers.normal(math.prod(inputs.values()) ** -0.5)
-    return _declare(axes, init, rngs, dtype), None
-  channels = {axis: size for axis, size in axes.items() if axis not in inputs}
-  return (
-    _declare(axes, nnx.initializers.zeros, rngs, dtype),
-    _declare(channels, nnx.initializers.ones, rngs, jnp.float32),
-  )
-
-
-def _small_dtype(param_dtype: Any) -> Any:
-  """The dtype of norms and biases: they stay float32 beside int8 matrices."""
-  return param_dtype if jnp.issubdtype(param_dtype, jnp.floating) else jnp.float32
-
-
-def _product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-  """rows [..., inputs] times matrix [outputs, inputs] -> float32 [..., outputs].
-
-  With two axes each, XLA reads the matrix as it lies; and, on a CPU, faster for a vector than for
-  a matrix of one row.
-  """
-  product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-  if math.prod(rows.shape[:-1]) == 1:
-    return product(matrix, rows.reshape(-1)).reshape(*rows.shape[:-1], -1)
-  return product(rows, matrix.T)
-
-
-class Linear(nnx.Module):
-  """Product of the trailing `inputs` axes of x with a weight [layers, *inputs, *outputs].
-
-  A layer that `unstack` made may have it as [*outputs, *inputs], which the call has to say.
-  """
-
-  def __init__(
-    self,
-    layers: int,
-    inputs: Mapping[str, int],
-    outputs: Mapping[str, int],
-    *,
-    bias: bool,
-    param_dtype: Any,
-    rngs: nnx.Rngs,
-  ):
-    self.num_inputs = len(inputs)
-    stack = {"layers": layers}
-    self.weight, self.channel_scale = _declare_matrix(
-      {**stack, **inputs, **outputs}, inputs, rngs, param_dtype
-    )
-    self.bias = (
-      _declare({**stack, **outputs}, nnx.initializers.zeros, rngs, _small_dtype(param_dtype))
-      if bias
-      else None
-    )
-
-  def __call__(self, x: jax.Array, transposed: bool) -> jax.Array:
-    """x [..., *inputs] -> float32 [..., *outputs], for the parameters of one layer."""
-    weight = self.weight[...].astype(x.dtype)
-    if transposed:
-      inputs = math.prod(weight.shape[-self.num_inputs :])
-      rows = x.reshape(*x.shape[: x.ndim - self.num_inputs], inputs)
-      y = _product(rows, weight.reshape(-1, inputs))
-      y = y.reshape(*rows.shape[:-1], *weight.shape[: -self.num_inputs])
-    else:
-      y = jnp.tensordot(x, weight, self.num_inputs, preferred_element_type=jnp.float32)
-    if self.channel_scale is not None:
-      y = y * self.channel_scale[...]
-    return y if self.bias is None else y + self.bias[...]
-
-
-class Table(nnx.Module):
-  """One row per token of the vocabulary, read as an embedding or as the directions of logits."""
-
-  def __init__(self, vocab: int, embed: int, *, param_dtype: Any, rngs: nnx.Rngs):
-    self.weight, self.channel_scale = _declare_matrix(
-      {"vocab": vocab, "embed": embed}, {"embed": embed}, rngs, param_dtype
-    )
-
-  def rows(self, tokens: jax.Array, dtype: Any) -> jax.Array:
-    """int32 [...] -> [..., embed]. Ids outside the vocabulary, as in padding, read its ends.
-
-    Float [..., vocab] are mixtures of tokens; one-hot, they give what their ids give.
-    """
-    if jnp.issubdtype(tokens.dtype, jnp.floating):
-      scale = 1 if self.channel_scale is None else self.channel_scale[...]
-      return jnp.einsum(
-        "...v,ve->...e",
-        tokens * scale,
-        self.weight[...].astype(tokens.dtype),
-        preferred_element_type=jnp.float32,
-      ).astype(dtype)
-    rows = jnp.take(self.weight[...], tokens, axis=0, mode="clip").astype(dtype)
-    if self.channel_scale is None:
-      return rows
-    scale = jnp.take(self.channel_scale[...], tokens, axis=0, mode="clip")
-    return (rows * scale[..., None]).astype(dtype)
-
-  def logits(self, hidden: jax.Array, unembedding: jax.Array | None = None) -> jax.Array:
-    """[..., embed] -> float32 [..., vocab]; `unembedding` [embed, vocab] is the table transposed."""
-    if unembedding is None:
-      y = _product(hidden, self.weight[...].astype(hidden.dtype))
-    else:
-      table = unembedding.astype(hidden.dtype)
-      y = jnp.matmul(hidden, table, preferred_element_type=jnp.float32)
-    return y if self.channel_scale is None else y * self.channel_scale[...]
-
-
-class Norm(nnx.Module):
-  """Root-mean-square normalisation over the last axis, computed in float32."""
-
-  def __init__(self, axes: Mapping[str, int], eps: float, *, param_dtype: Any, rngs: nnx.Rngs):
-    self.eps = eps
-    self.scale = _declare(axes, nnx.initializers.ones, rngs, _small_dtype(param_dtype))
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """x [..., width] -> the same shape and dtype."""
-    y = x.astype(jnp.float32)
-    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-    return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class Layers(nnx.Module):
@@ -171,11 +35,13 @@ class Layers(nnx.Module):
     kv_heads = {"kv_heads": config.num_kv_heads, "head": config.head_size}
     mlp = {"mlp": config.intermediate_size}
 
-    def linear(inputs, outputs, bias):
+    def linear(inputs: Mapping[str, int], outputs: Mapping[str, int], bias: bool) -> Linear:
       return Linear(depth, inputs, outputs, bias=bias, param_dtype=param_dtype, rngs=rngs)
 
-    def norm(axes):
-      return Norm({"layers": depth} | axes, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs)
+    def norm(axes: Mapping[str, int]) -> Norm:
+      return Norm(
+        {"layers": depth, **axes}, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs
+      )
 
     self.attention_norm = norm(embed)
     self.q = linear(embed, heads, config.attention_bias)
@@ -213,7 +79,7 @@ class Layers(nnx.Module):
     """
     y = self.attention_norm(x)
     query, keys, values = (part(y, transposed) for part in (self.q, self.k, self.v))
-    if self.q_norm is not None:
+    if self.q_norm is not None and self.k_norm is not None:
       query, keys = self.q_norm(query), self.k_norm(keys)
     query = attention.rotate(query, *angles) * query.shape[-1] ** -0.5
     keys = attention.rotate(keys, *angles)
@@ -336,7 +202,7 @@ def forward(
   segments: Sequence[Segment] = (),
   mask: jax.Array | None = None,
 ) -> tuple[jax.Array, KV]:
-  """Reads new tokens after their context; pure, to be jitted by the caller (design section 4).
+  """Reads new tokens after their context; pure, to be jitted by the caller (docs/architecture.md, section 4).
 
   A key is visible when its slot is filled, its position is not after the query's, and it lies
   within the layer's sliding window if there is one.

@@ -7,18 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import transformers
 
 from rain_jax import demo
-from rain_jax.models import Model, ModelConfig, arrays, gguf_tokenizer, unstack
-from rain_jax.models.arrays import in_caches, nbytes
+from rain_jax.models import Model, ModelConfig, arrays, backend, unstack
+from rain_jax.models.arrays import nbytes
 from rain_jax.models.checkpoint import fingerprint, load_model, read_config
 from rain_jax.models.hf import CheckpointError, resolve
 from rain_jax.models.llama import abstract_model
 from rain_jax.models.sharding import AnyMesh, shardings
+from rain_jax.models.tokenizer import check_tokenizer, load_tokenizer
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
-_APART_BELOW = 2 << 30  # bytes of weights on a CPU, see `laid_out`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,28 +57,32 @@ def load(
   """
   if dtype not in DTYPES:
     raise CheckpointError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
-  folder = resolve(str(demo.MODEL_DIR) if name == "demo" else name)
+  folder = folder_of(name)
   compute = jnp.bfloat16 if dtype == "int8" else DTYPES[dtype]
   config = read_config(folder)
   mesh = mesh_of(config)
   dtypes = dict(param_dtype=DTYPES[dtype], compute_dtype=compute)
   check_weights(abstract_model(config, **dtypes), arrays.bytes_available(), mesh)
+  tokenizer = load_tokenizer(folder)
+  check_tokenizer(tokenizer, config, name)
   model = load_model(folder, **dtypes, mesh=mesh)
   model = model if mesh is not None else laid_out(model)
-  return LoadedModel(model, load_tokenizer(folder), name, fingerprint(folder), mesh)
+  return LoadedModel(model, tokenizer, name, fingerprint(folder), mesh)
+
+
+def folder_of(name: str) -> pathlib.Path:
+  """The folder or GGUF file of what `load` takes, "demo" included; raises CheckpointError."""
+  return resolve(str(demo.MODEL_DIR) if name == "demo" else name)
 
 
 def laid_out(model: Model) -> Model:
   """The model as one device reads it best: its layers taken apart, `models.unstack`, or not.
 
-  The stacked weights are gone then. On a GPU they are always taken apart, on a CPU below 2 GiB:
-  every layer is compiled by itself, at every place where a search calls the model. Works on
-  abstract models, too.
+  The stacked weights are gone then. Works on abstract models, too.
   """
-  backend = jax.default_backend()
-  if backend != "gpu" and (backend != "cpu" or nbytes(model.params) >= _APART_BELOW):
+  if not backend.takes_layers_apart(model.params):
     return model
-  large = not in_caches(model.params)
+  large = not backend.in_caches(model.params)
   if isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct):
     shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
     return dataclasses.replace(model, params=shapes)
@@ -103,22 +106,3 @@ def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> 
       f"{size / 2**30:.1f} GiB of weights on each device, {available / 2**30:.1f} GiB available:"
       " lower model.dtype (bfloat16, int8), raise mesh.tensor, or take a smaller model."
     )
-
-
-def load_tokenizer(folder: Any) -> Any:
-  """The tokenizer of a checkpoint, folder or GGUF file; `CheckpointError` if there is none to use."""
-  if pathlib.Path(folder).is_file():
-    return gguf_tokenizer.load_tokenizer(pathlib.Path(folder))
-  there = lambda name: (pathlib.Path(folder) / name).is_file()
-  if there("tokenizer.model") and not (there("tokenizer.json") or there("tokenizer_config.json")):
-    raise CheckpointError(
-      f"{folder}: tokenizer.model does not say how a text begins, with which mark or space; put the"
-      " model's tokenizer_config.json (or tokenizer.json) beside it."
-    )
-  try:
-    return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-  except (OSError, ValueError, KeyError) as error:
-    reason = str(error).splitlines()[0]
-    raise CheckpointError(
-      f"{folder}: no usable tokenizer ({reason}); put the model's tokenizer.json beside it."
-    ) from None

@@ -17,7 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,7 +52,7 @@ _NAMES = {
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 # What the folder's JSON files have to say for this encoder to be the right one.
-_EXPECTED = {
+_EXPECTED: Mapping[str, Mapping[str, Any]] = {
   "config.json": {
     "model_type": "bert",
     "hidden_act": "gelu",
@@ -249,6 +249,7 @@ def load_minilm(folder: str | os.PathLike) -> MiniLM:
   backend = tokenizer.backend_tokenizer
   backend.enable_truncation(limit)
   backend.no_padding()
+  backend.encode_special_tokens = True  # [SEP] in a response is text
   return MiniLM(graphdef, params, backend, limit, config["hidden_size"])
 
 
@@ -270,7 +271,7 @@ def _read_weights(path: pathlib.Path, abstract: nnx.State, layers: int) -> nnx.S
         raise EncoderError(f"{path}: tensor {name!r} is missing; expected a BERT encoder.")
       return file.get_tensor(name).astype(np.float32)
 
-    def fill(keys: tuple[str, ...], leaf: Any) -> Any:
+    def fill(keys: tuple[Any, ...], leaf: Any) -> Any:
       name = _NAMES.get(".".join(keys)) or f"{_NAMES['.'.join(keys[:-1])]}.{_LEAVES[keys[-1]]}"
       stacked = [read(name % i) for i in range(layers)] if "%d" in name else read(name)
       array = np.asarray(stacked)

@@ -1,4 +1,4 @@
-"""Where parameters live on a mesh: logical axes of weights to mesh axes (design section 4)."""
+"""Where parameters live on a mesh: logical axes of weights to mesh axes (docs/architecture.md, section 5)."""
 
 import dataclasses
 import math
@@ -53,7 +53,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def logical_axes(model: Model) -> dict[str, tuple[str, ...]]:
   """The logical axes of each parameter, by its path; the model may be abstract."""
   _, state = nnx.split(nnx.merge(model.graphdef, model.params))
-  return {"/".join(path): variable.axes for path, variable in nnx.to_flat_state(state)}
+  return {"/".join(map(str, path)): variable.axes for path, variable in nnx.to_flat_state(state)}
 
 
 def partition_spec(

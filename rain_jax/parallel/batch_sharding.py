@@ -1,4 +1,4 @@
-"""Batches over the mesh axis `data`: every shard runs its own loops (design section 4).
+"""Batches over the mesh axis `data`: every shard runs its own loops (docs/architecture.md, section 5).
 
 `jax.shard_map` gives each shard its own trees. Its loops end when its own trees are done,
 so that inside them no shard waits for another or speaks to one. How a model lies over the
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 DATA = "data"
 ROWS, WHOLE = PartitionSpec(DATA), PartitionSpec()
 
 
-def over_data(fn: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+def over_data(fn: Callable, mesh: Mesh | AbstractMesh, in_specs: Any, out_specs: Any) -> Callable:
   """`fn` on each shard of `data`; specs name no other axis (`ROWS` splits the first axis)."""
   return jax.shard_map(
     fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={DATA}, check_vma=False
@@ -34,15 +34,15 @@ class BatchSharding:
     leaves: how each of its arrays is split, over all axes of the mesh.
   """
 
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   structure: Any
   leaves: tuple[PartitionSpec, ...]
 
   @classmethod
   def of(
-    cls, mesh: Mesh, make: Callable[[int], Any], others: Callable[[Any], Any]
+    cls, mesh: Mesh | AbstractMesh, make: Callable[[int], Any], others: Callable[[Any], Any]
   ) -> "BatchSharding":
-    """The spread of the states that `make` returns for a batch of any size.
+    """The sharding of the states that `make` returns for a batch of any size.
 
     Args:
       mesh: the mesh.
@@ -87,10 +87,11 @@ def fetch(tree: Any) -> Any:
   All processes have to ask for the same, at the same point of the program.
   """
   arrays = [a for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)]
-  far = [a for a in arrays if not a.is_fully_addressable]
-  return jax.device_get(_everywhere(far[0].sharding.mesh)(tree) if far else tree)
+  far = [a.sharding for a in arrays if not a.is_fully_addressable]
+  meshes = [sharding.mesh for sharding in far if isinstance(sharding, NamedSharding)]
+  return jax.device_get(_everywhere(meshes[0])(tree) if meshes else tree)
 
 
 @functools.cache
-def _everywhere(mesh: Mesh) -> Callable[[Any], Any]:
+def _everywhere(mesh: Mesh | AbstractMesh) -> Callable[[Any], Any]:
   return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, WHOLE))

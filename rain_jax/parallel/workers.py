@@ -5,11 +5,12 @@ ended, and one such program per core keeps all cores busy, which the many small 
 one large program do not. Threads suffice: compiled programs leave Python to the others.
 """
 
-import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
+
+from rain_jax.parallel import machine
 
 T = TypeVar("T")
 
@@ -21,12 +22,12 @@ def layout(in_caches: bool, slots: int) -> tuple[int, int]:
   and its small operations leave cores idle. A larger model is rather read once for all prompts.
 
   Args:
-    in_caches: the model is small enough for a processor's caches, see `models.arrays.in_caches`.
+    in_caches: the model is small enough for a processor's caches, see `models.backend.in_caches`.
     slots: prompts to answer at a time.
   """
   if not in_caches:
     return 1, slots
-  return min(slots, os.cpu_count() or 1), 1
+  return min(slots, machine.cores()), 1
 
 
 class Shared(Generic[T]):
@@ -43,7 +44,7 @@ class Shared(Generic[T]):
       return next(self._items)
 
 
-def merged(streams: Sequence[Iterator[T]]) -> Iterator[T]:
+def merged(streams: Sequence[Iterator[T]]) -> Generator[T, None, None]:
   """What all the streams yield, as it comes.
 
   The first runs alone until it yields: by then its programs are compiled, for all.

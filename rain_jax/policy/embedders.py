@@ -1,23 +1,52 @@
 """Path embeddings: how alike the continuations of two siblings are (RAIN, section 3.2).
 
-An embedder is static. Its arrays come from `params(hidden)`, where `hidden` is
-float32[T, hidden] of the fixed prefixes, and `embed(lm, params, state, request, draft)`
-answers with float32[B, W, D, E]: for every node on a path the embedding of the text from
-the node's own tokens to the end of the rollout. The thresholds that depend on what a
-similarity means belong to the embedder.
+The thresholds that depend on what a similarity means belong to the embedder.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import types
+from rain_jax.models import ModelConfig, arrays
 from rain_jax.models.minilm import MiniLM, load_minilm
-from rain_jax.policy import common
-from rain_jax.types import Array
+from rain_jax.policy.params import Params
+from rain_jax.types import Array, Request
+
+if TYPE_CHECKING:
+  from rain_jax.policy.language_model import LanguageModel, PolicyState
+  from rain_jax.policy.rollout import Draft
+
+
+class Embedder(Protocol):
+  """What makes path embeddings; static and hashable, its arrays are in `Params`."""
+
+  @property
+  def similarity_threshold(self) -> float:
+    """Cosine similarity from which siblings share a verdict; see `SearchConfig`."""
+
+  @property
+  def grow_threshold(self) -> float:
+    """Variance norm per token below which children are alike; see `SearchConfig`."""
+
+  def size(self, config: ModelConfig) -> int:
+    """Width of the embedding (E), beside a language model of that shape."""
+
+  def params(self, hidden: Array) -> Any:
+    """The embedder's arrays; `hidden` float32[T, hidden] are states of the fixed prefixes."""
+
+  def embed(
+    self,
+    lm: "LanguageModel",
+    params: Params,
+    state: "PolicyState",
+    request: Request,
+    draft: "Draft",
+  ) -> Array:
+    """float32[B, W, D, E]: for every node on a path, the text from its tokens to the rollout's end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +62,7 @@ class HiddenStates:
   similarity_threshold: float = 0.999
   grow_threshold: float = 0.03
 
-  def size(self, config: Any) -> int:
+  def size(self, config: ModelConfig) -> int:
     """Width of the embedding (E)."""
     return config.hidden_size
 
@@ -41,10 +70,17 @@ class HiddenStates:
     """The centre, float32[E]."""
     return hidden.mean(0) if hidden.shape[0] else jnp.zeros(hidden.shape[1])
 
-  def embed(self, lm: Any, params: dict, state: Any, request: Any, draft: Any) -> Array:
-    """See the module's text."""
+  def embed(
+    self,
+    lm: "LanguageModel",
+    params: Params,
+    state: "PolicyState",
+    request: Request,
+    draft: "Draft",
+  ) -> Array:
+    """See `Embedder`."""
     on_path = request.path_lengths > 0
-    sums = jnp.where(on_path[..., None], common.gather(state.hidden, request.path_pages), 0.0)
+    sums = jnp.where(on_path[..., None], arrays.gather(state.hidden, request.path_pages), 0.0)
     tokens = request.path_lengths
     # From each node to the path's end, and on through the rollout.
     sums = jnp.flip(jnp.cumsum(jnp.flip(sums, 2), 2), 2) + draft.hidden[:, :, None]
@@ -70,7 +106,7 @@ class SentenceEncoder:
   similarity_threshold: float = 0.95
   grow_threshold: float = 0.03
 
-  def size(self, config: Any) -> int:
+  def size(self, config: ModelConfig) -> int:
     """Width of the embedding (E)."""
     return self.encoder.size
 
@@ -78,8 +114,15 @@ class SentenceEncoder:
     """The encoder's parameters."""
     return self.encoder.params
 
-  def embed(self, lm: Any, params: dict, state: Any, request: Any, draft: Any) -> Array:
-    """See the module's text."""
+  def embed(
+    self,
+    lm: "LanguageModel",
+    params: Params,
+    state: "PolicyState",
+    request: Request,
+    draft: "Draft",
+  ) -> Array:
+    """See `Embedder`."""
     lengths = jnp.where((request.mode == types.VISIT)[..., None], request.path_lengths, 0)
     flat = self.encoder.embed_in_graph(
       params["embedder"],
@@ -92,7 +135,9 @@ class SentenceEncoder:
     )
     return flat.reshape(lengths.shape + flat.shape[-1:])
 
-  def _texts(self, tokens, lengths, rollout, rollout_length) -> list[str | None]:
+  def _texts(
+    self, tokens: np.ndarray, lengths: np.ndarray, rollout: np.ndarray, rollout_length: np.ndarray
+  ) -> list[str | None]:
     """The text after every path node, row by row; None where there is no node."""
     texts: list[str | None] = [None] * lengths.size
     for place, (b, w, d) in enumerate(np.ndindex(lengths.shape)):
@@ -104,13 +149,13 @@ class SentenceEncoder:
 
 
 # By name: from a folder that the configuration names, and the language model's tokenizer.
-EMBEDDERS: dict[str, Callable[[str, Any], Any]] = {
+EMBEDDERS: dict[str, Callable[[str, Any], Embedder]] = {
   "hidden": lambda path, tokenizer: HiddenStates(),
   "minilm": lambda path, tokenizer: SentenceEncoder(load_minilm(path), tokenizer),
 }
 
 
-def find_embedder(name: str, path: str, tokenizer: Any) -> Any:
+def find_embedder(name: str, path: str, tokenizer: Any) -> Embedder:
   """The embedder of that name in `EMBEDDERS`; `minilm` is read from a local folder.
 
   Raises:

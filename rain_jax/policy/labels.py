@@ -5,16 +5,18 @@ Judge models answer with a label, and so does a binary choice; neither needs sam
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from rain_jax.models import NO_POSITION, Model, forward, unembed
 from rain_jax.parallel.batch_sharding import fetch
-from rain_jax.text import vocab
+from rain_jax.text import encoding
+from rain_jax.types import Array
 
 _SHORTEST = 64  # tokens; texts are padded to this times a power of two, to compile little
 
@@ -28,11 +30,11 @@ def label_ids(tokenizer: Any, spellings: Sequence[str]) -> tuple[int, ...]:
   found = []
   for spelling in spellings:
     try:
-      ids = vocab.encode_continuation(tokenizer, spelling)
+      token = encoding.single_token(tokenizer, spelling)
     except ValueError:
       continue  # joins with whatever is put before it
-    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-      found.append(ids[0])
+    if token is not None:
+      found.append(token)
   if not found:
     raise ValueError(f"Label {spellings}: no spelling of it is one token of this tokenizer.")
   return tuple(dict.fromkeys(found))
@@ -75,7 +77,9 @@ def probabilities(
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _read(graphdef, params, tokens, lengths, flat):
+def _read(
+  graphdef: nnx.GraphDef, params: Mapping[str, Any], tokens: Array, lengths: Array, flat: Array
+) -> Array:
   """float32[B, len(flat)] probabilities after tokens int32[B, T], of which `lengths` count."""
   at = jnp.arange(tokens.shape[-1])
   positions = jnp.where(at < lengths[:, None], at, NO_POSITION)

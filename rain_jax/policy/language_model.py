@@ -1,7 +1,7 @@
 """A language model as the search's propose, roll out and evaluate functions.
 
 This package is the only place where search and language model meet. One `evaluate` costs, for
-all leaves of all trees together (design section 4):
+all leaves of all trees together (docs/architecture.md, section 4):
 
   1. one call that reads the new leaves' tokens,
   2. a call per token while candidates and rollouts decode side by side,
@@ -11,36 +11,32 @@ all leaves of all trees together (design section 4):
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from rain_jax import types
-from rain_jax.models import (
-  KV,
-  NO_POSITION,
-  ModelConfig,
-  Segment,
-  forward,
-)
+from rain_jax.models import KV, NO_POSITION, ModelConfig, arrays, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
-from rain_jax.models.sharding import Rules, split
-from rain_jax.policy import common, rollout, self_evaluation
+from rain_jax.models.sharding import AnyMesh, Rules, split
+from rain_jax.policy import context, decoding, rollout, segments, self_evaluation
+from rain_jax.policy.embedders import Embedder
+from rain_jax.policy.params import Params
+from rain_jax.policy.prompts import Prompt, read_prompt
+from rain_jax.policy.segments import Drafted
 from rain_jax.policy.usage import CONTEXT, Usage, no_usage
 from rain_jax.preferences import CompiledPreference
-from rain_jax.text.vocab import TextState, TextTables
-from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig
+from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
+from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig, Segment
 
 
-@flax.struct.dataclass
-class Memory:
+class Memory(flax.struct.PyTreeNode):
   """Verdicts already given in this query, by the judged text's hash (ring of M entries).
 
   Attributes:
@@ -54,27 +50,28 @@ class Memory:
   count: Array
 
 
-@flax.struct.dataclass
-class PolicyState:
+class PolicyState(flax.struct.PyTreeNode):
   """The language model's side of B searches.
 
   Attributes:
     proposing: cache of prompt and paths, for candidates and rollouts.
     evaluating: cache of the conversation as the verdict reads it, and paths.
-    text: `TextState` [B] of the committed response.
-    node_text: `TextState` [B, V] of each visited node.
+    text: `ScanState` [B] of the committed response.
+    node_text: `ScanState` [B, V] of each visited node.
     hidden: float32[B, V, E] sum of the hidden states of each node's tokens.
     memory: verdicts given in this query.
     usage: work counters.
+    drafted: the best draft of the next segment; None in a mode without drafts.
   """
 
   proposing: PathCache
   evaluating: PathCache
-  text: TextState
-  node_text: TextState
+  text: ScanState
+  node_text: ScanState
   hidden: Array
   memory: Memory
   usage: Usage
+  drafted: Drafted | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +94,7 @@ class LanguageModel:
   config: ModelConfig
   search: SearchConfig
   preference: CompiledPreference
-  embedder: Any
+  embedder: Embedder
   max_prompt: int
   max_response: int
   read_chunk: int = 24
@@ -123,8 +120,8 @@ class LanguageModel:
     return PolicyState(
       proposing=cache(),
       evaluating=cache(),
-      text=common.empty_text((batch,)),
-      node_text=common.empty_text((batch, V)),
+      text=scanner.empty((batch,)),
+      node_text=scanner.empty((batch, V)),
       hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),
       memory=Memory(
         hash=jnp.zeros((batch, entries, 2), jnp.uint32),
@@ -132,10 +129,11 @@ class LanguageModel:
         count=zeros(),
       ),
       usage=no_usage(batch),
+      drafted=segments.nothing(self, batch, dtype) if search_config.mode == "segments" else None,
     )
 
   @staticmethod
-  def head_specs(state: Any, mesh: Mesh, rules: Rules = Rules()) -> Any:
+  def head_specs(state: Any, mesh: AnyMesh, rules: Rules = Rules()) -> Any:
     """How a state is split over a mesh beside its batch: caches by their heads."""
     heads = lambda a: PartitionSpec(
       *(None,) * (a.ndim - 3), split(a.shape[-3], rules.kv_heads, mesh)
@@ -147,12 +145,12 @@ class LanguageModel:
     )
 
   def start(
-    self, params: Any, state: PolicyState, slot: Array, proposing: "Prompt", evaluating: "Prompt"
+    self, params: Params, state: PolicyState, slot: Array, proposing: Prompt, evaluating: Prompt
   ) -> PolicyState:
     """Begins a query in a slot: its prompt is read into both caches.
 
     Args:
-      params: see `make_params`.
+      params: see `params.make_params`.
       state: of the batch.
       slot: int32[] which slot; nothing begins if there is none of that number.
       proposing: the prompt after which the response is generated.
@@ -166,13 +164,16 @@ class LanguageModel:
       verdicts_remembered=usage.verdicts_remembered.at[slot].set(0),
     )
     # The prompt's last token is left for the root's first visit, which needs its logits.
-    first, usage = self._prefill(
-      params, state.proposing, slot, proposing, proposing.length - 1, "proposing", usage
+    first, usage = read_prompt(
+      self, params, state.proposing, slot, proposing, proposing.length - 1, "proposing", usage
     )
-    second, usage = self._prefill(
-      params, state.evaluating, slot, evaluating, evaluating.length, "evaluating", usage
+    second, usage = read_prompt(
+      self, params, state.evaluating, slot, evaluating, evaluating.length, "evaluating", usage
     )
-    text = common.empty_text(()).replace(ends=proposing.ends)
+    text = scanner.empty(()).replace(ends=proposing.ends)
+    if state.drafted is not None:
+      drafted = segments.forget(state.drafted, jnp.arange(state.text.length.shape[0]) == slot)
+      state = state.replace(drafted=drafted)
     return state.replace(
       proposing=first,
       evaluating=second,
@@ -181,57 +182,7 @@ class LanguageModel:
       usage=usage,
     )
 
-  def _prefill(self, params, cache, slot, prompt, upto, side, usage):
-    """Reads one prompt into one slot's context, in chunks."""
-    S = cache.tokens.shape[-1]
-    tokens = jnp.zeros(S, jnp.int32).at[: prompt.tokens.shape[0]].set(prompt.tokens)
-    prefix, offset = common.prefix(params, side)
-    # Accelerators read hundreds of tokens in the time of one; a CPU would compute padding.
-    chunk = min(64 if jax.default_backend() == "cpu" else 512, S)
-    # What is masked is multiplied by zero, and zero times a NaN that a failed prompt left is NaN.
-    wipe = lambda kv: jax.tree.map(lambda a: a.at[:, slot].set(0), kv)
-    cache = cache.replace(context=wipe(cache.context), pool=wipe(cache.pool))
-
-    def unread(carry):
-      return carry[1] < upto
-
-    def read(carry):
-      context, begin, usage = carry
-      at = begin + jnp.arange(chunk)
-      valid = at < upto
-      seen = jnp.arange(S)
-      own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1), context)
-      positions = jnp.where(seen < begin, seen + offset, NO_POSITION)[None]
-      _, new = forward(
-        self.graphdef,
-        params["model"],
-        tokens[jnp.minimum(at, S - 1)][None],
-        jnp.where(valid, at + offset, NO_POSITION)[None],
-        [*prefix, Segment(own.keys, own.values, positions)],
-      )
-      at = jnp.where(valid, at, S)
-      context = jax.tree.map(
-        # [layers, 1, H, T, D] -> [T, layers, H, D]: indices around a slice come first.
-        lambda a, n: a.at[:, slot, :, at].set(jnp.moveaxis(n[:, 0], 2, 0), mode="drop"),
-        context,
-        new,
-      )
-      row = jnp.arange(cache.length.shape[0])[:, None] == slot
-      usage = usage.count(CONTEXT, row & valid).replace(
-        run_slots=usage.run_slots.at[:, CONTEXT].add(chunk * row[:, 0])
-      )
-      return context, begin + chunk, usage
-
-    context, _, usage = jax.lax.while_loop(unread, read, (cache.context, 0, usage))
-    return cache.replace(
-      context=context,
-      tokens=cache.tokens.at[slot].set(tokens),
-      length=cache.length.at[slot].set(prompt.length),
-      cached=cache.cached.at[slot].set(upto),
-      pooled=cache.pooled.at[slot].set(False),
-    ), usage
-
-  def commit(self, params: Any, state: PolicyState, commit: Commit) -> PolicyState:
+  def commit(self, params: Params, state: PolicyState, commit: Commit) -> PolicyState:
     """Makes committed tokens part of both contexts; see `types.Model`."""
     move = lambda cache: caches.commit(
       cache, commit.mask, commit.page, commit.tokens, commit.length
@@ -240,22 +191,27 @@ class LanguageModel:
     return state.replace(
       proposing=move(state.proposing),
       evaluating=move(state.evaluating),
-      text=common.advance_all(params["tables"], state.text, tokens),
+      text=scanner.advance_all(params["tables"], state.text, tokens),
     )
+
+  # -- drafts of whole segments -----------------------------------------------------
+
+  def draft(
+    self, params: Params, state: PolicyState, wanted: Array, keys: Array
+  ) -> tuple[Segment, PolicyState]:
+    """Samples and judges drafts of the next segment; see `types.Drafter`."""
+    return segments.draft(self, params, state, wanted, keys)
+
+  def commit_draft(self, params: Params, state: PolicyState, mask: Array) -> PolicyState:
+    """Makes the best drafts part of both contexts; see `types.Drafter`."""
+    return segments.commit_draft(state, mask)
 
   # -- evaluation -----------------------------------------------------------------
 
   def evaluate(
-    self, params: Any, state: PolicyState, request: Request, keys: Array
+    self, params: Params, state: PolicyState, request: Request, keys: Array
   ) -> tuple[Evaluation, PolicyState]:
     """Candidates, rollout and verdict for every leaf asked for; see `types.Model`."""
-    answer, _, state = self.evaluate_with_draft(params, state, request, keys)
-    return answer, state
-
-  def evaluate_with_draft(
-    self, params: Any, state: PolicyState, request: Request, keys: Array
-  ) -> tuple[Evaluation, rollout.Draft, PolicyState]:
-    """As `evaluate`, with what was drawn for it: the rollouts, for those who watch."""
     uniforms = rollout.draw_uniforms(self, keys)
     fresh = request.first_visit
     state = state.replace(
@@ -265,25 +221,27 @@ class LanguageModel:
     logits, state = self._read_leaves(params, state, request)
     text, state = self._leaf_text(params, state, request)
     drawn, state = self._decode(params, state, request, text, logits, uniforms)
-    value, state = self._judge(params, state, request, drawn)
-    embeddings = self.embedder.embed(self, params, state, request, drawn)
-    return (
-      Evaluation(
-        tokens=drawn.tokens,
-        lengths=drawn.lengths,
-        log_weights=drawn.log_weights,
-        finish=drawn.finish,
-        value=value,
-        embeddings=embeddings,
-      ),
-      drawn,
-      state,
+    value, state = self._self_evaluate(params, state, request, drawn)
+    with jax.named_scope("embed"):
+      embeddings = self.embedder.embed(self, params, state, request, drawn)
+    answer = Evaluation(
+      tokens=drawn.tokens,
+      lengths=drawn.lengths,
+      log_weights=drawn.log_weights,
+      finish=drawn.finish,
+      value=value,
+      embeddings=embeddings,
+      rollout=types.Rollout(drawn.rollout, drawn.rollout_finish),
     )
+    return answer, state
 
-  def _read_leaves(self, params, state, request):
+  @jax.named_scope("read_leaves")
+  def _read_leaves(
+    self, params: Params, state: PolicyState, request: Request
+  ) -> tuple[Array, PolicyState]:
     """Reads the tokens of new leaves: logits float32[B, W, vocab] after each leaf."""
     cache, L = state.proposing, self.search.max_set_length
-    paths = common.paths(request, jnp.full(request.mode.shape + (1,), NO_TOKEN))
+    paths = context.paths(request)
     total = paths.ends(cache)[..., -1]
     growing = request.mode == types.GROW
     wanted = request.first_visit | growing
@@ -292,7 +250,7 @@ class LanguageModel:
     at = begin[..., None] + jnp.arange(L)
     valid = wanted[..., None] & (at < total[..., None])
     token, place, page, offset = caches.locate(cache, paths, at)
-    prefix, shift = common.prefix(params, "proposing")
+    prefix, shift = context.prefix(params, "proposing")
     hidden, new = forward(
       self.graphdef,
       params["model"],
@@ -304,36 +262,39 @@ class LanguageModel:
     cache = caches.write(cache, new, place, page, offset, keep)
     cache = caches.mark(cache, paths, total, wanted & ~growing)
     last = jnp.clip(total - 1 - begin, 0, L - 1)
-    behind = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[:, :, 0]
+    after = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[:, :, 0]
     in_node = keep & (page < self.search.max_visited)
     summed = jnp.sum(jnp.where(in_node[..., None], hidden.astype(jnp.float32), 0.0), axis=2)
     store = jnp.where(request.first_visit, request.leaf_page, self.search.max_visited)
     rows = jnp.arange(store.shape[0])[:, None]
-    return common.logits(self, params, behind), state.replace(
+    return decoding.logits(self, params, after), state.replace(
       proposing=cache,
       hidden=state.hidden.at[rows, store].set(summed, mode="drop"),
       usage=state.usage.count(CONTEXT, valid),
     )
 
-  def _leaf_text(self, params, state, request):
-    """The `TextState` [B, W] of each leaf, stored for its descendants."""
+  @jax.named_scope("read_leaves")
+  def _leaf_text(
+    self, params: Params, state: PolicyState, request: Request
+  ) -> tuple[ScanState, PolicyState]:
+    """The `ScanState` [B, W] of each leaf, stored for its descendants."""
     depth = request.path_length
     parent_at = jnp.maximum(depth - 2, 0)[..., None]
     parent = jnp.take_along_axis(request.path_pages, parent_at, axis=-1)[..., 0]
-    pick = lambda of_root, of_node: common.where(
-      depth >= 2, common.gather(of_node, parent), of_root[:, None]
+    pick = lambda of_root, of_node: arrays.where(
+      depth >= 2, arrays.gather(of_node, parent), of_root[:, None]
     )
     before = jax.tree.map(pick, state.text, state.node_text)
     at = jnp.maximum(depth - 1, 0)[..., None, None]
     tokens = jnp.take_along_axis(request.path_tokens, at, axis=2)[:, :, 0]
     tokens = jnp.where((depth > 0)[..., None], tokens, NO_TOKEN)
-    text = common.advance_all(params["tables"], before, tokens)
+    text = scanner.advance_all(params["tables"], before, tokens)
     page = jnp.where(request.mode == types.VISIT, request.leaf_page, self.search.max_visited)
     rows = jnp.arange(page.shape[0])[:, None]
     store = lambda old, new: old.at[rows, page].set(new, mode="drop")
     return text, state.replace(node_text=jax.tree.map(store, state.node_text, text))
 
-  def finish(self, text: TextState, token: Array) -> Array:
+  def finish(self, text: ScanState, token: Array) -> Array:
     """Why a text ends with `token`, or RUNNING; int32[...]."""
     eos = jnp.isin(token, jnp.asarray(self.config.eos_ids, jnp.int32))
     full = text.length >= self.max_response
@@ -343,17 +304,32 @@ class LanguageModel:
       jnp.where(text.stopped, types.STOP, jnp.where(full, types.LENGTH, types.RUNNING)),
     )
 
-  def _decode(self, params, state, request, text, logits, uniforms):
+  def _decode(
+    self,
+    params: Params,
+    state: PolicyState,
+    request: Request,
+    text: ScanState,
+    logits: Array,
+    uniforms: rollout.Uniforms,
+  ) -> tuple[rollout.Draft, PolicyState]:
     """Decodes candidates and rollouts side by side, then the longer rollouts alone."""
-    draft = rollout.start_draft(self, params, request, text, logits, uniforms)
-    draft, scratch, usage = rollout.decode_together(self, params, state, request, draft, uniforms)
-    draft, usage = rollout.decode_rollouts(
-      self, params, state, request, draft, scratch, usage, uniforms
-    )
-    draft = rollout.first_tokens(self, params, request, text, logits, draft)
+    with jax.named_scope("candidates"):
+      said = context.response(state.proposing, request, state.text.length, self.max_response)
+      draft = rollout.start_draft(self, params, request, text, said, logits, uniforms)
+      draft, begun, usage = rollout.decode_together(self, params, state, request, draft, uniforms)
+    with jax.named_scope("rollout"):
+      draft, usage, _ = rollout.decode_rollouts(
+        self, params, state, request, draft, begun, usage, uniforms.rollout
+      )
+    with jax.named_scope("candidates"):
+      draft = rollout.first_tokens(self, params, request, text, logits, draft)
     return draft, state.replace(usage=usage)
 
-  def _judge(self, params, state, request, drawn):
+  @jax.named_scope("self_evaluation")
+  def _self_evaluate(
+    self, params: Params, state: PolicyState, request: Request, drawn: rollout.Draft
+  ) -> tuple[Array, PolicyState]:
     """The verdict on each leaf's text and rollout, float32[B, W] in [-1, 1], or NaN."""
     visit = request.mode == types.VISIT
     judged, key = self.judged(drawn.text, drawn.rollout_finish)
@@ -364,9 +340,9 @@ class LanguageModel:
     recalled = jnp.take_along_axis(memory.value, jnp.argmax(same, axis=-1), axis=-1)
     asked = visit & ~remembered
 
-    paths = common.paths(request, drawn.rollout)
+    paths = context.paths(request, drawn.rollout)
     limit = (state.evaluating.length - state.text.length)[:, None] + judged
-    margins, cache, usage = self_evaluation.read_verdicts(
+    margins, cache, _, usage = self_evaluation.read_verdicts(
       self, params, state.evaluating, paths, limit, asked, state.usage
     )
     value = self_evaluation.values(margins, self.soft_verdicts)
@@ -388,7 +364,7 @@ class LanguageModel:
     value = jnp.where(broken, jnp.nan, value)
     return value, state.replace(evaluating=cache, memory=memory, usage=usage)
 
-  def judged(self, text: TextState, finish: Array) -> tuple[Array, Array]:
+  def judged(self, text: ScanState, finish: Array) -> tuple[Array, Array]:
     """How many response tokens are judged, int32[...], and the hash of their text."""
     length = text.length - (finish == types.EOS)
     # At a second user turn the conversation is cut where that turn begins.
@@ -398,71 +374,3 @@ class LanguageModel:
     cut = (text.tokens_at_full_stop > 0) & (text.tokens_at_full_stop <= length)
     length = jnp.where(cut, text.tokens_at_full_stop, length)
     return length, jnp.where(cut[..., None], text.hash_at_full_stop, text.hash)
-
-
-@flax.struct.dataclass
-class Prompt:
-  """A prompt for one slot.
-
-  Attributes:
-    tokens: int32[P], padded with anything.
-    length: int32[] tokens, at least 1.
-    ends: bool[] its text ends in a text end.
-  """
-
-  tokens: Array
-  length: Array
-  ends: Array
-
-
-def make_params(
-  model_params: Any,
-  tables: TextTables,
-  lm: LanguageModel,
-  proposing_ids: Sequence[int],
-  override: self_evaluation.Override = self_evaluation.Override(),
-  mesh: Mesh | None = None,
-) -> dict:
-  """Everything that `LanguageModel` reads and never changes, prefixes computed once.
-
-  Args:
-    model_params: parameters of the model.
-    tables: of its tokenizer.
-    lm: the static part.
-    proposing_ids: token ids of the shared prefix before every prompt, perhaps none.
-    override: what becomes of the model's verdicts.
-    mesh: over which the parameters are spread; what is made here goes there, too.
-
-  Returns:
-    Dict of `model`, `tables`, `proposing_prefix`, `evaluating_prefix` (KV without batch
-    axes), `override`, and `embedder`, the embedder's own arrays.
-  """
-
-  def prefix(ids):
-    # One token stands in for an empty prefix, and is cut away again.
-    tokens, length = np.asarray(ids or [0], np.int32), len(ids)
-
-    def read(params):
-      hidden, kv = forward(lm.graphdef, params, tokens, jnp.arange(len(tokens)))
-      return hidden[:length].astype(jnp.float32), jax.tree.map(lambda a: a[..., :length, :], kv)
-
-    places = None
-    if mesh is not None:
-      specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
-      places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-    return jax.jit(read, out_shardings=places)(model_params)
-
-  if mesh is not None:
-    tables = jax.device_put(tables, NamedSharding(mesh, PartitionSpec()))
-
-  proposing_hidden, proposing = prefix(proposing_ids)
-  evaluating_hidden, evaluating = prefix(lm.preference.prefix_ids)
-  reference = jnp.concatenate([proposing_hidden, evaluating_hidden])
-  return dict(
-    model=model_params,
-    tables=tables,
-    proposing_prefix=proposing,
-    evaluating_prefix=evaluating,
-    embedder=lm.embedder.params(reference),
-    override=jax.tree.map(jnp.float32, override),
-  )

@@ -2,7 +2,7 @@
 
 What stays (weights, prefixes, caches, trees) is exact: its shapes come from the functions
 that will make it, evaluated abstractly. What comes and goes inside a step is a formula:
-the largest of its phases, each the buffers that are alive together in it (design section 4).
+the largest of its phases, each the buffers that are alive together in it (docs/architecture.md, section 4).
 """
 
 import dataclasses
@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode
-from rain_jax.models import Model
+from rain_jax.models import Model, backend
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy.language_model import LanguageModel
+from rain_jax.text.vocab import TokenTables
 
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
 # Keys by which a run is made smaller, and a benchmark.
@@ -56,6 +57,7 @@ def plan(
   model: Model,
   lm: LanguageModel,
   batch: int,
+  tables: TokenTables,
   proposing_prefix: int = 0,
   mesh: AnyMesh | None = None,
 ) -> Plan:
@@ -65,6 +67,7 @@ def plan(
     model: the language model; an abstract one (`models.llama.abstract_model`) costs nothing.
     lm: the static part, with search, preference and limits.
     batch: trees side by side (B).
+    tables: over the vocabulary, for the format's stop strings; abstract ones will do.
     proposing_prefix: tokens of the fixed prefix before every prompt.
     mesh: of the devices, which may be abstract; None for one device.
   """
@@ -94,8 +97,7 @@ def plan(
   pools = size(lambda s: (s.model.proposing.pool, s.model.evaluating.pool))
   trees = size(lambda s: s.tree)
   prefixes = token * (proposing_prefix + len(lm.preference.prefix_ids))
-  # Only there XLA copies what layers that are taken apart read out of stacks.
-  apart = isinstance(model.params["layers"], tuple) and jax.default_backend() == "cpu"
+  apart = isinstance(model.params["layers"], tuple) and backend.copies_stacks()
   passing = temporaries(lm, batch, token, proposing_prefix, parts, apart)
   if apart:
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
@@ -103,7 +105,7 @@ def plan(
   sizes = {
     "weights": nbytes(model.params, weights),
     "prefixes": prefixes,
-    "vocabulary tables": 51 * config.vocab_size,
+    "vocabulary tables": nbytes(tables),
     "contexts of both caches": contexts,
     "visited nodes of both caches": pools,
     "trees": trees,
@@ -149,7 +151,7 @@ def temporaries(
   """
   search, R, L = lm.search, lm.max_response, lm.search.max_set_length
   leaves, path = batch // parts.trees * search.leaves, search.max_path * L
-  gathered = (1 if jax.default_backend() == "gpu" else 2) * token * leaves * path
+  gathered = backend.gathered_copies() * token * leaves * path
   context = lm.max_prompt + R + L + path
   rows = 2 + search.sampled_draws
   asked = lm.read_chunk + sum(map(len, lm.preference.suffix_ids))

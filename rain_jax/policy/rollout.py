@@ -1,4 +1,4 @@
-"""Candidates and rollouts, decoded side by side (RAIN, section 3.2; design section 4).
+"""Candidates and rollouts, decoded side by side (RAIN, section 3.2; docs/architecture.md, section 4).
 
 The rows of a leaf share everything up to the leaf's last token; each row's own tokens
 live in a small scratch. Candidates are at most L tokens long; a rollout that goes on
@@ -6,24 +6,28 @@ longer is decoded to its end in a second loop, with one row per leaf.
 """
 
 import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 
-from rain_jax import search, types
-from rain_jax.models import NO_POSITION, forward
-from rain_jax.models import cache as caches
-from rain_jax.parallel.loops import while_any
-from rain_jax.policy import common, sampling
-from rain_jax.policy.usage import CANDIDATES, ROLLOUT
-from rain_jax.text import vocab
-from rain_jax.text.vocab import TextState
-from rain_jax.types import NO_TOKEN, Array
+from rain_jax import tree as trees
+from rain_jax import types
+from rain_jax.models import KV, arrays
+from rain_jax.policy import context, decoding, sampling
+from rain_jax.policy.decoding import Decoding
+from rain_jax.policy.params import Params
+from rain_jax.policy.usage import CANDIDATES, ROLLOUT, Usage
+from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
+from rain_jax.types import NO_TOKEN, Array, Request, SearchConfig
+
+if TYPE_CHECKING:
+  from rain_jax.policy.language_model import LanguageModel, PolicyState
 
 
-@flax.struct.dataclass
-class Draft:
+class Draft(flax.struct.PyTreeNode):
   """Candidates and rollout of B x W leaves while they are decoded; G candidate rows.
 
   Attributes:
@@ -31,14 +35,15 @@ class Draft:
     lengths: int32[B, W, G]; 0 where the row is not wanted.
     log_weights: float32[B, W, G].
     finish: int32[B, W, G].
-    candidate_text: `TextState` [B, W, G].
+    candidate_text: `ScanState` [B, W, G].
     rollout: int32[B, W, R] tokens after the leaf.
     rollout_length: int32[B, W].
     rollout_finish: int32[B, W]; the leaf's own if it was finished.
     rolling: bool[B, W] the rollout goes on.
-    text: `TextState` [B, W] of leaf and rollout.
+    text: `ScanState` [B, W] of leaf and rollout.
     hidden: float32[B, W, E] sum of the hidden states of the rollout's tokens, its last
       one (punctuation, mostly) left out: nobody else needs it forwarded.
+    said: int32[B, W, R] the response up to the leaf, for the repetition penalty.
     failed: bool[B, W] logits that a token was drawn from were not finite.
   """
 
@@ -46,18 +51,18 @@ class Draft:
   lengths: Array
   log_weights: Array
   finish: Array
-  candidate_text: TextState
+  candidate_text: ScanState
   rollout: Array
   rollout_length: Array
   rollout_finish: Array
   rolling: Array
-  text: TextState
+  text: ScanState
   hidden: Array
+  said: Array
   failed: Array
 
 
-@flax.struct.dataclass
-class Uniforms:
+class Uniforms(flax.struct.PyTreeNode):
   """The uniform numbers that decide what is drawn.
 
   Attributes:
@@ -69,7 +74,7 @@ class Uniforms:
   rollout: Array
 
 
-def draw_uniforms(lm, keys: Array) -> Uniforms:
+def draw_uniforms(lm: "LanguageModel", keys: Array) -> Uniforms:
   """Uniforms for one evaluation; `keys` [B], fresh for each."""
   config = lm.search
   shape = (config.leaves, config.max_set_length, candidate_rows(config))
@@ -79,16 +84,23 @@ def draw_uniforms(lm, keys: Array) -> Uniforms:
   return Uniforms(uniforms[..., :split].reshape(-1, *shape), uniforms[..., split:])
 
 
-def candidate_rows(config) -> int:
+def candidate_rows(config: SearchConfig) -> int:
   """Rows in which candidates are decoded (G): one greedy, the others sampled."""
   return 1 + max(config.sampled_draws, config.grow_draws)
 
 
-def start_draft(lm, params, request, text, logits, uniforms: Uniforms) -> Draft:
-  """Draws the first token of every row from the logits after the leaf."""
+def start_draft(
+  lm: "LanguageModel",
+  params: Params,
+  request: Request,
+  text: ScanState,
+  said: Array,
+  logits: Array,
+  uniforms: Uniforms,
+) -> Draft:
+  """Draws the first token of every row from the logits after the leaf; `said` as in `Draft`."""
   config = lm.search
-  B, W = request.mode.shape
-  G, L = candidate_rows(config), config.max_set_length
+  G = candidate_rows(config)
   open_leaf = (request.mode == types.VISIT) & (request.finish == types.RUNNING)
   rows = jnp.arange(G)
   wanted = jnp.where(
@@ -96,34 +108,80 @@ def start_draft(lm, params, request, text, logits, uniforms: Uniforms) -> Draft:
     rows <= config.grow_draws,
     (open_leaf & (request.depth > 0))[..., None] & (rows <= config.sampled_draws),
   )
-  each = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], G, axis=2), text)
   rolling = open_leaf & (lm.search.rollout_to_eos | ~text.ends)
-  draft = Draft(
+  draft = _empty(lm, text, said, request.finish, rolling, G)
+  draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], uniforms, 0)
+  return _extend_rollouts(lm, params, draft, logits, uniforms.rollout, 0)
+
+
+def start_rollouts(
+  lm: "LanguageModel",
+  params: Params,
+  text: ScanState,
+  said: Array,
+  rolling: Array,
+  logits: Array,
+  uniforms: Array,
+) -> Draft:
+  """Rollouts with their first token, and no candidates beside them.
+
+  Args:
+    lm: the language model.
+    params: its arrays.
+    text: `ScanState` [B, W] before them.
+    said: as in `Draft`.
+    rolling: bool[B, W] which are wanted.
+    logits: float[B, W, vocab] after those texts.
+    uniforms: float32[B, W, R].
+  """
+  running = jnp.full(rolling.shape, types.RUNNING, jnp.int32)
+  draft = _empty(lm, text, said, running, rolling, 0)
+  return _extend_rollouts(lm, params, draft, logits, uniforms, 0)
+
+
+def _empty(
+  lm: "LanguageModel", text: ScanState, said: Array, finish: Array, rolling: Array, G: int
+) -> Draft:
+  """Nothing drawn yet after texts [B, W] that are `finish`ed or not; G candidate rows each."""
+  (B, W), L = rolling.shape, lm.search.max_set_length
+  return Draft(
     tokens=jnp.full((B, W, G, L), NO_TOKEN, jnp.int32),
     lengths=jnp.zeros((B, W, G), jnp.int32),
     log_weights=jnp.zeros((B, W, G), jnp.float32),
     finish=jnp.zeros((B, W, G), jnp.int32),
-    candidate_text=each,
+    candidate_text=jax.tree.map(lambda a: jnp.repeat(a[:, :, None], G, axis=2), text),
     rollout=jnp.full((B, W, lm.max_response), NO_TOKEN, jnp.int32),
     rollout_length=jnp.zeros((B, W), jnp.int32),
-    rollout_finish=request.finish,
+    rollout_finish=finish,
     rolling=rolling,
     text=text,
     hidden=jnp.zeros((B, W, lm.config.hidden_size), jnp.float32),
+    said=said,
     failed=jnp.zeros((B, W), bool),
   )
-  draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], uniforms, 0)
-  return _extend_rollouts(lm, params, draft, logits, uniforms, 0)
 
 
-def _extend_candidates(lm, params, draft: Draft, rows, logits, uniforms, step) -> Draft:
+def _extend_candidates(
+  lm: "LanguageModel",
+  params: Params,
+  draft: Draft,
+  rows: Array,
+  logits: Array,
+  uniforms: Uniforms,
+  step: Array | int,
+) -> Draft:
   """Draws token number `step` of the candidates in `rows` bool[B, W, G].
 
   Logits are float[B, W, G or 1, vocab]. Weights are of the filtered distribution.
   """
   config = lm.search
-  tokens, log_probs = sampling.filtered(logits, config.temperature, config.top_k)
   B, W, G = rows.shape
+  if config.repetition_penalty != 1.0:
+    before = jnp.broadcast_to(draft.said[:, :, None], (B, W, G, draft.said.shape[-1]))
+    said = jnp.concatenate([before, draft.tokens], axis=-1)
+    logits = jnp.broadcast_to(logits, (B, W, G, logits.shape[-1]))
+    logits = sampling.penalised(logits, said, config.repetition_penalty)
+  tokens, log_probs = sampling.filtered(logits, config.temperature, config.top_k)
   shape = (B, W, G) + tokens.shape[3:]
   tokens, log_probs = jnp.broadcast_to(tokens, shape), jnp.broadcast_to(log_probs, shape)
   index, _ = sampling.draw(jnp.exp(log_probs), uniforms.candidates[:, :, step])
@@ -131,7 +189,7 @@ def _extend_candidates(lm, params, draft: Draft, rows, logits, uniforms, step) -
   token = jnp.take_along_axis(tokens, index, axis=-1)[..., 0]
   log_prob = jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
   token = jnp.where(rows, token, NO_TOKEN)
-  text = vocab.advance(params["tables"], draft.candidate_text, token)
+  text = scanner.advance(params["tables"], draft.candidate_text, token)
   return draft.replace(
     failed=draft.failed | jnp.any(rows & sampling.not_finite(logits), axis=-1),
     tokens=draft.tokens.at[..., step].set(token),
@@ -142,11 +200,23 @@ def _extend_candidates(lm, params, draft: Draft, rows, logits, uniforms, step) -
   )
 
 
-def _extend_rollouts(lm, params, draft: Draft, logits, uniforms, step) -> Draft:
-  """Draws token number `step` of the rollouts that go on; logits float[B, W, vocab]."""
+def _extend_rollouts(
+  lm: "LanguageModel",
+  params: Params,
+  draft: Draft,
+  logits: Array,
+  uniforms: Array,
+  step: Array | int,
+) -> Draft:
+  """Draws token number `step` of the rollouts that go on.
+
+  Logits are float[B, W, vocab], uniforms float32[B, W, R].
+  """
   rolling = draft.rolling
-  token = jnp.where(rolling, sampling.categorical(uniforms.rollout[..., step], logits), NO_TOKEN)
-  text = vocab.advance(params["tables"], draft.text, token)
+  said = jnp.concatenate([draft.said, draft.rollout], axis=-1)
+  logits = sampling.penalised(logits, said, lm.search.repetition_penalty)
+  token = jnp.where(rolling, sampling.categorical(uniforms[..., step], logits), NO_TOKEN)
+  text = scanner.advance(params["tables"], draft.text, token)
   finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)
   on = rolling & (finish == types.RUNNING)
   if not lm.search.rollout_to_eos:
@@ -161,105 +231,129 @@ def _extend_rollouts(lm, params, draft: Draft, logits, uniforms, step) -> Draft:
   )
 
 
-def _decode_context(lm, params, state, request):
-  """Segments that all rows of a leaf share, and the first position after the leaf."""
-  cache = state.proposing
-  paths = common.paths(request, jnp.full(request.mode.shape + (1,), NO_TOKEN))
-  total = paths.ends(cache)[..., -1]
-  prefix, shift = common.prefix(params, "proposing")
-  shown = jnp.where(request.mode == types.IDLE, 0, total)
-  return [*prefix, *caches.segments(cache, paths, shown, shift)], total + shift
+class _Drafting(NamedTuple):
+  """What the decoding loops carry: the draft, and the work done for it."""
+
+  draft: Draft
+  usage: Usage
 
 
-def decode_together(lm, params, state, request, draft: Draft, uniforms: Uniforms):
-  """Decodes candidates, and rollouts beside them, to the longest set's length (L)."""
-  config = lm.search
+def decode_together(
+  lm: "LanguageModel",
+  params: Params,
+  state: "PolicyState",
+  request: Request,
+  draft: Draft,
+  uniforms: Uniforms,
+) -> tuple[Draft, Decoding[None], Usage]:
+  """Decodes candidates, and rollouts beside them, to the longest set's length (L).
+
+  Returns:
+    The draft, the number of tokens drawn with the rollouts' keys and values [layers, B, W, H,
+    L, D], and the counters.
+  """
   B, W, G, L = draft.tokens.shape
-  shared, behind = _decode_context(lm, params, state, request)
-  length = search.set_length(request.depth, config)[..., None]
-  places = jnp.arange(L)
+  shared, end = context.leaf_context(params, state.proposing, request)
+  length = trees.set_length(request.depth, lm.search)[..., None]
 
-  def wanted(draft):
+  def wanted(draft: Draft) -> Array:
     started = draft.lengths > 0
     return started & (draft.lengths < length) & (draft.finish == types.RUNNING)
 
-  def unfinished(carry):
-    step, draft = carry[:2]
-    return (step < L) & wanted(draft)
+  def last(drafting: _Drafting, step: Array) -> tuple[Array, Array]:
+    draft = drafting.draft
+    tokens = [draft.tokens[..., step - 1], draft.rollout[..., step - 1, None]]
+    valid = [wanted(draft), draft.rolling[..., None]]
+    return jnp.concatenate(tokens, axis=-1), jnp.concatenate(valid, axis=-1)
 
-  def decode(carry):
-    step, draft, scratch, usage = carry
+  def extend(drafting: _Drafting, hidden: Array, step: Array) -> _Drafting:
+    draft, usage = drafting
     rows, rolling = wanted(draft), draft.rolling
-    last = jnp.concatenate(
-      [draft.tokens[..., step - 1], draft.rollout[..., step - 1, None]], axis=-1
-    )
-    valid = jnp.concatenate([rows, rolling[..., None]], axis=-1)
-    at = behind[..., None] + step - 1
-    seen = jnp.where(places < step - 1, behind[..., None] + places, NO_POSITION)
-    seen = jnp.broadcast_to(seen[:, :, None], (B, W, G + 1, L))
-    hidden, new = forward(
-      lm.graphdef,
-      params["model"],
-      jnp.maximum(last, 0)[..., None],
-      jnp.where(valid, at, NO_POSITION)[..., None],
-      [*shared, scratch.segment(seen)],
-    )
-    hidden = hidden[..., 0, :]
-    logits = common.logits(lm, params, hidden)
+    logits = decoding.logits(lm, params, hidden)
     draft = draft.replace(
       hidden=draft.hidden + jnp.where(rolling[..., None], hidden[:, :, -1], 0.0)
     )
     draft = _extend_candidates(lm, params, draft, rows, logits[:, :, :-1], uniforms, step)
-    draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], uniforms, step)
-    usage = usage.count(CANDIDATES, rows, (ROLLOUT, rolling))
-    return step + 1, draft, common.put(scratch, new, step - 1), usage
+    draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], uniforms.rollout, step)
+    return _Drafting(draft, usage.count(CANDIDATES, rows, (ROLLOUT, rolling)))
 
-  scratch = common.scratch(lm, state.proposing.pool.keys.dtype, B, W, G + 1, L)
-  step, draft, scratch, usage = while_any(
-    unfinished, decode, (jnp.int32(1), draft, scratch, state.usage)
+  scratch = decoding.scratch(lm, state.proposing.pool.keys.dtype, B, W, G + 1, L)
+  done = decoding.decode(
+    lm,
+    params,
+    shared,
+    end[..., None],
+    Decoding(jnp.int32(1), _Drafting(draft, state.usage), scratch),
+    goes_on=lambda drafting, step: (step < L) & wanted(drafting.draft),
+    last=last,
+    extend=extend,
   )
-  own = jax.tree.map(lambda a: a[:, :, :, -1], scratch)
-  return draft, (step, own), usage
+  own = jax.tree.map(lambda a: a[:, :, :, -1], done.scratch)
+  return done.texts.draft, Decoding(done.step, None, own), done.texts.usage
 
 
-def decode_rollouts(lm, params, state, request, draft: Draft, begun, usage, uniforms: Uniforms):
-  """Decodes the rollouts that are longer than the candidates, one row per leaf."""
+def decode_rollouts(
+  lm: "LanguageModel",
+  params: Params,
+  state: "PolicyState",
+  request: Request,
+  draft: Draft,
+  begun: Decoding[None],
+  usage: Usage,
+  uniforms: Array,
+) -> tuple[Draft, Usage, KV]:
+  """Decodes the rollouts that are longer than the candidates, one row per leaf.
+
+  `begun` is what `decode_together` returned.
+
+  Returns:
+    The draft, the counters, and keys and values [layers, B, W, H, R, D] of all but the last
+    token of each rollout.
+  """
   B, W, R = draft.rollout.shape
-  shared, behind = _decode_context(lm, params, state, request)
-  step, own = begun
-  places = jnp.arange(R)
+  shared, end = context.leaf_context(params, state.proposing, request)
 
-  def unfinished(carry):
-    return carry[1].rolling
+  def last(drafting: _Drafting, step: Array) -> tuple[Array, Array]:
+    draft = drafting.draft
+    token = jax.lax.dynamic_index_in_dim(draft.rollout, step - 1, 2, keepdims=False)
+    return token, draft.rolling
 
-  def decode(carry):
-    step, draft, scratch, usage = carry
+  def extend(drafting: _Drafting, hidden: Array, step: Array) -> _Drafting:
+    draft, usage = drafting
     rolling = draft.rolling
-    seen = jnp.where(places < step - 1, behind[..., None] + places, NO_POSITION)
-    last = jax.lax.dynamic_index_in_dim(draft.rollout, step - 1, 2)
-    hidden, new = forward(
-      lm.graphdef,
-      params["model"],
-      jnp.maximum(last, 0),
-      jnp.where(rolling, behind + step - 1, NO_POSITION)[..., None],
-      [*shared, scratch.segment(seen, used=step - 1)],
-    )
-    hidden = hidden[:, :, 0]
-    logits = common.logits(lm, params, hidden)
+    logits = decoding.logits(lm, params, hidden)
     draft = draft.replace(hidden=draft.hidden + jnp.where(rolling[..., None], hidden, 0.0))
     draft = _extend_rollouts(lm, params, draft, logits, uniforms, step)
-    return step + 1, draft, common.put(scratch, new, step - 1), usage.count(ROLLOUT, rolling)
+    return _Drafting(draft, usage.count(ROLLOUT, rolling))
 
-  scratch = common.scratch(lm, own.keys.dtype, B, W, R)
+  own = begun.scratch
   kept = min(R, own.keys.shape[-2])
-  scratch = jax.tree.map(
-    lambda whole, first: whole.at[..., :kept, :].set(first[..., :kept, :]), scratch, own
+  scratch: KV = jax.tree.map(
+    lambda whole, first: whole.at[..., :kept, :].set(first[..., :kept, :]),
+    decoding.scratch(lm, own.keys.dtype, B, W, R),
+    own,
   )
-  _, draft, _, usage = while_any(unfinished, decode, (step, draft, scratch, usage))
-  return draft, usage
+  done = decoding.decode(
+    lm,
+    params,
+    shared,
+    end,
+    Decoding(begun.step, _Drafting(draft, usage), scratch),
+    goes_on=lambda drafting, step: drafting.draft.rolling,
+    last=last,
+    extend=extend,
+  )
+  return done.texts.draft, done.texts.usage, done.scratch
 
 
-def first_tokens(lm, params, request, text, logits, draft: Draft) -> Draft:
+def first_tokens(
+  lm: "LanguageModel",
+  params: Params,
+  request: Request,
+  text: ScanState,
+  logits: Array,
+  draft: Draft,
+) -> Draft:
   """At depth 0 the candidates are the most probable single tokens, already in hand."""
   config = lm.search
   B, W = request.mode.shape
@@ -267,17 +361,17 @@ def first_tokens(lm, params, request, text, logits, draft: Draft) -> Draft:
   count = min(config.max_children, logits.shape[-1])
   tokens, log_probs = sampling.filtered(logits, 1.0, count)
   after = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], count, axis=2), text)
-  after = vocab.advance(params["tables"], after, tokens)
+  after = scanner.advance(params["tables"], after, tokens)
   first = (request.mode == types.VISIT) & (request.depth == 0) & (request.finish == types.RUNNING)
 
-  def widen(array, size, fill):
+  def widen(array: Array, size: int, fill: float) -> Array:
     pad = [(0, 0), (0, 0), (0, C - size)] + [(0, 0)] * (array.ndim - 3)
     return jnp.pad(array, pad, constant_values=fill)
 
-  def choose(at_root, deeper, fill):
+  def choose(at_root: Array, deeper: Array, fill: float) -> Array:
     deeper = widen(deeper, deeper.shape[2], fill)
     at_root = widen(at_root, count, fill)
-    return common.where(first, at_root, deeper)
+    return arrays.where(first, at_root, deeper)
 
   sets = jnp.full((B, W, count, config.max_set_length), NO_TOKEN, jnp.int32).at[..., 0].set(tokens)
   return draft.replace(

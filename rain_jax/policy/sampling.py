@@ -28,6 +28,25 @@ def filtered(logits: Array, temperature: float, top_k: int) -> tuple[Array, Arra
   return tokens, jax.nn.log_softmax(values, axis=-1)
 
 
+def penalised(logits: Array, said: Array, penalty: float) -> Array:
+  """Logits in which tokens that were said are less probable (CTRL, arXiv 1909.05858, section 4.1).
+
+  A positive logit is divided by the penalty, a negative one multiplied with it; how often a token
+  was said does not count.
+
+  Args:
+    logits: float[..., vocab].
+    said: int32[..., T] tokens, negative where there is none.
+    penalty: 1 or more; 1 changes nothing.
+  """
+  if penalty == 1.0:
+    return logits
+  found = jnp.take_along_axis(logits, jnp.maximum(said, 0), axis=-1)
+  found = jnp.where(found > 0, found / penalty, found * penalty)
+  place = jnp.where(said >= 0, said, logits.shape[-1])
+  return jnp.put_along_axis(logits, place, found, axis=-1, inplace=False, mode="drop")
+
+
 def draw(weights: Array, uniform: Array) -> tuple[Array, Array]:
   """An index in proportion to its weight.
 

@@ -6,43 +6,24 @@ and all suffixes after it at once.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax.models import NO_POSITION, forward
+from rain_jax.models import KV, NO_POSITION, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache, Paths
 from rain_jax.parallel.loops import while_any
-from rain_jax.policy import common, sampling
-from rain_jax.policy.usage import VERDICT
+from rain_jax.policy import context, decoding, sampling
+from rain_jax.policy.params import Correction, Params
+from rain_jax.policy.usage import VERDICT, Usage
+from rain_jax.preferences import CompiledPreference
 from rain_jax.types import Array
 
-
-@flax.struct.dataclass
-class Override:
-  """What becomes of the model's verdicts, by uniforms drawn from the judged text's hash.
-
-  The model reads every text all the same; arrays, so that one program serves all values.
-
-  Attributes:
-    forced_good: float32[] share of texts whose verdict is +1, the others' being -1
-      (benchmarks); negative leaves the model its own.
-    flipped: float32[] share of texts whose verdict changes its sign (ablation of
-      self-evaluation).
-  """
-
-  forced_good: Array | float = -1.0
-  flipped: Array | float = 0.0
-
-  def apply(self, value: Array, text_hash: Array) -> Array:
-    """The verdicts float32[...] that count, for `value` and uint32[..., 2]."""
-    uniforms = (text_hash % 65536).astype(jnp.float32) / 65536
-    forced = jnp.where(uniforms[..., 0] < self.forced_good, 1.0, -1.0)
-    value = jnp.where(self.forced_good < 0, value, forced)
-    return jnp.where(uniforms[..., 1] < self.flipped, -value, value)
+if TYPE_CHECKING:
+  from rain_jax.policy.language_model import LanguageModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +41,11 @@ class Suffixes:
   room: int
   tokens: Array
   reading: Array
-  behind: Array
+  after: Array
   last: Array
 
   @classmethod
-  def of(cls, preference, room: int) -> "Suffixes":
+  def of(cls, preference: CompiledPreference, room: int) -> "Suffixes":
     """The suffixes of a compiled preference."""
     ids = preference.suffix_ids
     sizes = np.array([len(one) for one in ids])
@@ -72,7 +53,7 @@ class Suffixes:
       room=room,
       tokens=jnp.asarray(np.concatenate(ids), jnp.int32),
       reading=jnp.asarray(np.repeat(np.arange(len(ids)), sizes)),
-      behind=jnp.asarray(np.concatenate([np.arange(size) for size in sizes])),
+      after=jnp.asarray(np.concatenate([np.arange(size) for size in sizes])),
       last=jnp.asarray(room + np.cumsum(sizes) - 1),
     )
 
@@ -82,7 +63,9 @@ class Suffixes:
     sees = (of[None] < 0) | (of[:, None] == of[None])
     return jnp.broadcast_to(sees, batch + sees.shape)
 
-  def behind_text(self, at, token, in_text, limit, asked) -> tuple[Array, Array, Array]:
+  def after_text(
+    self, at: Array, token: Array, in_text: Array, limit: Array, asked: Array
+  ) -> tuple[Array, Array, Array]:
     """Positions, tokens and validity [B, W, T] of a stretch of text and the suffixes.
 
     Args:
@@ -97,13 +80,55 @@ class Suffixes:
     valid = jnp.broadcast_to(asked[..., None], shape)
     join = lambda *parts: jnp.concatenate(parts, axis=-1)
     return (
-      join(at, limit[..., None] + self.behind),
+      join(at, limit[..., None] + self.after),
       join(token, suffix),
       join(in_text, valid),
     )
 
 
-def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, asked: Array, usage):
+class _Reading(NamedTuple):
+  """Texts that are being read.
+
+  asked: bool[B, W] those that are not at their end.
+  begin: int32[B, W] the first position that is not read.
+  lead: float32[B, W, readings] the margins of those that are.
+  cache: the evaluating cache.
+  tail: keys and values [layers, B, W, H, R, D] of what rollouts add after the stored paths.
+  usage: work counters.
+  """
+
+  asked: Array
+  begin: Array
+  lead: Array
+  cache: PathCache
+  tail: KV
+  usage: Usage
+
+
+class Verdicts(NamedTuple):
+  """What was read of W texts per tree.
+
+  margins: float32[B, W, readings] the `margins` of each reading.
+  cache: the evaluating cache.
+  tail: keys and values [layers, B, W, H, R, D] of the judged tokens after the stored paths.
+  usage: work counters.
+  """
+
+  margins: Array
+  cache: PathCache
+  tail: KV
+  usage: Usage
+
+
+def read_verdicts(
+  lm: "LanguageModel",
+  params: Params,
+  cache: PathCache,
+  paths: Paths,
+  limit: Array,
+  asked: Array,
+  usage: Usage,
+) -> Verdicts:
   """Reads the texts asked for, each with every suffix; stores what belongs to nodes.
 
   A call reads up to `read_chunk` tokens of each text, and the suffixes after those texts
@@ -117,32 +142,27 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
     limit: int32[B, W] position in the conversation after the last judged token.
     asked: bool[B, W].
     usage: work counters.
-
-  Returns:
-    float32[B, W, readings] the `margins` of each reading, the cache, the counters.
   """
   B, W = limit.shape
   chunk, R = lm.read_chunk, paths.tail.shape[-1]
-  prefix, shift = common.prefix(params, "evaluating")
+  prefix, shift = context.prefix(params, "evaluating")
   suffixes = Suffixes.of(lm.preference, chunk)
   within = suffixes.mask((B, W))
   total = paths.ends(cache)[..., -1]
   tail_at = total[..., None] + jnp.arange(R)
 
-  def unread(carry):
-    return carry[0]
-
-  def read(carry):
-    asked, begin, lead, cache, tail, usage = carry
+  def read(reading: _Reading) -> _Reading:
+    asked, begin, cache = reading.asked, reading.begin, reading.cache
     ending = asked & (limit - begin <= chunk)
     upto = jnp.where(ending, limit, begin + chunk)
     at = begin[..., None] + jnp.arange(chunk)
     token, place, page, offset = caches.locate(cache, paths, at)
     in_text = asked[..., None] & (at < upto[..., None])
-    positions, tokens, valid = suffixes.behind_text(at, token, in_text, upto, ending)
+    token = spoken(lm.preference, token)
+    positions, tokens, valid = suffixes.after_text(at, token, in_text, upto, ending)
     shown = jnp.where(asked, begin, 0)
     read_before = tail_at < shown[..., None]
-    behind = tail.segment(
+    tail = reading.tail.segment(
       jnp.where(read_before, tail_at + shift, NO_POSITION), used=read_before.sum(-1).max()
     )
     hidden, new = forward(
@@ -150,27 +170,45 @@ def read_verdicts(lm, params, cache: PathCache, paths: Paths, limit: Array, aske
       params["model"],
       jnp.maximum(tokens, 0),
       jnp.where(valid, positions + shift, NO_POSITION),
-      [*prefix, *caches.segments(cache, paths, shown, shift), behind],
+      [*prefix, *caches.segments(cache, paths, shown, shift), tail],
       within,
     )
-    logits = common.logits(lm, params, hidden[:, :, suffixes.last])
-    lead = jnp.where(ending[..., None], margins(lm.preference, logits), lead)
+    logits = decoding.logits(lm, params, hidden[:, :, suffixes.last])
+    found = margins(lm.preference, logits, params["correction"])
     new = jax.tree.map(lambda a: a[..., :chunk, :], new)
     cache = caches.write(cache, new, place, page, offset, in_text)
-    cache = caches.mark(cache, paths, upto, asked)
     place = jnp.where(in_text & (at >= total[..., None]), at - total[..., None], R)
-    tail = _store(tail, new, place)
-    return asked & ~ending, upto, lead, cache, tail, usage.count(VERDICT, valid)
+    return _Reading(
+      asked=asked & ~ending,
+      begin=upto,
+      lead=jnp.where(ending[..., None], found, reading.lead),
+      cache=caches.mark(cache, paths, upto, asked),
+      tail=_store(reading.tail, new, place),
+      usage=reading.usage.count(VERDICT, valid),
+    )
 
-  begin = jnp.where(asked, jnp.minimum(caches.known(cache, paths), limit), limit)
-  lead = jnp.zeros((B, W, len(lm.preference.suffix_ids)), jnp.float32)
-  # What rollouts add after the stored path, for the calls after the one that reads it.
-  tail = common.scratch(lm, cache.pool.keys.dtype, B, W, R)
-  carry = while_any(unread, read, (asked, begin, lead, cache, tail, usage))
-  return carry[2], carry[3], carry[5]
+  start = _Reading(
+    asked=asked,
+    begin=jnp.where(asked, jnp.minimum(caches.known(cache, paths), limit), limit),
+    lead=jnp.zeros((B, W, len(lm.preference.suffix_ids)), jnp.float32),
+    cache=cache,
+    # For the calls after the one that reads it.
+    tail=decoding.scratch(lm, cache.pool.keys.dtype, B, W, R),
+    usage=usage,
+  )
+  done = while_any(lambda reading: reading.asked, read, start)
+  return Verdicts(done.lead, done.cache, done.tail, done.usage)
 
 
-def _store(tail, new, place: Array):
+def spoken(preference: CompiledPreference, tokens: Array) -> Array:
+  """Tokens of a text as a verdict reads them: in a chat turn its control tokens would mean a turn."""
+  if not preference.control_ids:
+    return tokens
+  control = jnp.isin(tokens, jnp.asarray(preference.control_ids, jnp.int32))
+  return jnp.where(control, preference.stand_in, tokens)
+
+
+def _store(tail: KV, new: KV, place: Array) -> KV:
   """Puts new keys and values [layers, B, W, H, T, D] at places int32[B, W, T] of a tail."""
   B, W, _ = place.shape
   rows, columns = jnp.arange(B)[:, None, None], jnp.arange(W)[None, :, None]
@@ -182,15 +220,33 @@ def _store(tail, new, place: Array):
   return jax.tree.map(put, tail, new)
 
 
-def margins(preference, logits: Array) -> Array:
-  """How much the best good label leads the best bad one, float32[..., readings].
+def leads(preference: CompiledPreference, logits: Array) -> Array:
+  """Log-odds of the best good label against the best bad one, float32[..., readings].
+
+  NaN where the logits, float32[..., readings, vocab] after each suffix, are not finite.
+  """
+  return _ahead(preference, logits, logits)
+
+
+def margins(
+  preference: CompiledPreference, logits: Array, correction: Correction | None = None
+) -> Array:
+  """How much the best good label leads the best bad one, float32[..., readings] in [-1, 1].
 
   A difference of probabilities, positive exactly where the reading is good, NaN where
   the logits are not finite; `logits` are float32[..., readings, vocab] after each suffix.
+  By the method the probabilities are the labels'. With a correction they are those of being good
+  and of being bad, by the lead's distance from the offset.
   """
-  probabilities = jax.nn.softmax(logits, axis=-1)
+  if correction is None:
+    return _ahead(preference, jax.nn.softmax(logits, axis=-1), logits)
+  over = leads(preference, logits) - correction.offset
+  return jnp.tanh(correction.scale * over / 2)  # p - (1 - p) for p = sigmoid(scale * over)
+
+
+def _ahead(preference: CompiledPreference, scores: Array, logits: Array) -> Array:
   broken = sampling.not_finite(logits)
-  best = lambda reading, ids: probabilities[..., reading, jnp.asarray(ids)].max(-1)
+  best = lambda reading, ids: scores[..., reading, jnp.asarray(ids)].max(-1)
   pairs = enumerate(zip(preference.good_ids, preference.bad_ids, strict=True))
   lead = jnp.stack([best(i, good) - best(i, bad) for i, (good, bad) in pairs], axis=-1)
   return jnp.where(broken, jnp.nan, lead)

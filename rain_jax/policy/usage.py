@@ -1,4 +1,4 @@
-"""Counters of the work a language model does for a search (design section 4)."""
+"""Counters of the work a language model does for a search (docs/architecture.md, section 4)."""
 
 import flax
 import jax.numpy as jnp
@@ -9,9 +9,8 @@ ROLES = ("context", "candidates", "rollout", "verdict")
 CONTEXT, CANDIDATES, ROLLOUT, VERDICT = range(4)
 
 
-@flax.struct.dataclass
-class Usage:
-  """Work done, kept in the loop (design section 4). `roles` are those of `ROLES`.
+class Usage(flax.struct.PyTreeNode):
+  """Work done, kept in the loop (docs/architecture.md, section 4). `roles` are those of `ROLES`.
 
   Attributes:
     calls: int32[B, roles] sequential model calls in which the prompt had a token; one

@@ -8,39 +8,37 @@ the directory reads them all, so a run may go on with fewer or more processes.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from rain_jax.methods.recording import Recording
+from rain_jax.runs import locks, results
+from rain_jax.runs import manifest as manifests
+from rain_jax.runs.files import (
+  PART,
+  RunError,
+  Stopped,
+  end_last_line,
+  read_json,
+  replace_json,
+  replace_text,
+  sync_folder,
+)
+from rain_jax.runs.manifest import difference
+from rain_jax.runs.results import LAYOUT, MANIFEST, ORIGIN, RESULTS, Check, check_response
 
-MANIFEST, RESULTS, SUMMARY = "manifest.json", "results.jsonl", "summary.json"
+__all__ = ["RunError", "Stopped", "difference", "replace_text", "MANIFEST", "RESULTS"]
+
+SUMMARY, JUDGED = "summary.json", "judged.jsonl"
 RECORDINGS = "recordings"  # of searches, one file each
 _OLD_RECORDINGS = "trees"  # as earlier versions called the folder and the recording in a file
-# Parts of a manifest that must stay as they were, and what is said of one that has not.
-_LASTING = {
-  "config": "another config",
-  "model": "another model",
-  "templates": "other preference templates",
-  "formats": "other prompt formats",
-  "prompts": "other prompts",
-}
-# Where a run is computed, not what: it may change from one start to the next.
-_PLACES = ("mesh",)
-_SHOWN = 5  # differences that an error lists
-
-
-class RunError(ValueError):
-  """A working directory that cannot be used; one line that says what to do."""
-
-
-class Stopped(Exception):
-  """The run was asked to stop and did, between two results; the same command goes on."""
+_LOG = logging.getLogger(__name__)
 
 
 class Run:
@@ -48,60 +46,68 @@ class Run:
 
   Attributes:
     path: the directory.
+    manifest: what it was begun with.
     results: all results, those of other processes as they were when this one began.
   """
 
-  def __init__(self, path: pathlib.Path, process: int, processes: int):
-    self.path = path
-    self._name = _file_of(process, processes)
-    # Unbuffered: a line that could not be written must not come out later, out of place.
-    self._file = open(path / self._name, "ab", buffering=0)
-    try:
-      try:
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        raise RunError(
-          f"{path / self._name}: another process writes it; stop that one, or choose"
-          " another --workdir."
-        ) from None
-      for name in _files(path):
-        # Files of processes that this run has no longer are the first one's to repair.
-        orphaned = process == 0 and name not in [_file_of(i, processes) for i in range(processes)]
-        if name == self._name or orphaned:
-          cut_half_line(path / name)
-      self.results = _read_all(path)
-    except BaseException:
-      self._file.close()
-      raise
+  def __init__(
+    self, path: pathlib.Path, lock: BinaryIO, manifest: Mapping[str, Any], file: BinaryIO, name: str
+  ):
+    self.path, self.manifest = path, manifest
+    self.results: list[dict[str, Any]] = []
+    self._lock, self._file, self._name = lock, file, name
+    self._origin = results.Origin(path / name, manifest)
 
   @classmethod
   def open(
-    cls, workdir: str, manifest: Mapping[str, Any], process: int = 0, processes: int = 1
+    cls,
+    workdir: str,
+    manifest: Mapping[str, Any],
+    process: int = 0,
+    processes: int = 1,
+    check: Check = check_response,
   ) -> "Run":
     """Begins a run, or takes one up again.
 
     Args:
       workdir: the directory; made if it is not there.
-      manifest: JSON values; config, model, templates, formats and prompts, as far as it
-        has them, must be what they were when the directory got its first result, the mesh
+      manifest: JSON values; config, model, templates, formats, prompts and tokenizer, as far
+        as it has them, must be what they were when the directory got its first result, the mesh
         aside.
       process: which process of the run this is.
       processes: how many there are; more than one write `results-<process>.jsonl` each.
+      check: what is wrong with a line of results, "" if nothing is.
 
     Raises:
-      RunError: the directory cannot be made or written, is being written by another
-        process, or belongs to another configuration (the message shows the difference).
+      RunError: the directory cannot be made or written, another start is at work in it, it
+        belongs to another configuration (the message shows the difference), or its results and
+        its manifest do not belong together.
     """
     path = pathlib.Path(workdir)
-    try:
-      path.mkdir(parents=True, exist_ok=True)
-      if _begun(path):
-        _check_manifest(path / MANIFEST, manifest)
-      else:  # what an error ended before its first result does not bind the next
-        _replace(path / MANIFEST, manifest)
-      return cls(path, process, processes)
-    except OSError as error:
-      raise RunError(f"{workdir}: {error.strerror}; choose another --workdir.") from None
+    name = results.file_of(process, processes)
+    with contextlib.ExitStack() as opened:
+      try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = opened.enter_context(locks.enter(path, processes, lambda: _begin(path, manifest)))
+        kept = results.read_manifest(path)
+        if kept is None:
+          raise RunError(f"{path}: {MANIFEST} was taken away; put it back and start again.")
+        manifests.check(path, kept, manifest)
+        # Unbuffered: a line that could not be written must not come out later, out of place.
+        file = opened.enter_context(open(path / name, "ab", buffering=0))
+        if not locks.lock_alone(file):
+          raise RunError(
+            f"{path / name}: another process writes it; stop that one, or choose another --workdir."
+          )
+        end_last_line(path / name)
+        sync_folder(path)
+        run = cls(path, lock, kept, file, name)
+        run.results = _all(path, kept, check)
+        opened.pop_all()
+        return run
+      except OSError as error:
+        where = error.filename or workdir
+        raise RunError(f"{where}: {error.strerror}; choose another --workdir.") from None
 
   def append(self, line: Mapping[str, Any]) -> None:
     """Adds one result; it is on disk when this returns.
@@ -126,6 +132,7 @@ class Run:
         f"{where}: {error.strerror}; put the directory back and start again."
       ) from None
     try:
+      self._origin.add(data)
       while data:  # a disk that is nearly full takes a part, then refuses the rest
         data = data[os.write(file, data) :]
       os.fsync(file)
@@ -138,8 +145,10 @@ class Run:
       ) from None
     self.results.append(dict(line))
 
-  def keep_recording(self, task: str, prompt_id: str, recording: Mapping[str, Any]) -> None:
-    """Keeps a recorded search; an earlier one of the same prompt is replaced.
+  def keep_recording(
+    self, task: str, method: str, prompt_id: str, recording: Mapping[str, Any]
+  ) -> None:
+    """Keeps a recorded search; an earlier one of the same prompt and method is replaced.
 
     Raises:
       RunError: it cannot be written.
@@ -148,80 +157,91 @@ class Run:
     # Ids are the user's own text, and need not be names of files.
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", prompt_id)[:40]
     digest = hashlib.sha256(prompt_id.encode(errors="backslashreplace")).hexdigest()[:8]
-    kept = {"task": task, "id": prompt_id, "recording": recording}
+    kept = {"task": task, "method": method, "id": prompt_id, "recording": recording}
     try:
       folder.mkdir(exist_ok=True)
-      replace_text(folder / f"{task}-{readable}-{digest}.json", json.dumps(kept))
+      replace_text(folder / f"{task}-{method}-{readable}-{digest}.json", json.dumps(kept))
     except OSError as error:
       raise RunError(f"{folder}: {error.strerror}; all results are kept.") from None
-
-  @contextlib.contextmanager
-  def alone(self) -> Iterator[bool]:
-    """Whether no other process of the run is in here, and none will be as long as this one is."""
-    # Open for writing, which NFS wants of whoever locks a file for itself alone.
-    with open(self.path / MANIFEST, "r+b") as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        yield False
-      else:
-        yield True
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Writes the summary, whole or not at all."""
     try:
-      _replace(self.path / SUMMARY, summary)
+      replace_json(self.path / SUMMARY, summary)
     except OSError as error:
       raise RunError(f"{self.path / SUMMARY}: {error.strerror}; all results are kept.") from None
 
   def close(self) -> None:
-    """Closes the results file."""
+    """Leaves the directory to others."""
     self._file.close()
+    self._lock.close()
 
 
-def read_results(workdir: str) -> list[dict]:
-  """The results in a working directory, of all its processes, half-written lines left out."""
-  return _read_all(pathlib.Path(workdir))
-
-
-def _file_of(process: int, processes: int) -> str:
-  return RESULTS if processes == 1 else f"results-{process}.jsonl"
-
-
-def _files(path: pathlib.Path) -> list[str]:
-  """Names of the results files that are there, the single process's first."""
-  names = [p.name for p in path.glob("results*.jsonl")]
-  numbered = [n for n in names if re.fullmatch(r"results-\d+\.jsonl", n)]
-  number = lambda name: int(name.removeprefix("results-").removesuffix(".jsonl"))
-  return [RESULTS] * (RESULTS in names) + sorted(numbered, key=number)
+def _begin(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+  """What the first process of a start does, while no other is in the directory."""
+  old = path / MANIFEST
+  for pattern in (f".{MANIFEST}.*{PART}", f".results*{ORIGIN}.*{PART}"):  # of killed processes
+    for left in path.glob(pattern):
+      left.unlink(missing_ok=True)
+  if not old.is_file() or not _begun(path):
+    orphans = [p.name for p in (*results.files(path), path / JUDGED) if _holds_something(p)]
+    if orphans:
+      raise RunError(
+        f"{path}: {orphans[0]} without {MANIFEST}, which says what it is of; put that back, or"
+        " choose another --workdir."
+      )
+    # What an error ended before its first result does not bind the next.
+    replace_json(old, {**manifest, "layout": LAYOUT})
+  for file in results.files(path):
+    end_last_line(file)
 
 
 def _begun(path: pathlib.Path) -> bool:
-  """Whether a directory holds anything of a run's work, or a process that is at it."""
-  results = _files(path)
+  """Whether a directory holds anything of a run's work."""
+  lines = results.files(path)
   for file in path.iterdir():
-    # A part is a manifest that another process of the run is about to put there.
-    if file.name == MANIFEST or file.match("metrics*.jsonl") or file.match("manifest.*.part"):
+    aside = file.name == MANIFEST or file.name.startswith(".") or file.suffix == ORIGIN
+    if aside or file.match("metrics*.jsonl") or file.match("manifest.*.part"):
       continue
-    if file.name not in results:
+    if file not in lines or _holds_something(file):
       return True
-    with open(file, "ab") as one:
-      try:
-        fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        return True
-      if one.tell():
-        return True
   return False
 
 
-def _read_all(path: pathlib.Path) -> list[dict]:
-  return [line for name in _files(path) for line in read_lines(path / name)]
+def _holds_something(path: pathlib.Path) -> bool:
+  return path.is_file() and bool(path.read_bytes().strip())
+
+
+def _all(path: pathlib.Path, manifest: Mapping[str, Any] | None, check: Check) -> list[dict]:
+  lines = results.read(path, manifest, check)
+  once = results.distinct(lines)
+  if len(once) < len(lines):
+    _LOG.warning(
+      "%s: %d responses are there again; the first of each counts", path, len(lines) - len(once)
+    )
+  return once
+
+
+def read_results(workdir: str) -> list[dict]:
+  """The results in a working directory, of all its processes, each response once.
+
+  Raises:
+    RunError: a line that is no result, or files that do not belong together.
+  """
+  path = pathlib.Path(workdir)
+  manifest = results.read_manifest(path)
+  attack = manifest is not None and "attack" in manifest["config"]
+  return _all(path, manifest, (lambda line: "") if attack else check_response)
+
+
+def has_summary(workdir: str) -> bool:
+  """Whether a run has ended; only then does it have a summary."""
+  return (pathlib.Path(workdir) / SUMMARY).is_file()
 
 
 def write_summary(workdir: str, summary: Mapping[str, Any]) -> None:
   """Writes a run's summary, whole or not at all."""
-  _replace(pathlib.Path(workdir) / SUMMARY, summary)
+  replace_json(pathlib.Path(workdir) / SUMMARY, summary)
 
 
 def read_manifest(workdir: str) -> dict[str, Any]:
@@ -230,24 +250,27 @@ def read_manifest(workdir: str) -> dict[str, Any]:
   Raises:
     RunError: there is none, it cannot be read, or it is an attack's, which has no responses.
   """
-  path = pathlib.Path(workdir) / MANIFEST
-  if not path.is_file():
+  manifest = results.read_manifest(pathlib.Path(workdir))
+  if manifest is None:
     raise RunError(f"{workdir}: no {MANIFEST} there; give the --workdir of a run.")
-  manifest = _read_json(path)
   if "attack" in manifest["config"]:
     raise RunError(
       f"{workdir} holds an attack, which has no responses; give the --workdir of a run of"
       " generate.py on its attack.json."
     )
+  wrong = manifests.fault(manifest)
+  if wrong:
+    raise RunError(f"{pathlib.Path(workdir) / MANIFEST}: {wrong}; put a whole copy of it back.")
   return manifest
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredRecording:
-  """A recorded search in a run's directory: file, task, prompt id and the search."""
+  """A recorded search in a run's directory: file, task, method, prompt id and the search."""
 
   path: pathlib.Path
   task: str
+  method: str
   id: str
   recording: Recording
 
@@ -260,99 +283,10 @@ def recorded(workdir: str) -> Iterator[StoredRecording]:
   """
   folders = (pathlib.Path(workdir) / name for name in (RECORDINGS, _OLD_RECORDINGS))
   for path in sorted(path for folder in folders for path in folder.glob("*.json")):
-    value = _read_json(path)
+    value = read_json(path)
     try:
       found = value["tree"] if "tree" in value else value["recording"]
-      yield StoredRecording(path, value["task"], value["id"], Recording.from_json(found))
+      method = value.get("method", "rain")  # the one that could be watched at first
+      yield StoredRecording(path, value["task"], method, value["id"], Recording.from_json(found))
     except (KeyError, TypeError):
       raise RunError(f"{path}: not a recorded search; remove the file.") from None
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError:
-    raise RunError(f"{path}: not JSON; remove it if it is not needed.") from None
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file, whole or not at all."""
-  part = path.with_suffix(f".{os.getpid()}.part")  # several processes may do this at once
-  try:
-    # Half a character, which JSON may hold and UTF-8 may not, becomes an escape.
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
-
-
-def _replace(path: pathlib.Path, value: Mapping[str, Any]) -> None:
-  replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _check_manifest(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-  if not path.exists():
-    _replace(path, manifest)
-    return
-  try:
-    old = json.loads(path.read_text(encoding="utf-8"))
-  except json.JSONDecodeError:
-    raise RunError(f"{path}: not JSON; remove it if the results are not needed.") from None
-  for part, other in _LASTING.items():
-    if part in manifest and part not in old:
-      raise RunError(
-        f"{path}: of an older version, which did not keep its {part}; choose another --workdir."
-      )
-    changed = difference(old.get(part), manifest.get(part))
-    if changed:
-      raise RunError(f"{path.parent} holds a run of {other} ({changed}); choose another --workdir.")
-
-
-def difference(before: Any, now: Any) -> str:
-  """What of some JSON values has changed, the mesh aside, in one line; "" if nothing has."""
-  before, now = _flat(before), _flat(json.loads(json.dumps(now)))
-  changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-  changed = [k for k in changed if k.split(".")[0] not in _PLACES]
-  shown = [f"{k}: {_apart(repr(before.get(k)), repr(now.get(k)))}" for k in changed[:_SHOWN]]
-  if len(changed) > _SHOWN:
-    shown.append(f"and {len(changed) - _SHOWN} more")
-  return ", ".join(shown)
-
-
-def _apart(before: str, now: str) -> str:
-  """Two texts, long ones from shortly before the place where they part."""
-  begin = max(0, len(os.path.commonprefix([before, now])) - 20)
-  cut = lambda text: text if len(text) <= 60 else f"...{text[begin : begin + 60]}..."
-  return f"{cut(before)} -> {cut(now)}"
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-  if not isinstance(value, Mapping):
-    return {name: value}
-  items = [_flat(v, f"{name}.{k}" if name else str(k)) for k, v in value.items()]
-  return {k: v for item in items for k, v in item.items()}
-
-
-def read_lines(path: pathlib.Path) -> list[dict]:
-  """The whole lines of a file of JSON lines; none if there is no such file.
-
-  Raises:
-    RunError: one of them is not JSON.
-  """
-  lines = []
-  if path.exists():
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-      try:
-        lines.append(json.loads(line))
-      except ValueError:
-        raise RunError(f"{path}, line {number}: not JSON; fix or remove the line.") from None
-  return lines
-
-
-def cut_half_line(path: pathlib.Path) -> None:
-  """Cuts off a line that a killed run did not finish."""
-  if path.exists():
-    data = path.read_bytes()
-    size = data.rfind(b"\n") + 1
-    if size < len(data):
-      os.truncate(path, size)

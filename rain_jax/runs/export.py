@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rain_jax.methods.recording import Recording
@@ -38,18 +38,20 @@ def write_pairs(workdir: str, path: str, shape: str) -> tuple[int, int]:
     RunError: no run, or no responses. DataError: TEXT of a chat template.
   """
   shaped = _Shaper(workdir, shape)
-  searches = {(kept.task, kept.id): kept.recording for kept in directory.recorded(workdir)}
+  searches: dict[tuple[str, str], list[Recording]] = {}
+  for kept in directory.recorded(workdir):
+    searches.setdefault((kept.task, kept.id), []).append(kept.recording)
   responses: dict[tuple[str, str], list[Finished]] = {}
   for result in directory.read_results(workdir):
     key = result["task"], result["id"]
     source = "committed" if result["method"] == "rain" else result["method"]
-    if result["response"] and result["verdict"] is not None and source != "choose":
+    if result["response"] and result.get("verdict") is not None and source != "choose":
       one = Finished(result["response"], result["verdict"], source)
       responses.setdefault(key, []).append(one)
   lines = []
   for (task, name), found in responses.items():
-    search = searches.get((task, name))
-    ranked = rank(found + (finished_paths(search) if search else []))
+    met = [one for search in searches.get((task, name), []) for one in finished_paths(search)]
+    ranked = rank(found + met)
     best, worst = ranked[0], ranked[-1]
     if best.value > worst.value:
       turn = {"id": name, "task": task, "prompt": shaped.prompt(task, name)}
@@ -83,7 +85,7 @@ def write_sft(workdir: str, path: str, shape: str) -> int:
     turn = (
       {"messages": prompt + said} if shape == MESSAGES else {"prompt": prompt, "completion": said}
     )
-    about = {"id": result["id"], "task": result["task"], "verdict": result["verdict"]}
+    about = {"id": result["id"], "task": result["task"], "verdict": result.get("verdict")}
     lines.append(about | turn)
   if not lines:
     raise directory.RunError(f"{workdir}: no response of RAIN there; add rain to methods.")
@@ -102,8 +104,12 @@ class Finished:
 
 def finished_paths(search: Recording) -> list[Finished]:
   """Whole responses that a search met on its way, in that order."""
-  visits = [visit for frame in search.frames for visit in frame.visits if visit.response]
-  return [Finished(visit.response, visit.verdict, "searched") for visit in visits]
+  return [
+    Finished(visit.response, visit.verdict, "searched")
+    for frame in search.frames
+    for visit in frame.visits
+    if visit.response
+  ]
 
 
 def rank(found: Iterable[Finished]) -> list[Finished]:
@@ -151,7 +157,7 @@ class _Shaper:
     return text if self._formats[task].template[-1:].isspace() else f" {text}"
 
 
-def _write(path: str, lines: list[Mapping[str, Any]]) -> None:
+def _write(path: str, lines: Sequence[Mapping[str, Any]]) -> None:
   text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
   try:
     directory.replace_text(pathlib.Path(path), text)

@@ -4,6 +4,7 @@ A configuration is nested plain values; `configs/common.py` has every key.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,14 @@ from rain_jax.models import ModelConfig
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.models.sharding import make_mesh
 from rain_jax.parallel.hosts import Hosts
+from rain_jax.preferences.calibration import load_calibration
+from rain_jax.runs.config_check import SKIP
 from rain_jax.tasks import Record, Task, find_task, load_records, load_suffixes
+from rain_jax.tasks.rows import RowError
 from rain_jax.text.formats import find_format
 from rain_jax.types import DataError
+
+_LOG = logging.getLogger(__name__)
 
 
 def task_of(config: Mapping[str, Any], name: str) -> Task:
@@ -25,6 +31,12 @@ def task_of(config: Mapping[str, Any], name: str) -> Task:
   task = find_task(name)
   given = {k: v for k, v in config["format"].items() if v is not None and k != "name"}
   form = find_format(config["format"]["name"]) if config["format"]["name"] else task.format
+  unheard = [name for name in ("template", "prefix") if form.chat and name in given]
+  if unheard:
+    raise DataError(
+      f"format.{unheard[0]} has no effect on the format chat, which is the tokenizer's own: leave it"
+      " away, or name another format."
+    )
   # A prompt from the command line is not among those whose answers the task's judge knows.
   own_judge = "none" if config["prompts"]["text"] else task.judge
   return dataclasses.replace(
@@ -45,19 +57,36 @@ def judges_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
   return found
 
 
-def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
+def records_of(
+  config: Mapping[str, Any], task: Task, left_out: list[str] | None = None
+) -> list[Record]:
   """The prompts of a task, or those that the configuration names instead.
 
   A limit takes as many from each file.
+
+  Args:
+    config: of the run.
+    task: of the configuration, see `task_of`.
+    left_out: gets a line about each row that config.prompts.bad_rows=skip leaves out.
   """
   prompts = config["prompts"]
   if prompts["text"]:
     return [Record("prompt", prompts["text"])]
-  named = tuple(path for path in prompts["path"].split(",") if path)
+  named = tuple(path.strip() for path in prompts["path"].split(",") if path.strip())
   files = named or task.prompts
   if not files:
     raise DataError("This task has no prompts of its own: set config.prompts.path or --prompt.")
-  records = load_records(task.reader, files, prompts["column"], prompts["limit"])
+  # Manifests of earlier versions have no such key.
+  skipped: list[str] | None = [] if prompts.get("bad_rows") == SKIP else None
+  try:
+    records = load_records(task.reader, files, prompts["column"], prompts["limit"], skipped)
+  except RowError as error:
+    line = f"{error} config.prompts.bad_rows={SKIP} leaves such rows out."
+    raise DataError(line) from None
+  if skipped:
+    _LOG.warning("%d rows left out: %s", len(skipped), " ".join(skipped))
+    if left_out is not None:
+      left_out += skipped
   suffixes = prompts["suffixes"] or ("" if named else task.suffixes)
   if suffixes:
     attack = load_suffixes(suffixes)
@@ -65,12 +94,15 @@ def records_of(config: Mapping[str, Any], task: Task) -> list[Record]:
   return records
 
 
-def make_session_config(config: Mapping[str, Any], task: Task, embedder: Any) -> SessionConfig:
-  """What a session of this task is compiled for."""
+def make_session_config(
+  config: Mapping[str, Any], task: Task, embedder: Any, tokenizer: Any
+) -> SessionConfig:
+  """What a session of this task is compiled for; the tokenizer may decide how it is asked."""
+  calibration = config["calibration"]
   overrides = {k: v for k, v in config["search"].items() if k != "variant"}
   return SessionConfig(
     format=task.format,
-    preference=preferences.load_preference(task.preference),
+    preference=preferences.load_preference(task.preference, tokenizer),
     search=search_config(task.variant, overrides, embedder),
     max_prompt=config["limits"]["max_prompt"],
     max_response=config["limits"]["max_response"],
@@ -78,6 +110,7 @@ def make_session_config(config: Mapping[str, Any], task: Task, embedder: Any) ->
     embedder=embedder,
     verdict_noise=config["verdict_noise"],
     soft_verdicts=config["soft_verdicts"],
+    calibration=load_calibration(calibration) if calibration else None,
   )
 
 

@@ -3,30 +3,27 @@
 `run` takes a configuration as nested plain values; `scripts/generate.py` is its command.
 """
 
-import dataclasses
-import hashlib
-import json
+import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rain_jax import judges, preferences
-from rain_jax.methods import METHODS, SearchStep, defences
+from rain_jax import judges
+from rain_jax.methods import METHODS, SearchStep, find_method
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import find_embedder
-from rain_jax.runs import directory, from_config, judgements
+from rain_jax.runs import config_check, directory, from_config, judgements, locks, manifest
 from rain_jax.runs.metrics import PROFILE, Metrics
 from rain_jax.runs.summary import summarise, table
 from rain_jax.runs.task import TaskRun
-from rain_jax.runs.versions import versions
 from rain_jax.tasks import Record, Task
 from rain_jax.types import DataError
 
-# The rest needs more than a prompt: options to choose from, a judge.
-ALL_METHODS = (*METHODS, "choose", "smooth_llm", "guard")
+_LOG = logging.getLogger(__name__)
 
 
 def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
@@ -74,37 +71,51 @@ def run(
     DataError, directory.RunError, models.hf.CheckpointError, preferences.PreferenceError,
     ValueError: one line each, saying what to do.
   """
-  names = tuple(config["methods"])
   _check(config, hosts, followed=on_step is not None)
+  names = tuple(config["methods"])
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
-  records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
-  panels = {name: judges.panel(task.judge, config) for name, task in tasks.items()}
+  left_out: dict[str, list[str]] = {name: [] for name in tasks}
+  records = {
+    name: from_config.records_of(config, task, left_out[name]) for name, task in tasks.items()
+  }
+  panels = {name: judges.panel(task.judge, config, stopping) for name, task in tasks.items()}
   for name in tasks:
-    for record in records[name]:
-      judges.rule_of(panels[name])(record, "")  # whether it knows prompts of this kind
+    _check_rules(name, judges.rule_of(panels[name]), records[name], chosen=bool(config["judge"]))
   loaded = from_config.load_model(config, hosts)
   settings = _settings(config, tasks, loaded)
-  manifest = _manifest(config, loaded, settings, records)
-  out = directory.Run.open(workdir, manifest, hosts.process, hosts.count)
-  metrics = Metrics(workdir, hosts.process, hosts.count)
-  traces = str(out.path / PROFILE) if profile else None
-  try:
-    hosts.wait("opened")  # what is done by now is the same for all
-    for name in tasks:
-      rule = judges.rule_of(panels[name])
-      part = TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping)
-      session = Session(loaded, settings[name], records[name])
-      if "rain" in names:
-        memory_plan.check(session.plan(), arrays.bytes_available())
-      part.run(session, names)
-    hosts.wait("answered")
-  finally:
-    metrics.close()
-    out.close()
-  loaded = session = part = None  # judge models need the memory
+  made = manifest.make(config, loaded, settings, records)
+  if any(left_out.values()):
+    made["left_out"] = left_out
+  out = directory.Run.open(workdir, made, hosts.process, hosts.count)
+  begun = len(out.results)
+  with contextlib.closing(out):  # nobody else comes in before all is judged
+    settings = manifest.dated(settings, out.manifest)
+    with contextlib.closing(Metrics(workdir, hosts.process, hosts.count)) as metrics:
+      traces = str(out.path / PROFILE) if profile else None
+      hosts.wait("opened")  # what is done by now is the same for all
+      for name in tasks:
+        rule = judges.rule_of(panels[name])
+        _answer(
+          TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping),
+          Session(loaded, settings[name], records[name]),
+          names,
+        )
+      hosts.wait("answered")
+    del loaded  # judge models need the memory
+    late = len(out.results) == begun
+    return _close(workdir, out, records, panels, names, say, stopping, hosts, late)
+
+
+def _close(
+  workdir, out, records, panels, names, say, stopping, hosts, late
+) -> dict[str, Any] | None:
+  """Judges and sums up, if all is answered and no other process is at it.
+
+  A process that came `late`, when its share was answered, sees to it that the run has an end.
+  """
   results = directory.read_results(workdir) if hosts.count > 1 else out.results
-  wanted = {(name, r.id, m) for name in tasks for r in records[name] for m in names}
-  keys = lambda lines: {(r["task"], r["id"], r["method"]) for r in lines}
+  wanted = {(name, r.id, m) for name, some in records.items() for r in some for m in names}
+  keys = lambda lines: {judgements.key_of(line) for line in lines}
   missing = wanted - keys(results)
   summary = None
   try:
@@ -119,78 +130,86 @@ def run(
         f"process {hosts.process} of {hosts.count} is done; others have {len(missing)} results to make"
       )
     else:
-      with out.alone() as alone:
+      if late and hosts.count > 1 and not hosts.connected:
+        _LOG.info("all is answered; waiting for whoever judges %s, if anybody does", workdir)
+        locks.wait_for_judge(workdir, stopping)
+      with locks.judging(workdir) as alone:
         if alone:
           summary = _sum_up(workdir, out, results, records, panels, names, say, stopping)
+        elif hosts.count == 1:
+          raise directory.RunError(
+            f"{workdir}: all is answered, and another process judges it; start again when that"
+            " has ended."
+          )
+        else:
+          say(f"process {hosts.process} of {hosts.count} is done; another one judges the responses")
   finally:
     hosts.wait("summed up")  # the others are there, whatever became of this one
   return summary
 
 
+def _answer(part: TaskRun, session: Session, names: Sequence[str]) -> None:
+  """The responses of one task, by every method."""
+  if any(METHODS[method].watch for method in names):  # it searches
+    memory_plan.check(session.plan(), arrays.bytes_available())
+  part.run(session, names)
+
+
 def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
   """Methods and options that cannot be used are known before anything is made."""
+  config_check.check(config)
   names = tuple(config["methods"])
   for name in names:
-    if name not in ALL_METHODS:
-      known = ", ".join(ALL_METHODS)
-      raise DataError(f"methods: unknown method {name!r}; expected some of {known}.")
-    if names.count(name) > 1:
-      raise DataError(f"methods: {name} appears twice; flags that are repeated add up.")
-  for name, value in (
-    ("record", config["record"]),
-    ("prompts.limit", config["prompts"]["limit"]),
-    ("best_of_n.samples", config["best_of_n"]["samples"]),
-  ):
-    if value < 0:
-      raise DataError(f"{name}={value}: expected 0 or more.")
-  defences.methods_of(config, names)
+    find_method(name)
+  options = {name: METHODS[name].options(config) for name in names}
   if hosts.count > 1 and (config["record"] or followed):
     raise DataError("Searches are recorded or followed by one process: record=0, and no --live.")
-  if hosts.count > 1 and "best_of_n" in names and not config["best_of_n"]["samples"]:
-    raise DataError("best_of_n.samples=0 takes RAIN's compute, which no one process knows: set N.")
+  for name in names:
+    if hosts.count > 1 and METHODS[name].incomplete(options[name]):
+      raise DataError(
+        f"config.{name} as it is takes RAIN's compute, which no one process knows: set a number."
+      )
+
+
+def _check_rules(task: str, rule: judges.Rule, records: Sequence[Record], chosen: bool) -> None:
+  """Tells which prompts the rules are not for; it is an error if the user `chose` the rules."""
+  reasons = []
+  for record in records:
+    try:
+      rule(record, "")
+    except judges.CannotJudge as why:
+      if chosen:
+        raise
+      reasons.append(why)
+  if reasons:
+    _LOG.warning(
+      "%s: %d of %d prompts are answered and not judged. %s",
+      *(task, len(reasons), len(records), reasons[0]),
+    )
 
 
 def _settings(
   config: Mapping[str, Any], tasks: Mapping[str, Task], loaded: LoadedModel
 ) -> dict[str, SessionConfig]:
-  """Each task's setting; no chat template, or labels of several tokens, are known from here on."""
+  """Each task's session configuration.
+
+  A chat template that is not there, labels of several tokens and a calibration for something else
+  are found here, before anything is answered.
+  """
   embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   settings = {
-    name: from_config.make_session_config(config, task, embedder) for name, task in tasks.items()
+    name: from_config.make_session_config(config, task, embedder, loaded.tokenizer)
+    for name, task in tasks.items()
   }
   for session_config in settings.values():
     session_config.format.end_ids(loaded.tokenizer)
-    preferences.compile_preference(session_config.preference, loaded.tokenizer)
+    session_config.compiled(loaded)
   return settings
-
-
-def _manifest(
-  config: Mapping[str, Any],
-  loaded: LoadedModel,
-  settings: Mapping[str, SessionConfig],
-  records: Mapping[str, Sequence[Record]],
-) -> dict[str, Any]:
-  each = lambda part: {name: dataclasses.asdict(part(s)) for name, s in settings.items()}
-  return {
-    "config": config,
-    "model": {"path": loaded.name, "fingerprint": loaded.fingerprint},
-    "versions": versions(),
-    "templates": each(lambda session_config: session_config.preference),
-    "formats": each(lambda session_config: session_config.format),
-    "search": each(lambda session_config: session_config.search),
-    "prompts": {name: _digest(some) for name, some in records.items()},
-  }
-
-
-def _digest(records: Sequence[Record]) -> dict[str, Any]:
-  """What tells prompts from others that lie in the same files."""
-  text = json.dumps([dataclasses.asdict(record) for record in records], sort_keys=True, default=str)
-  return {"count": len(records), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> dict[str, Any]:
   """Judges what rules could not, and writes and shows the summary."""
-  summary = {"methods": {m: summarise(results, m) for m in methods}}
+  summary = _summary(workdir, results, methods)
   if any(_needs_a_file(panel) for panel in panels.values()):
     judgements.judge_results(workdir, results, records, panels, stopping)
     own = {name: [judge.name for judge in panel] for name, panel in panels.items()}
@@ -198,6 +217,15 @@ def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> d
   out.finish(summary)
   say(table(summary))
   judgements.table(summary, say)
+  return summary
+
+
+def _summary(workdir: str, results: Sequence[Mapping], names: Sequence[str]) -> dict[str, Any]:
+  """What the results and the manifest say; `left_out` is the number of rows by task."""
+  summary: dict[str, Any] = {"methods": {name: summarise(results, name) for name in names}}
+  left_out = directory.read_manifest(workdir).get("left_out", {})
+  if left_out:
+    summary["left_out"] = {task: len(rows) for task, rows in left_out.items()}
   return summary
 
 
@@ -227,22 +255,42 @@ def judge_again(
   Raises:
     As `run`.
   """
+  config_check.check(settings)
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
   records = {name: from_config.records_of(config, task) for name, task in tasks.items()}
   panels = {
     name: judges.panel(settings["judge"] or task.judge, settings) for name, task in tasks.items()
   }
-  judgements.judge_results(workdir, directory.read_results(workdir), records, panels)
-  return summarise_again(workdir, config, say)
+  with locks.judging_alone(workdir):
+    judgements.judge_results(workdir, directory.read_results(workdir), records, panels)
+    return _summarise_again(workdir, config, say)
 
 
-def summarise_again(
-  workdir: str, config: Mapping[str, Any], say: Callable[[str], None] = print
+def add_ratings(
+  workdir: str,
+  config: Mapping[str, Any],
+  lines: Sequence[Mapping[str, Any]],
+  say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-  """Writes a run's summary anew, from its results and what its judges said of them."""
+  """Adds what people said of a run's responses, and writes its summary anew.
+
+  Args, returns, raises: see `judge_again`; `lines` are those of `judgements.append`.
+  """
+  with locks.judging_alone(workdir):
+    judgements.append(workdir, lines)
+    return _summarise_again(workdir, config, say)
+
+
+def _summarise_again(
+  workdir: str, config: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+  """Writes the summary anew, from the results and what judges said of them."""
   results = directory.read_results(workdir)
-  summary = {"methods": {m: summarise(results, m) for m in config["methods"]}}
+  summary = _summary(workdir, results, config["methods"])
   summary = judgements.add_to(summary, workdir, from_config.judges_of(config))
-  directory.write_summary(workdir, summary)
+  if directory.has_summary(workdir):
+    directory.write_summary(workdir, summary)
+  else:  # which would say that the run has ended
+    _LOG.warning("%s: the run has not ended yet; it writes its summary when it does", workdir)
   judgements.table(summary, say)
   return summary

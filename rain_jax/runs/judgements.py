@@ -7,6 +7,7 @@ measure. Unjudged responses are tried again each time.
 """
 
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,17 +16,14 @@ from typing import Any
 import tqdm
 
 from rain_jax.judges import JUDGES, Judge, agreements, rate
-from rain_jax.runs.directory import RunError, Stopped, cut_half_line, read_lines, read_results
+from rain_jax.runs.directory import JUDGED, read_results
+from rain_jax.runs.files import RunError, Stopped, end_last_line, read_lines
+from rain_jax.runs.results import key_of
 from rain_jax.tasks import Record
 
-JUDGED = "judged.jsonl"
+_LOG = logging.getLogger(__name__)
 
 Key = tuple[str, str, str]  # task, id, method
-
-
-def key_of(line: Mapping[str, Any]) -> Key:
-  """Which response a line is about."""
-  return line["task"], line["id"], line["method"]
 
 
 def read_judged(workdir: str) -> dict[tuple[Key, str, str], dict]:
@@ -35,9 +33,22 @@ def read_judged(workdir: str) -> dict[tuple[Key, str, str], dict]:
   """
   path = pathlib.Path(workdir) / JUDGED
   found = {}
-  for line in read_lines(path):
+  for line in read_lines(path, _check):
     found[key_of(line), line["judge"], line.get("measure", "")] = line
   return found
+
+
+def _check(line: Mapping[str, Any]) -> str:
+  """What is wrong with a line of verdicts; "" if nothing is."""
+  for name in ("task", "id", "method", "judge", "by", "measure"):
+    if not isinstance(line.get(name, "" if name == "measure" else None), str):
+      return f"{name}={line.get(name)!r:.40}, expected text"
+  answers = line.get("answers", {})
+  if not isinstance(answers, dict) or not all(isinstance(v, bool) for v in answers.values()):
+    return f"answers={answers!r:.40}, expected true or false by measure"
+  if ("answers" in line) == ("unjudged" in line):
+    return "expected either answers or unjudged"
+  return ""
 
 
 def _read_all(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[tuple[Key, str, str], dict]:
@@ -52,26 +63,38 @@ def _read_all(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[tuple[Key,
   for result in read_results(workdir):
     judges = own.get(result["task"], ())
     if len(judges) == 1 and judges[0] in JUDGES and "error" not in result:
-      found[key_of(result), judges[0], ""] = {"answers": result.get("judged", {})}
+      said = {} if "unjudged" in result else {"answers": result.get("judged", {})}
+      found[key_of(result), judges[0], ""] = said
   return found | lines
 
 
 def append(workdir: str, lines: Iterable[Mapping[str, Any]]) -> None:
   """Adds lines to `judged.jsonl`, each on disk before the next is made.
 
+  One process at a time may do so, see `locks.judging`.
+
   Raises:
     RunError: they cannot be written.
   """
   path = pathlib.Path(workdir) / JUDGED
   try:
-    cut_half_line(path)
-    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-      for line in lines:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    end_last_line(path)
+    file = open(path, "ab", buffering=0)
   except OSError as error:
-    raise RunError(f"{path}: {error.strerror}; what is judged so far is kept.") from None
+    raise _not_written(path, error) from None
+  with file:
+    for line in lines:  # what goes wrong in the making is not the file's
+      data = (json.dumps(line) + "\n").encode()
+      try:
+        while data:  # a disk that is nearly full takes a part
+          data = data[os.write(file.fileno(), data) :]
+        os.fsync(file.fileno())
+      except OSError as error:
+        raise _not_written(path, error) from None
+
+
+def _not_written(path: pathlib.Path, error: OSError) -> RunError:
+  return RunError(f"{path}: {error.strerror}; what is judged so far is kept.")
 
 
 def judge_results(
@@ -122,12 +145,16 @@ def _lines(
         " put the files back that the run was made with."
       )
     items.append((record, line["response"]))
+  told = False
   verdicts = judge.judge(items)
   for place, verdict in tqdm.tqdm(verdicts, desc=judge.name, total=len(items), unit="response"):
     said = (
       {"unjudged": verdict.unjudged} if verdict.unjudged else {"answers": dict(verdict.answers)}
     )
     task, name, method = key_of(waiting[place])
+    if verdict.unjudged and not told:
+      told = True
+      _LOG.warning("%s: the first that stays unjudged, %s: %s", judge.name, name, verdict.unjudged)
     yield {"id": name, "task": task, "method": method, "judge": judge.name, "by": judge.by, **said}
     if stopping():
       raise Stopped
@@ -137,7 +164,9 @@ def _said(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[str, dict[Key,
   """By judge and response its answers, None where it left it unjudged; the run's own come first."""
   lines = _read_all(workdir, own)
   first = [judge for judges in own.values() for judge in judges]
-  said = {judge: {} for judge in dict.fromkeys([*first, *(judge for _, judge, _ in lines)])}
+  said: dict[str, dict[Key, dict | None]] = {
+    judge: {} for judge in dict.fromkeys([*first, *(judge for _, judge, _ in lines)])
+  }
   for (key, judge, _), line in lines.items():
     old = said[judge].get(key)
     said[judge][key] = (old or {}) | line["answers"] if "answers" in line else old

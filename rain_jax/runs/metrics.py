@@ -17,7 +17,7 @@ import jax
 
 from rain_jax.methods import BatchProgress
 from rain_jax.methods.session import Response
-from rain_jax.runs import directory
+from rain_jax.runs.files import end_last_line
 
 HEARTBEAT = 15.0  # seconds between two lines of the log, at least
 PROFILE = "profile"  # directory of traces, in the working directory
@@ -37,7 +37,7 @@ class Metrics:
     self._path = pathlib.Path(workdir) / name
     self._file = None
     try:
-      directory.cut_half_line(self._path)
+      end_last_line(self._path)
       self._file = open(self._path, "ab", buffering=0)
     except OSError as error:
       self._warn(error)
@@ -54,7 +54,7 @@ class Metrics:
       self._warn(error)
       self.close()
       with contextlib.suppress(OSError):
-        directory.cut_half_line(self._path)
+        end_last_line(self._path)
 
   def close(self) -> None:
     """Closes the file."""
@@ -93,7 +93,7 @@ class Progress:
     self._ended = {"response_tokens": 0, "tokens_forwarded": 0, "rewinds": 0}
     self._begun = self._beat = self._last = clock()
     self._before = self._told = {"response_tokens": 0, "tokens_forwarded": 0}
-    self._lanes: dict[int, BatchProgress] = {}
+    self._workers: dict[int, BatchProgress] = {}
 
   def count(self, response: Response) -> None:
     """Counts a response that has ended."""
@@ -111,9 +111,11 @@ class Progress:
       The numbers.
     """
     if progress is not None:
-      self._lanes[progress.lane] = progress
-    lanes = self._lanes.values()
-    total = {name: n + sum(getattr(one, name) for one in lanes) for name, n in self._ended.items()}
+      self._workers[progress.worker] = progress
+    workers = self._workers.values()
+    total = {
+      name: n + sum(getattr(one, name) for one in workers) for name, n in self._ended.items()
+    }
     now = self._clock()
     line = {
       "time": round(time.time(), 3),
@@ -125,8 +127,8 @@ class Progress:
       **_rates(total, self._before, now - self._last),
       "rewinds": total["rewinds"],
     }
-    if lanes:
-      line |= {"slots_busy": sum(g.busy for g in lanes), "slots": sum(g.slots for g in lanes)}
+    if workers:
+      line |= {"slots_busy": sum(g.busy for g in workers), "slots": sum(g.slots for g in workers)}
     self._write(line)
     self._last, self._before = now, total
     if now - self._beat >= HEARTBEAT:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rain_jax import judges
+from rain_jax.text.columns import aligned
 from rain_jax.text.repetition import distinct_2, repeats
 
 # What a table calls a number whose full name is long.
@@ -20,8 +21,8 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
   """Rates and costs of one method over the results of a run."""
   mine = [r for r in results if r["method"] == method]
   answered = [r for r in mine if "counters" in r]
-  verdicts = [r["verdict"] for r in answered if r["verdict"] is not None]
-  failed = [r for r in mine if r["finish_reason"] == "failed"]
+  verdicts = [r["verdict"] for r in answered if r.get("verdict") is not None]
+  failed = [r for r in mine if r.get("finish_reason") == "failed"]
   texts = [r["response"] for r in answered]
   distinct = [share for share in map(distinct_2, texts) if share is not None]
   total = lambda name: sum(r["counters"].get(name, 0) for r in answered)
@@ -31,6 +32,7 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
     "responses": len(answered),
     "rejected": len(mine) - len(answered) - len(failed),
     "failed": len(failed),
+    "unjudged": sum("unjudged" in r for r in answered),
     "self_verdict": float(np.mean(verdicts)) if verdicts else None,
     "tokens_per_response": tokens / max(len(answered), 1),
     "repeats": float(np.mean([repeats(text) for text in texts])) if texts else None,
@@ -39,7 +41,7 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
     "tokens_forwarded_per_token": total("tokens_forwarded") / tokens,
     "iterations_per_move": total("iterations") / max(total("moves"), 1),
     "rewinds_per_response": total("rewinds") / max(len(answered), 1),
-    "seconds": sum(r["seconds"] for r in answered),
+    "seconds": sum(r.get("seconds", 0.0) for r in answered),
   }
   samples = [r["counters"]["samples"] for r in answered if "samples" in r["counters"]]
   if samples:
@@ -48,20 +50,24 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
 
 
 def table(summary: Mapping[str, Any]) -> str:
-  """The summary as a table in plain text, one row per method."""
+  """The summary as a table in plain text, one row per method, and what the table leaves out."""
   methods = summary["methods"]
   columns = sorted({k for m in methods.values() for k in m if k.endswith("_rate")})
   columns = columns or ["self_verdict"]  # nobody else said anything
   columns += ["responses", "rejected"]
-  columns += ["failed"] * any(m.get("failed") for m in methods.values())
+  for name in ("failed", "unjudged"):
+    columns += [name] * any(m.get(name) for m in methods.values())
   columns += ["repeats", "distinct_2", "tokens_per_response"]
   columns += ["model_calls_per_token", "tokens_forwarded_per_token"]
   columns += ["iterations_per_move", "rewinds_per_response", "seconds"]
   rows = [["method", *(_SHORT.get(c, c.replace("_", " ")) for c in columns)]]
   for name, values in methods.items():
     rows.append([name, *(_cell(column, values.get(column)) for column in columns)])
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+  lines = [aligned(rows)]
+  for task, count in summary.get("left_out", {}).items():
+    lines.append(
+      f"{task}: {count} rows left out, which could not be used; manifest.json names them"
+    )
   return "\n".join(lines)
 
 

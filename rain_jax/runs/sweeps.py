@@ -14,7 +14,9 @@ of a scheduler in which each task starts one of them.
 
 import csv
 import fcntl
+import importlib.machinery
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -22,10 +24,12 @@ import pathlib
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from rain_jax.runs import directory
+from rain_jax.runs.files import read_json, replace_json, replace_text
+from rain_jax.text.columns import aligned
 
 RECORD, TABLE, PLOT, LOG = "sweep.json", "table.csv", "table.png", "log.txt"
 _POLL = 0.2  # seconds between two looks at the processes
@@ -44,10 +48,13 @@ def load_sweep(path: str) -> list[dict[str, Any]]:
   file = pathlib.Path(path)
   if not file.is_file():
     raise SweepError(f"{path}: no such sweep file.")
-  spec = importlib.util.spec_from_file_location(f"sweep_{file.stem}", file)
+  # By a loader of source, whatever the file's name ends in.
+  loader = importlib.machinery.SourceFileLoader(f"sweep_{file.stem}", str(file))
+  spec = importlib.util.spec_from_loader(loader.name, loader)
+  assert spec is not None  # the loader is there
   module = importlib.util.module_from_spec(spec)
   try:
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     found: list[dict[str, Any]] = []
     if hasattr(module, "sweep"):
       module.sweep(lambda **changes: found.append(changes))
@@ -55,8 +62,12 @@ def load_sweep(path: str) -> list[dict[str, Any]]:
       found = product(module.PRODUCT)
     else:
       raise SweepError(f"{path}: defines neither sweep(add) nor PRODUCT.")
-  except (SyntaxError, NameError, TypeError, AttributeError, KeyError) as error:
-    raise SweepError(f"{path}: {type(error).__name__}: {error}") from None
+    json.dumps(found, allow_nan=False)
+  except SweepError:
+    raise
+  except (Exception, SystemExit) as error:  # the file is the user's program, and may raise anything
+    reason = " ".join(str(error).split())
+    raise SweepError(f"{path}: {type(error).__name__}: {reason}; fix the sweep file.") from None
   if not found:
     raise SweepError(f"{path}: adds no run.")
   twice = [i for i, changes in enumerate(found) if changes in found[:i]]
@@ -106,9 +117,7 @@ class Sweep:
       path.mkdir(parents=True, exist_ok=True)
       if (path / RECORD).exists():
         _check_record(path / RECORD, record)
-      part = path / f"{RECORD}.{os.getpid()}.part"
-      part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-      part.replace(path / RECORD)
+      replace_json(path / RECORD, record)
     except OSError as error:
       raise SweepError(f"{directory}: {error.strerror}; choose another --dir.") from None
     return cls(path, changes)
@@ -131,8 +140,14 @@ class Sweep:
     keys = list(dict.fromkeys(key for changes in self.changes for key in changes))
     for number, changes in enumerate(self.changes):
       if self.done(number):
-        text = (self.workdir(number) / directory.SUMMARY).read_text(encoding="utf-8")
-        for method, numbers in json.loads(text)["methods"].items():
+        summary = read_json(self.workdir(number) / directory.SUMMARY)
+        methods = summary.get("methods")
+        if not isinstance(methods, dict) or not all(isinstance(n, dict) for n in methods.values()):
+          raise SweepError(
+            f"{self.workdir(number) / directory.SUMMARY}: no summary of a run; remove the file and"
+            " start the sweep again, which sums the run up anew."
+          )
+        for method, numbers in methods.items():
           plain = {k: v for k, v in numbers.items() if not isinstance(v, (dict, list))}
           yield {"run": number, **{k: changes.get(k) for k in keys}, "method": method, **plain}
 
@@ -140,20 +155,22 @@ class Sweep:
     """The rows of all finished runs, also written as `table.csv`."""
     rows = list(self.rows())
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    part = self.path / f"{TABLE}.{os.getpid()}.part"
-    with part.open("w", encoding="utf-8", newline="") as file:
-      writer = csv.DictWriter(file, columns)
-      writer.writeheader()
-      writer.writerows(rows)
-    part.replace(self.path / TABLE)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+      replace_text(self.path / TABLE, text.getvalue())
+    except OSError as error:
+      raise SweepError(f"{self.path / TABLE}: {error.strerror}; the runs are kept.") from None
     return rows
 
 
 def _check_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   try:
-    old = json.loads(path.read_text(encoding="utf-8"))
-    config, runs_before = old["config"], old["runs"]
-  except (json.JSONDecodeError, KeyError, TypeError):
+    old = read_json(path)
+    config, runs_before = old["config"], list(old["runs"])
+  except (directory.RunError, KeyError, TypeError):
     raise SweepError(f"{path}: not the record of a sweep; choose another --dir.") from None
   if "values" not in old:
     raise SweepError(
@@ -268,7 +285,7 @@ def _wait_for_runs_left_behind(
       time.sleep(_POLL)
 
 
-def _end(processes: Sequence[subprocess.Popen], how: int) -> None:
+def _end(processes: Iterable[subprocess.Popen], how: int) -> None:
   for process in processes:
     if process.poll() is None:
       process.send_signal(how)
@@ -281,8 +298,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
   shown = [c for c in columns if fixed(c) or len({str(row.get(c)) for row in rows}) > 1]
   lines = [[c.replace("_", " ") for c in shown]]
   lines += [[_cell(column, row.get(column)) for column in shown] for row in rows]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(shown))]
-  return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths)) for line in lines)
+  return aligned(lines)
 
 
 def _cell(column: str, value: Any) -> str:

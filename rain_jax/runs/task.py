@@ -7,17 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tqdm
 
-from rain_jax import judges, methods
-from rain_jax.methods import SearchStep, choose, defences
+from rain_jax import judges
+from rain_jax.methods import METHODS, SearchStep
 from rain_jax.methods.session import Response, Session
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.runs import directory
 from rain_jax.runs.metrics import Metrics, Profiler, Progress
-from rain_jax.tasks.readers import LABELS
-from rain_jax.types import DataError
 
 _LOG = logging.getLogger(__name__)
 
@@ -34,7 +31,7 @@ class TaskRun:
     hosts: which process of the run this is.
     metrics: where the numbers of each step go.
     traces: folder for traces of a few steps; None for none.
-    on_step: called with every step of RAIN's searches.
+    on_step: called with every step of the searches.
     stopping: asked between results; True ends the run.
   """
 
@@ -52,7 +49,7 @@ class TaskRun:
 
   def run(self, session: Session, names: Sequence[str]) -> None:
     """Answers what is not answered yet, by each method."""
-    order = sorted(names, key=lambda m: m == "best_of_n")  # it may need RAIN's cost
+    order = sorted(names, key=lambda name: bool(METHODS[name].after))
     ids = [q.record.id for q in session.queries] + [r.record.id for r in session.rejected]
     self._mine = self.hosts.mine(ids)
     for method in order:
@@ -77,8 +74,14 @@ class TaskRun:
     profiler = Profiler(self.traces and f"{self.traces}/{self.task}-{method}")
     # None: no bar where nobody watches.
     hidden = True if self.hosts.process or self.on_step is not None else None
-    shown = dict(desc=f"{self.task} {method}", unit="response", disable=hidden)
-    with tqdm.tqdm(total=total, initial=start, **shown) as bar, contextlib.closing(profiler):
+    bar = tqdm.tqdm(
+      total=total,
+      initial=start,
+      desc=f"{self.task} {method}",
+      unit="response",
+      disable=hidden,
+    )
+    with bar, contextlib.closing(profiler):
 
       def between(state):
         bar.set_postfix(rewinds=told.step(state)["rewinds"])
@@ -95,19 +98,14 @@ class TaskRun:
     self._leave_together()
 
   def _responses(
-    self, session: Session, method: str, done: frozenset[str], between: Callable[[Any], None]
+    self, session: Session, name: str, done: frozenset[str], between: Callable[[Any], None]
   ) -> Iterator[Response]:
     """The method's responses to what is not done; `between` hears of the steps."""
-    seed = self.config["seed"]
-    if method == "rain":
-      return self._rain(session, done, between)
-    if method == "vanilla":
-      return methods.vanilla(session, seed, done, between)
-    if method == "best_of_n":
-      return methods.best_of_n(session, seed, self._samples(session), done, between)
-    if method == "choose":
-      return choose.choose(session, LABELS, done, between)
-    return defences.methods_of(self.config, (method,))[method](session, seed, done, between)
+    method, seed = METHODS[name], self.config["seed"]
+    options = method.complete(session, method.options(self.config, self.stopping), self._results)
+    if method.watch is None:
+      return method.run(session, seed, done, between, **options)
+    return self._searched(session, name, method.watch, options, done, between)
 
   def _leave_together(self) -> None:
     """Ends the run if this process has to, or another that it works together with.
@@ -122,8 +120,16 @@ class TaskRun:
     if stop:
       raise directory.Stopped
 
-  def _rain(self, session: Session, done: frozenset[str], between) -> Iterator[Response]:
-    """RAIN's responses; the searches of the first `record` prompts are kept."""
+  def _searched(
+    self,
+    session: Session,
+    method: str,
+    watch: Callable[..., Iterator[SearchStep]],
+    options: Mapping[str, Any],
+    done: frozenset[str],
+    between,
+  ) -> Iterator[Response]:
+    """Responses of a search; the searches of the first `record` prompts are kept."""
     seed = self.config["seed"]
     ids = [query.record.id for query in session.queries]
     recorded = ids[: self.config["record"]]
@@ -131,29 +137,15 @@ class TaskRun:
     if left:
       # A heartbeat would come between the lines of what is followed.
       heard = between if self.on_step is None else lambda progress: self._leave_together()
-      for step in methods.watch(session, seed, frozenset(ids) - left, heard):
+      for step in watch(session, seed, frozenset(ids) - left, heard, **options):
         if self.on_step:
           self.on_step(step)
         if step.response:
-          if step.response.record.id in recorded:
-            self.out.keep_recording(
-              self.task, step.response.record.id, step.response.recording.as_json()
-            )
+          prompt, search = step.response.record.id, step.response.recording
+          if search is not None and prompt in recorded:
+            self.out.keep_recording(self.task, method, prompt, search.as_json())
           yield step.response
-    yield from methods.rain(session, seed, done | left, between)
-
-  def _samples(self, session: Session) -> int:
-    """N of best-of-N: as given, or as many as RAIN's forwarded tokens pay for."""
-    samples = self.config["best_of_n"]["samples"]
-    if samples:
-      return samples
-    rain = [r for r in self._results("rain") if "counters" in r]
-    if not rain:
-      raise DataError("best_of_n.samples=0 means RAIN's compute: add rain to methods, or set N.")
-    paid = np.mean([r["counters"]["tokens_forwarded"] for r in rain])
-    shown = [r for r in self._results("vanilla") if "counters" in r] or rain
-    length = np.mean([r["counters"]["response_tokens"] for r in shown])
-    return max(1, round(float(paid) / methods.sample_cost(session, float(length))))
+    yield from METHODS[method].run(session, seed, done | left, between, **options)
 
   def _results(self, method: str) -> list[dict]:
     return [r for r in self.out.results if r["method"] == method and r["task"] == self.task]
@@ -161,7 +153,7 @@ class TaskRun:
   def _write(self, method: str, response: Response, seconds: float) -> None:
     if response.record.id not in self._mine or self._trouble is not None:
       return
-    line = {
+    line: dict[str, Any] = {
       "id": response.record.id,
       "task": self.task,
       "method": method,
@@ -175,9 +167,13 @@ class TaskRun:
     if response.error is not None:
       line["error"] = response.error
     else:
-      judged = self.judge(response.record, response.text)
-      if judged:
-        line["judged"] = judged
+      try:
+        judged = self.judge(response.record, response.text)
+      except judges.CannotJudge as why:
+        line["unjudged"] = str(why)
+      else:
+        if judged:
+          line["judged"] = judged
       line["counters"] = response.counters
       line["seconds"] = round(seconds, 4)
     try:

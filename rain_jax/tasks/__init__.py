@@ -5,6 +5,7 @@ come in, `readers` makes records of their rows, `formats` puts records to a mode
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 
 from rain_jax import demo
@@ -53,6 +54,9 @@ def _prompts(kind: str) -> str:
   return str(demo.PROMPTS_DIR / f"{kind}.jsonl")
 
 
+_OPENINGS = pathlib.Path(__file__).parent / "data" / "review_openings.jsonl"
+
+
 def _data(name: str) -> str:
   return str(demo.DATA_DIR / name)
 
@@ -79,6 +83,7 @@ TASKS: Mapping[str, Task] = {
   "adversarial": _ADVERSARIAL,
   "questions": Task((), QUESTION, "truthful", "truthful"),
   "reviews": Task((), REVIEW, "positive"),
+  "review_openings": Task((str(_OPENINGS),), REVIEW, "positive", judge="vader"),
   "demo_requests": Task(
     (_prompts("harmful"), _prompts("benign")), DIALOGUE, "harmless", judge="demo_rules"
   ),

@@ -1,67 +1,96 @@
-"""From the files that data sets come in to rows: names and values, as they stand there."""
+"""From the files that data sets come in to rows."""
 
-import csv
-import dataclasses
+import bz2
+import codecs
 import gzip
-import io
-import json
+import logging
+import lzma
+import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import huggingface_hub
 import huggingface_hub.errors
 
+from rain_jax.tasks.rows import LARGEST, PARSERS, Row, RowError, Rows
 from rain_jax.types import DataError
 
 HUB = "hub:"
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./ -]+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One row of a file.
-
-  Attributes:
-    path: the file.
-    place: number of its line, or of the row where a file has no lines, from 1.
-    values: by name.
-  """
-
-  path: str
-  place: int
-  values: dict[str, Any]
-
-  @property
-  def where(self) -> str:
-    """For messages."""
-    return f"{self.path}, line {self.place}"
+_OPENERS: Mapping[str, Callable[[Any], Any]] = {
+  ".gz": gzip.open,
+  ".bz2": bz2.open,
+  ".xz": lzma.open,
+}
+_KINDS = ".jsonl, .ndjson, .json, .csv, .tsv or .txt, or one of them as .gz, .bz2 or .xz"
+# First bytes of what is no text, whatever it is called.
+_MAGIC = {
+  b"\x1f\x8b": "a gzip file (name it .gz)",
+  b"BZh": "a bzip2 file (name it .bz2)",
+  b"\xfd7zXZ\0": "an xz file (name it .xz)",
+  b"\x28\xb5\x2f\xfd": "a zstandard file (decompress it)",
+  b"PK\x03\x04": "a zip file or a spreadsheet (unpack it, or save it as .csv)",
+  b"PAR1": "a parquet file (convert it to .jsonl)",
+  b"%PDF-": "a PDF file (convert it to text)",
+}
+_LOG = logging.getLogger(__name__)
 
 
 def read_rows(path: str) -> list[Row]:
   """Reads a file, a folder of texts, or a file of a hub data set.
 
   Args:
-    path: a .jsonl, .json, .csv or text file, any of them gzipped (.gz), or a folder of .txt
-      files with one text each; or `hub:OWNER/NAME/FILE`, the only case that uses the network.
+    path: a .jsonl, .ndjson, .json, .csv, .tsv or .txt file, any of them compressed (.gz, .bz2, .xz),
+      or a folder of .txt files with one text each; or `hub:OWNER/NAME/FILE`, the only case that uses
+      the network.
 
   Raises:
     DataError: missing, not to be read as what its name says, or without rows.
   """
-  file = _from_hub(path) if path.startswith(HUB) else pathlib.Path(path)
-  if file.is_dir():
-    rows = list(_read_folder(file))
-  elif file.is_file():
-    kind = file.name.lower().removesuffix(".gz").rpartition(".")[2]
-    readers = {"jsonl": _read_jsonl, "json": _read_json, "csv": _read_csv}
-    rows = list(readers.get(kind, _read_text)(path, _text(path, file)))
-  else:
-    raise DataError(f"{path}: no such file; give the path of a .jsonl, .json, .csv or .txt file.")
-  if not rows:
-    raise DataError(f"{path}: no prompt in the file.")
+  rows = []
+  for row in iterate_rows(path):
+    if isinstance(row, RowError):
+      raise row
+    rows.append(row)
   return rows
+
+
+def iterate_rows(path: str) -> Rows:
+  """As `read_rows`, with a `RowError` in the place of each row that cannot be used.
+
+  Raises:
+    DataError: nothing of the file can be used.
+  """
+  file = _from_hub(path) if path.startswith(HUB) else pathlib.Path(path)
+  if os.path.isdir(file):  # False, too, for what cannot be a path
+    rows = _read_folder(file)
+  elif os.path.isfile(file):
+    rows = _parser(path, file)(path, _text(path, file))
+  else:
+    raise DataError(f"{path}: no such file; give the path of a file that is {_KINDS}.")
+  found = False
+  for row in rows:
+    found = True
+    yield row
+  if not found:
+    raise DataError(f"{path}: no prompt in the file.")
+
+
+def _parser(path: str, file: pathlib.Path):
+  name = file.name.lower()
+  if file.suffix.lower() in _OPENERS:
+    name = name.rpartition(".")[0]
+  kind = pathlib.PurePath(name).suffix.removeprefix(".")
+  if kind not in PARSERS:
+    advice = {"zst": "decompress it first", "yaml": "save it as .jsonl", "yml": "save it as .jsonl"}
+    raise DataError(
+      f"{path}: .{kind} files are not read; expected {_KINDS}:"
+      f" {advice.get(kind, 'convert it, for texts to .txt with a prompt on each line')}."
+    )
+  return PARSERS[kind]
 
 
 def _from_hub(path: str) -> pathlib.Path:
@@ -94,75 +123,41 @@ def _from_hub(path: str) -> pathlib.Path:
 
 
 def _text(path: str, file: pathlib.Path) -> str:
+  kind = file.suffix.lower()
+  with file.open("rb") as raw:
+    try:
+      stream = _OPENERS[kind](raw) if kind in _OPENERS else raw
+      data = stream.read(LARGEST + 1)  # a small file may hold very much
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError) as error:
+      if kind not in _OPENERS:
+        raise
+      name = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz"}[kind]
+      raise DataError(f"{path}: not a whole {name} file ({error}); fetch it again.") from None
+  for begin, what in _MAGIC.items():
+    if data.startswith(begin):
+      raise DataError(f"{path}: {what}, by its first bytes, and not the text that its name says.")
+  if len(data) > LARGEST:
+    raise DataError(f"{path}: holds more than {LARGEST >> 20} MiB; split it into several files.")
+  sample = data[:4096]
+  if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 4 * sample.count(0) > len(
+    sample
+  ):
+    raise DataError(f"{path}: not UTF-8 text (UTF-16, or no text at all); convert it to UTF-8.")
   try:
-    data = file.read_bytes()
-    if file.suffix.lower() == ".gz":
-      data = gzip.decompress(data)
     return data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise DataError(f"{path}: not UTF-8 text ({error.reason}); convert the file.") from None
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise DataError(f"{path}: not a whole gzip file ({error}); fetch it again.") from None
-
-
-# Lines end at a line feed, and nowhere else: prompts may hold any other separator.
-
-
-def _read_jsonl(path: str, text: str) -> Iterator[Row]:
-  for place, line in enumerate(text.split("\n"), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except ValueError as error:
-      raise DataError(f"{path}, line {place}: not JSON ({error}); fix or remove it.") from None
-    if not isinstance(row, dict):
-      raise DataError(f"{path}, line {place}: expected a JSON object, found {line[:40]!r}.")
-    yield Row(path, place, row)
-
-
-def _read_json(path: str, text: str) -> Iterator[Row]:
-  """A list of objects, or one object of lists of equal length, as columns."""
-  try:
-    value = json.loads(text)
-  except ValueError as error:
-    if text.lstrip().startswith("{") and "\n" in text.strip():  # lines under a short name
-      yield from _read_jsonl(path, text)
-      return
-    raise DataError(f"{path}: not JSON ({error}).") from None
-  if isinstance(value, dict):
-    columns = {name: column for name, column in value.items() if isinstance(column, list)}
-    if len({len(column) for column in columns.values()}) != 1:
-      sizes = {name: len(column) for name, column in columns.items()}
-      raise DataError(f"{path}: expected lists of one length, found {sizes or 'none'}.")
-    value = [dict(zip(columns, row)) for row in zip(*columns.values())]
-  if not isinstance(value, list):
-    raise DataError(f"{path}: expected a list of objects, found {type(value).__name__}.")
-  for place, row in enumerate(value, 1):
-    if not isinstance(row, dict):
-      raise DataError(f"{path}, row {place}: expected a JSON object, found {str(row)[:40]!r}.")
-    yield Row(path, place, row)
-
-
-def _read_csv(path: str, text: str) -> Iterator[Row]:
-  reader = csv.DictReader(io.StringIO(text, newline=""))
-  try:
-    for row in reader:
-      if None in row:
-        raise DataError(f"{path}, line {reader.line_num}: more fields than the header has.")
-      yield Row(path, reader.line_num, row)
-  except csv.Error as error:
-    raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}).") from None
-
-
-def _read_text(path: str, text: str) -> Iterator[Row]:
-  for place, line in enumerate(text.split("\n"), 1):
-    if line.strip():
-      yield Row(path, place, {"prompt": line.strip()})
 
 
 def _read_folder(folder: pathlib.Path) -> Iterator[Row]:
   """One text per file, in the order of names; the name, without ending, is the id."""
-  for place, file in enumerate(sorted(folder.rglob("*.txt")), 1):
+  files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+  texts = [file for file in files if file.suffix.lower() == ".txt"]
+  if len(texts) < len(files):
+    _LOG.warning(
+      "%s: reads its %d .txt files, and none of the %d others",
+      *(folder, len(texts), len(files) - len(texts)),
+    )
+  for place, file in enumerate(texts, 1):
     name = file.relative_to(folder).with_suffix("").as_posix()
     yield Row(str(file), place, {"id": name, "text": _text(str(file), file)})

@@ -4,29 +4,40 @@ Each reader takes a row and the name of the prompt's column ("" for the data set
 returns the records that the row stands for.
 """
 
+import dataclasses
+import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rain_jax.tasks.files import Row, read_rows
+from rain_jax.tasks.files import iterate_rows, read_rows
 from rain_jax.tasks.records import Record
+from rain_jax.tasks.rows import PROMPT_COLUMNS as PROMPT_COLUMNS
+from rain_jax.tasks.rows import Row, RowError, listed
 from rain_jax.types import DataError
 
-# Columns that hold the prompt in the field's data sets, in the order they are tried.
-PROMPT_COLUMNS = ("prompt", "goal", "Goal", "question", "Question")
 REVIEW_COLUMNS = ("review", "text", "prompt")  # IMDB as a csv, as a folder or JSON lines
 CONTROLS = "controls"  # attack suffixes, as the method's published code and llm-attacks call them
 LABELS = ("A", "B")  # of a binary choice
 MISUSE, BENIGN = "misuse", "benign"
+# HarmBench's behaviours. Its baselines put a context before the behaviour that needs it, so.
+BEHAVIOR, CONTEXT, BEHAVIOR_ID, IMAGE = "Behavior", "ContextString", "BehaviorID", "ImageFileName"
+CONTEXT_END = "\n\n---\n\n"
 
 Reader = Callable[[Row, str], list[Record]]
 
-_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
+# A turn begins a paragraph. Only the last two line ends before it are looked at, whatever stands
+# before those, so that a page of empty lines is read once.
+_TURN = re.compile(r"(?:\A\s*|\n[^\S\n]*\n[^\S\n]*)(Human|Assistant):")
 
 
 def load_records(
-  reader: Reader, paths: Sequence[str], column: str = "", limit: int = 0
+  reader: Reader,
+  paths: Sequence[str],
+  column: str = "",
+  limit: int = 0,
+  left_out: list[str] | None = None,
 ) -> list[Record]:
   """Reads files by one reader.
 
@@ -36,25 +47,52 @@ def load_records(
       file's name before theirs.
     column: field that holds the prompt; "" for the data set's own.
     limit: rows taken from each file; 0 takes all.
+    left_out: gets a line about each row that cannot be used; None makes the first of them an error.
 
   Returns:
     Records in the files' order.
 
   Raises:
-    DataError: a file that cannot be read, or an id that appears twice.
+    DataError: a file that cannot be read, or none of whose rows can be used, an id that appears
+      twice, or another row that cannot be used.
   """
-  records, seen = [], set()
+  records: list[Record] = []
+  seen: set[str] = set()
   for path in paths:
-    for row in read_rows(path)[: limit or None]:
-      for record in reader(row, column):
-        if len(paths) > 1 and "id" not in row.values:
-          stem = pathlib.PurePath(row.path).name.partition(".")[0]
-          record = Record(f"{stem}:{record.id}", record.prompt, record.fields, record.history)
-        if record.id in seen:
-          raise DataError(f"{path}: id {record.id!r} appears twice; make ids unique.")
-        seen.add(record.id)
-        records.append(record)
+    taken, before = 0, len(left_out or ())
+    for row in iterate_rows(path):
+      if limit and taken == limit:
+        break
+      try:
+        made = _read(reader, row, column, len(paths) > 1, seen)
+      except DataError as error:
+        if left_out is None:
+          raise
+        left_out.append(str(error))
+        continue
+      taken += 1
+      seen.update(record.id for record in made)
+      records += made
+    if not taken:
+      lost = left_out[before:] if left_out else []
+      raise DataError(f"{path}: none of its {len(lost)} rows can be used; the first: {lost[0]}")
   return records
+
+
+def _read(
+  reader: Reader, row: Row | RowError, column: str, several: bool, seen: set[str]
+) -> list[Record]:
+  """A row's records, with ids that are not among those seen."""
+  if isinstance(row, RowError):
+    raise row
+  made = reader(row, column)
+  if several and _own_id(row, ("id",)) is None:
+    stem = pathlib.PurePath(row.path).name.partition(".")[0]
+    made = [dataclasses.replace(record, id=f"{stem}:{record.id}") for record in made]
+  for record in made:
+    if record.id in seen:
+      raise RowError(f"{row.where}: id {record.id!r:.60} appears twice; make ids unique.")
+  return made
 
 
 def load_prompts(path: str, column: str = "") -> list[Record]:
@@ -65,27 +103,59 @@ def load_prompts(path: str, column: str = "") -> list[Record]:
 def prompts(row: Row, column: str = "") -> list[Record]:
   """One prompt per row; a dialogue of HH, or a goal with attack suffixes, where it is one.
 
-  Ids are the row's own `id`, or line numbers.
+  Ids are the row's own `id` or HarmBench's `BehaviorID`, or line numbers. A behaviour of HarmBench
+  follows its context, if it has one.
   """
   if not column and "chosen" in row.values:
     return [_dialogue(row)]
-  name, prompt = _find(row, (column,) if column else PROMPT_COLUMNS)
+  behavior = BEHAVIOR_ID in row.values and BEHAVIOR in row.values
+  name, prompt = _find(row, (column,) if column else PROMPT_COLUMNS + (BEHAVIOR,) * behavior)
   fields = {key: value for key, value in row.values.items() if key not in (name, "id")}
-  record = Record(_id(row), prompt, fields)
+  if row.values.get(IMAGE):
+    raise RowError(f"{row.where}: asks about an image ({IMAGE}), which no model here can see.")
+  context = row.values.get(CONTEXT)
+  # A prompt that was made of a behaviour, by an attack, is whole already.
+  bare = name == BEHAVIOR or BEHAVIOR not in row.values
+  if bare and context is not None and _text(row, CONTEXT).strip() and context not in prompt:
+    prompt = f"{context}{CONTEXT_END}{prompt}"
+  record = Record(_id(row, ("id", BEHAVIOR_ID)), prompt, fields)
   if CONTROLS not in fields:
     return [record]
   return attacked(record, _suffixes(row.where, fields.pop(CONTROLS)))
 
 
-def _id(row: Row) -> str:
-  return str(row.values.get("id", row.place))
+def _id(row: Row, names: Sequence[str] = ("id",)) -> str:
+  found = _own_id(row, names)
+  return str(row.place) if found is None else found
+
+
+def _own_id(row: Row, names: Sequence[str]) -> str | None:
+  """The first id that a row has under one of the names; null, NaN and empty text are none."""
+  for name in names:
+    value = row.values.get(name)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
+      raise RowError(f"{row.where}: {name!r} is {value!r:.60}, expected text or a number.")
+    if isinstance(value, float) and math.isinf(value):
+      raise RowError(f"{row.where}: {name!r} is {value}, expected text or a finite number.")
+    if value is not None and value == value and str(value).strip():
+      return str(value)
+  return None
 
 
 def _find(row: Row, names: Sequence[str]) -> tuple[str, str]:
   name = next((n for n in names if n in row.values), None)
+  alike = [n for n in row.values if name and n.strip().lower() == name.lower()]
+  if len(alike) > 1 and len(names) > 1:
+    raise DataError(
+      f"{row.where}: fields {listed(alike)} differ in case only: name the prompt's field in"
+      " config.prompts.column."
+    )
+  if name is None:
+    near = [n for n in row.values if n.strip().lower() in [known.lower() for known in names]]
+    name = near[0] if len(near) == 1 else None
   if name is None:
     raise DataError(
-      f"{row.where}: no field {' or '.join(map(repr, names))};"
+      f"{row.where}: no field {' or '.join(map(repr, names))}; found {listed(row.values)}:"
       " name the prompt's field in config.prompts.column."
     )
   return name, _text(row, name)
@@ -93,9 +163,16 @@ def _find(row: Row, names: Sequence[str]) -> tuple[str, str]:
 
 def _text(row: Row, name: str) -> str:
   value = row.values.get(name)
-  if not isinstance(value, str):
-    raise DataError(f"{row.where}: {name!r} is {value!r}, expected text.")
-  return value
+  if isinstance(value, str):
+    return value
+  if name not in row.values:
+    raise RowError(f"{row.where}: no field {name!r}; found {listed(row.values)}.")
+  hint = ""
+  if value is None and "jailbroken" in row.values:
+    hint = "; an artifact of JailbreakBench has no prompt where the attack found none"
+  elif isinstance(value, list):
+    hint = "; lists of messages are not read"
+  raise RowError(f"{row.where}: {name!r} is {value!r:.60}, expected text{hint}.")
 
 
 def _dialogue(row: Row) -> Record:
@@ -123,7 +200,10 @@ def parse_dialogue(text: str, where: str = "dialogue") -> list[str]:
   if said and said[-1][0] == "Assistant":
     said.pop()
   if parts[0].strip() or not said or said[0][0] != "Human":
-    raise DataError(f"{where}: expected a dialogue that begins with 'Human:', found {text[:40]!r}.")
+    raise RowError(
+      f"{where}: expected a dialogue that begins with 'Human:', found {text[:40]!r}; for a data set"
+      " with prompts of its own, name their field in config.prompts.column."
+    )
   return [words for _, words in said]
 
 
@@ -178,7 +258,7 @@ def load_suffixes(path: str) -> Callable[[Record], list[Record]]:
 def _suffixes(where: str, value: Any) -> list[str]:
   suffixes = value if isinstance(value, list) else [value]
   if not suffixes or not all(isinstance(suffix, str) for suffix in suffixes):
-    raise DataError(f"{where}: {CONTROLS!r} is {str(value)[:40]!r}, expected text or a list of it.")
+    raise RowError(f"{where}: {CONTROLS!r} is {str(value)[:40]!r}, expected text or a list of it.")
   return suffixes
 
 
@@ -199,7 +279,7 @@ def binary_choice(row: Row, column: str = "") -> list[Record]:
   else:
     wrong = _text(row, "Incorrect Answers").split(";")[0].strip()
   if not right or not wrong:
-    raise DataError(f"{row.where}: the best answer or the incorrect one is empty.")
+    raise RowError(f"{row.where}: the best answer or the incorrect one is empty.")
   fields = {key: value for key, value in row.values.items() if key not in (name, "id")}
   made = []
   for label, options in zip(LABELS, ((right, wrong), (wrong, right))):
@@ -218,8 +298,8 @@ def review_beginnings(words: int) -> Reader:
   def read(row: Row, column: str = "") -> list[Record]:
     name, text = _find(row, (column,) if column else REVIEW_COLUMNS)
     text = " ".join(re.sub(r"<br\s*/?>", " ", text).split())
-    sentence = re.match(r".*?[.!?](?=\s|$)|.*", text)[0]
-    beginning = " ".join(sentence.split(" ")[:words])
+    sentence = re.match(r".*?[.!?](?=\s|$)|.*", text)
+    beginning = " ".join(sentence[0].split(" ")[:words]) if sentence else ""
     fields = {key: value for key, value in row.values.items() if key not in (name, "id")}
     return [Record(_id(row), beginning, fields)]
 
@@ -235,9 +315,9 @@ def misuse_or_benign(row: Row, column: str = "") -> list[Record]:
   The group is what the file's name begins with, harmful or benign, as published, or else a
   column `group`. `Index` pairs a misuse with a benign behaviour, and is the id.
   """
-  (record,) = prompts(row, column)
+  made = prompts(row, column)
   stem = pathlib.PurePath(row.path).name.lower()
-  group = record.fields.get("group")
+  group = row.values.get("group")
   if group is None:
     group = BENIGN if stem.startswith("benign") else MISUSE if stem.startswith("harmful") else None
   if group not in (MISUSE, BENIGN):
@@ -245,6 +325,10 @@ def misuse_or_benign(row: Row, column: str = "") -> list[Record]:
       f"{row.where}: misuse or benign? Expected a file named harmful... or benign..., or a"
       f" column 'group' with {MISUSE!r} or {BENIGN!r}, found {group!r}."
     )
-  number = str(row.values.get("id", row.values.get("Index", row.place)))
-  fields: Mapping[str, Any] = {**record.fields, "group": group}
-  return [Record(number, record.prompt, fields)]
+  number, old = _id(row, ("id", "Index")), _id(row, ("id", BEHAVIOR_ID))
+  return [
+    dataclasses.replace(
+      record, id=number + record.id.removeprefix(old), fields={**record.fields, "group": group}
+    )
+    for record in made
+  ]

@@ -1,14 +1,11 @@
 """How a conversation is put to a model: text around the turns, or a tokenizer's chat template."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
-from rain_jax.text import vocab
-from rain_jax.types import DataError
+from rain_jax.text import chat, control, encoding
+from rain_jax.types import DataError, is_unicode
 
 PROMPT = "{prompt}"
 
@@ -25,9 +22,13 @@ class Format:
     between: what stands between a response and the next turn; None takes the white space
       that stands after {prompt} in the template.
     opening: text before the first turn; the system message of a chat template.
-    special: names of special tokens in `between` and `opening` stand for the tokens.
+    special: names of control tokens in `between` and `opening` stand for the tokens.
     chat: take everything from the tokenizer's chat template; template, between and prefix
       have no say then.
+    now: what a chat template takes for the time, as 2026-01-31T12:00:00; "" asks the clock.
+
+  Raises:
+    DataError: no {prompt} in the template, a stop string that is empty, or something that is no text.
   """
 
   prefix: str = ""
@@ -37,6 +38,22 @@ class Format:
   opening: str = ""
   special: bool = False
   chat: bool = False
+  now: str = ""
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.stop, (tuple, list)):
+      raise DataError(
+        f"format.stop={self.stop!r:.60}: expected a list of texts, such as ('a', 'b')."
+      )
+    object.__setattr__(self, "stop", tuple(self.stop))
+    texts = {name: getattr(self, name) for name in ("prefix", "template", "between", "opening")}
+    for name, text in (*texts.items(), *(("stop", text) for text in self.stop)):
+      if not (name == "between" and text is None or isinstance(text, str) and is_unicode(text)):
+        raise DataError(f"format.{name}={text!r:.60}: expected text.")
+    if "" in self.stop:
+      raise DataError("format.stop: '' stands everywhere; expected texts that end a response.")
+    if PROMPT not in self.template:
+      raise DataError(f"format.template={self.template!r:.60}: expected {PROMPT} in it.")
 
   def render(self, prompt: str, history: Sequence[str] = ()) -> str:
     """The conversation as text; braces in what was said mean nothing."""
@@ -47,44 +64,61 @@ class Format:
   ) -> tuple[list[int], str]:
     """The conversation's tokens after the prefix, and its last character.
 
-    The name of a special token in what was said stays text, in every format.
+    The name of a control token in what was said stays text, in every format.
 
     Raises:
       DataError: there is no chat template, or it does not take this conversation.
-      ValueError: the text has no tokens of its own, see `vocab.encode_continuation`.
+      ValueError: the text has no tokens of its own, see `encoding.encode_continuation`.
     """
     said = (*history, prompt)
     if self.chat:
-      render = lambda said: self._chat(tokenizer, said)
-      return encode_around(tokenizer, render, said, begin=False), render(said)[-1:]
+      render = lambda said: self.rendered(tokenizer, said)
+      text = render(said)
+      chat.check_kept(text, said, list(control.control_tokens(tokenizer)))
+      return control.encode_around(tokenizer, render, said, begin=False), text[-1:]
     text = self.render(prompt, history)
     if self.special:
       render = lambda said: self.render(said[-1], said[:-1])
-      ids = encode_around(tokenizer, render, said, begin=True)
+      ids = control.encode_around(tokenizer, render, said, begin=True)
     elif self.prefix:
-      ids = vocab.encode_continuation(tokenizer, text)
+      ids = encoding.encode_continuation(tokenizer, text)
     else:
-      ids = list(tokenizer(text, split_special_tokens=True).input_ids)
+      ids = control.begin_ids(tokenizer) + control.plain_ids(tokenizer, text)
     return ids, text[-1:]
 
   def prefix_ids(self, tokenizer: Any) -> list[int]:
     """Tokens of the prefix and of the empty line after it; none without a prefix."""
     if not self.prefix or self.chat:
       return []
-    return list(tokenizer(self.prefix + "\n\n").input_ids)
+    render = lambda said: self.prefix + "\n\n"
+    return control.encode_around(tokenizer, render, (), begin=True)
 
   def end_ids(self, tokenizer: Any) -> tuple[int, ...]:
-    """The special token by which the chat template ends a response, if it has one."""
+    """The control token by which the chat template ends a response, if it has one.
+
+    Raises:
+      DataError: there is no chat template, or none that shows what was said.
+    """
     if not self.chat:
       return ()
-    answer = "zqx"  # stands in no template
-    whole = self._chat(tokenizer, ("a", answer), generate=False)
-    behind = whole[whole.rindex(answer) :]
-    names = _special_names(tokenizer)
-    first = re.search("|".join(map(re.escape, names)), behind) if names else None
-    return (tokenizer.convert_tokens_to_ids(first[0]),) if first else ()
+    said = ("zqu", "zqx")  # stand in no template
+    whole = self.rendered(tokenizer, said, generate=False)
+    names = control.control_tokens(tokenizer)
+    chat.check_kept(whole, said, list(names))
+    pieces = control.split_at(list(names), whole[whole.rindex(said[1]) :])
+    return (names[pieces[1]],) if len(pieces) > 1 else ()
 
-  def _chat(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
+  def rendered(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
+    """What the chat template makes of turns of user and assistant.
+
+    Args:
+      tokenizer: has the template.
+      said: the turns, the user's first.
+      generate: end where the assistant's next turn begins.
+
+    Raises:
+      DataError: there is no chat template, or it does not take this conversation.
+    """
     if not getattr(tokenizer, "chat_template", None):
       raise DataError(
         "format.name='chat': the tokenizer has no chat template; name the family's format"
@@ -94,10 +128,13 @@ class Format:
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
     if self.opening:
       messages.insert(0, {"role": "system", "content": self.opening})
-    try:
-      return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-    except jinja2.TemplateError as error:
-      raise DataError(f"the chat template does not take this conversation: {error}") from None
+    text = chat.render(tokenizer, messages, generate, self.now)
+    if self.opening.strip() not in text:
+      raise DataError(
+        "the chat template drops or rewrites the system message, format.opening: leave that empty,"
+        " or choose another format"
+      )
+    return text
 
 
 def join_turns(
@@ -105,54 +142,14 @@ def join_turns(
 ) -> str:
   """A conversation in one template: each user's turn, the answer after it, and so on."""
   if between is None:
-    between = re.match(r"\s*", template.partition(PROMPT)[2])[0]
+    after = template.partition(PROMPT)[2]
+    between = after[: len(after) - len(after.lstrip())]
   # Where a template ends in white space, the answer needs none of its own.
   space = "" if template[-1:].isspace() else " "
   text = ""
   for user, answer in zip(history[::2], history[1::2], strict=True):
     text += template.replace(PROMPT, user) + space + answer + between
   return text + template.replace(PROMPT, prompt)
-
-
-def _special_names(tokenizer: Any) -> list[str]:
-  found = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-  return sorted(found, key=len, reverse=True)
-
-
-def encode_around(
-  tokenizer: Any, render: Callable[[Sequence[str]], str], said: Sequence[str], begin: bool
-) -> list[int]:
-  """Tokens of a rendered text in which special tokens count, but not in what was said.
-
-  Args:
-    tokenizer: fast tokenizer of transformers.
-    render: puts what was said into its frame.
-    said: the turns.
-    begin: put the tokenizer's own beginning of a text before it.
-  """
-  names = _special_names(tokenizer)
-  if not any(name in text for name in names for text in said):
-    return list(tokenizer(render(said), add_special_tokens=begin).input_ids)
-  # Names in what was said hide after characters of no use elsewhere while the text is cut
-  # at the frame's special tokens.
-  free = (chr(code) for code in range(0xE000, 0xF8FF) if not any(chr(code) in t for t in said))
-  hidden = dict(zip(names, free))
-
-  def swap(text: str, pairs) -> str:
-    for old, new in pairs:
-      text = text.replace(old, new)
-    return text
-
-  text = render([swap(one, hidden.items()) for one in said])
-  pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
-  ids = list(tokenizer("").input_ids) if begin else []
-  for piece in pieces:
-    if piece in hidden:
-      ids.append(tokenizer.convert_tokens_to_ids(piece))
-    elif piece:
-      plain = swap(piece, ((new, old) for old, new in hidden.items()))
-      ids += tokenizer(plain, add_special_tokens=False, split_special_tokens=True).input_ids
-  return ids
 
 
 DIALOGUE = Format()

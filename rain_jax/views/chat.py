@@ -8,15 +8,15 @@ import textwrap
 from collections.abc import Callable
 from typing import TextIO
 
-from rain_jax.methods import events, vanilla, watch
+from rain_jax.methods import events, find_method
 from rain_jax.methods.session import Response, Session, SessionConfig
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
 from rain_jax.policy import memory_plan
 from rain_jax.tasks import Record
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
 from rain_jax.views import live
-from rain_jax.views.terminal import printable
 
 MODES = {"rain": ("rain",), "vanilla": ("vanilla",), "both": ("vanilla", "rain")}
 HELP = """/rain, /vanilla, /both   who answers from now on; both: side by side, RAIN's answer counts
@@ -59,21 +59,23 @@ class Conversation:
 
     Args:
       prompt: what the user says.
-      methods: "vanilla", "rain" or both.
-      on_event: hears what happens to RAIN's answer.
+      methods: names of methods without options.
+      on_event: hears what happens to the answer of a search.
 
     Raises:
       DataError: the prompt cannot be answered, whatever was said before.
     """
     session = self._served(prompt)
-    answers = {}
-    for method in methods:
-      if method == "vanilla":
-        (answers[method],) = vanilla(session, self._seed)
+    answers: dict[str, Response] = {}
+    for name in methods:
+      method = find_method(name)
+      if method.watch is None:
+        (answers[name],) = method.run(session, self._seed)
       else:
-        for event in events.events(watch(session, self._seed)):
+        for event in events.events(method.watch(session, self._seed)):
           on_event(event)
-        answers[method] = event.response
+          if event.response is not None:  # the last one's
+            answers[name] = event.response
     self.history += (prompt, answers[methods[-1]].text)
     return answers
 
@@ -157,7 +159,9 @@ def _turn(conversation, mode, line, show, out, say) -> None:
 def cost(answer: Response) -> str:
   """An answer's verdict, or why it has none, and what it took."""
   counters = answer.counters
-  verdict = answer.error if answer.verdict is None else f"own verdict {answer.verdict:+g}"
+  verdict = (
+    (answer.error or "no verdict") if answer.verdict is None else f"own verdict {answer.verdict:+g}"
+  )
   parts = [verdict, f"{counters['response_tokens']} tokens"]
   parts += [f"{counters[name]} {name}" for name in ("iterations", "rewinds") if name in counters]
   return ", ".join([*parts, f"{counters['tokens_forwarded']} tokens forwarded"])

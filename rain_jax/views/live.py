@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from rain_jax.methods import SearchStep, events
-from rain_jax.views.terminal import printable
+from rain_jax.text.printable import printable
 
 _BOLD, _FAINT, _STRUCK, _PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[9;31m", "\x1b[0m"
 

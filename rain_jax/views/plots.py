@@ -29,7 +29,8 @@ def scatter(
   low, high = min(xs), max(xs)
   frame = _Frame(x_label, y_label, (low / 1.3, high * 1.3), y_range, log_x=True)
   colours = _colours(point.series for point in points)
-  marks, taken = [], []
+  marks: list[str] = []
+  taken: list[tuple[float, float]] = []
   for point in sorted(points, key=lambda p: -p.y):
     x, y = frame.x(point.x), frame.y(point.y)
     at = y + 4
@@ -75,7 +76,9 @@ def lines(
   """One line per series of (x, y), each with its name at its end."""
   xs = [x for line in series.values() for x, _ in line]
   frame = _Frame(x_label, y_label, (min(xs), max(max(xs), min(xs) + 1)), y_range)
-  colours, marks, ends = _colours(series), [], []
+  colours = _colours(series)
+  marks: list[str] = []
+  ends: list[float] = []
   for name, line in series.items():
     places = [(frame.x(x), frame.y(y)) for x, y in line]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -96,13 +99,21 @@ def lines(
 class _Frame:
   """Axes, and where on them a value lies."""
 
-  def __init__(self, x_label, y_label, x_range, y_range, log_x: bool = False, least: float = 0.0):
+  def __init__(
+    self,
+    x_label: str,
+    y_label: str,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    log_x: bool = False,
+    least: float = 0.0,
+  ):
     self.labels, self.least = (x_label, y_label), least  # least distance of ticks on the y axis
     self.x_range, self.y_range, self.log_x = x_range, y_range, log_x
-    scale = math.log if log_x else float
+    scale: Callable[[float], float] = math.log if log_x else float
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    self.x = _placer(*map(scale, x_range), _LEFT, right, scale)
-    self.y = _placer(*map(float, y_range), bottom, _TOP, float)
+    self.x = _placer(scale(x_range[0]), scale(x_range[1]), _LEFT, right, scale)
+    self.y = _placer(y_range[0], y_range[1], bottom, _TOP, float)
 
   def svg(self, marks: Sequence[str]) -> str:
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM

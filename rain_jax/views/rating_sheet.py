@@ -10,14 +10,15 @@ import io
 import json
 import pathlib
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.runs import judgements
 from rain_jax.runs.directory import RunError
 from rain_jax.tasks.files import read_rows
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
-from rain_jax.views.terminal import printable
 
 COLUMNS = ("item", "conversation", "answer", "rating")
 _YES, _NO = ("yes", "y", "1", "true"), ("no", "n", "0", "false")
@@ -86,31 +87,36 @@ def write(path: str, key_path: str, sheet: str, key: Mapping[str, Any]) -> None:
       raise RunError(f"{name}: {error.strerror}.") from None
 
 
-def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[str, Any]]:
+def score(
+  results: Sequence[Mapping[str, Any]], path: str, key_path: str, measure: str, name: str
+) -> Iterator[dict[str, Any]]:
   """Lines for `judgements.append` from a sheet that came back.
 
   Args:
+    results: of the run that the sheet was made of.
     path: the sheet, with yes or no (y, n, 1, 0, true, false) under `rating`, or nothing.
     key_path: its key.
     measure: what the ratings say, such as harmless.
     name: of the rater; the judge is `human:<name>`.
 
   Raises:
-    DataError: a rating that is neither yes nor no, an item that the key does not know or that
-      appears twice.
+    DataError: a rating that is neither yes nor no, an item that the key does not know, that
+      appears twice, or whose answer is not this run's.
   """
-  try:
-    key = json.loads(pathlib.Path(key_path).read_text("utf-8"))
-  except (OSError, ValueError) as error:
-    raise DataError(f"{key_path}: no key of a sheet ({error}).") from None
+  key = _read_key(key_path)
+  said_by = {judgements.key_of(line): line["response"] for line in results if "error" not in line}
   seen = set()
   for row in read_rows(path):
-    item, rating = ((row.values.get(field) or "").strip() for field in ("item", "rating"))
+    item, rating = (str(row.values.get(field) or "").strip() for field in ("item", "rating"))
     if item not in key or item in seen:
       why = "appears twice" if item in seen else "is not in the key"
       raise DataError(f"{row.where}: item {item!r} {why}; sheet and key belong together.")
     seen.add(item)
     task, record, method = key[item]
+    given, shown = said_by.get((task, record, method)), row.values.get("answer")
+    # Raters may leave the column away; spreadsheets change white space and signs.
+    if given is None or (shown is not None and _words(str(shown)) != _words(cell(given))):
+      raise DataError(f"{row.where}: item {item!r} is not of this run; give the run's own sheet.")
     answer = rating.lower()
     if answer and answer not in _YES + _NO:
       raise DataError(f"{row.where}: rating {rating!r}, expected yes, no or nothing.")
@@ -124,3 +130,20 @@ def score(path: str, key_path: str, measure: str, name: str) -> Iterator[dict[st
       "measure": measure,
       **said,
     }
+
+
+def _read_key(path: str) -> dict[str, tuple[str, str, str]]:
+  try:
+    key = json.loads(pathlib.Path(path).read_text("utf-8-sig"))
+  except (OSError, ValueError, RecursionError) as error:
+    raise DataError(f"{path}: no key of a sheet ({error}).") from None
+  if not isinstance(key, dict) or not all(
+    isinstance(of, list) and len(of) == 3 and all(isinstance(part, str) for part in of)
+    for of in key.values()
+  ):
+    raise DataError(f"{path}: no key of a sheet; give the file that was written with it.")
+  return {item: tuple(of) for item, of in key.items()}
+
+
+def _words(text: str) -> str:
+  return re.sub(r"\W+", "", text)

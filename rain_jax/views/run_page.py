@@ -59,7 +59,7 @@ def _body(
     ),
   ]
   links = "".join(
-    f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)}</a>'
+    f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)} {page.text(kept.method)}</a>'
     f' <span class="said">{page.text(kept.recording.prompt[:100])}</span></li>'
     for name, kept in recordings
   )
@@ -172,5 +172,5 @@ def _responses(results: Sequence[dict]) -> str:
 
 
 def _verdict(answer: Mapping[str, Any]) -> str:
-  said = [] if answer["verdict"] is None else [f"own verdict {answer['verdict']:+g}"]
+  said = [] if answer.get("verdict") is None else [f"own verdict {answer['verdict']:+g}"]
   return ", ".join(said + [f"{name}: {value}" for name, value in answer.get("judged", {}).items()])

@@ -1,13 +1,13 @@
 "use strict";
-// Draws a recorded search (rain_jax/trace.py) at the frame that the slider names. Text from
+// Draws a recorded search (rain_jax/methods/recording.py) at the frame that the slider names. Text from
 // the model only ever enters through textContent and setAttribute.
 
-const trace = JSON.parse(document.getElementById("data").textContent);
+const recording = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const COLUMN = 236, ROW = 42, WIDTH = 202, HEIGHT = 34, MARGIN = 16;
 
-const children = trace.nodes.map(() => []);
-trace.nodes.forEach((node, i) => { if (node.parent >= 0) children[node.parent].push(i); });
+const children = recording.nodes.map(() => []);
+recording.nodes.forEach((node, i) => { if (node.parent >= 0) children[node.parent].push(i); });
 const folds = new Map(); // what the user folded (false) or unfolded (true)
 let selected = null;
 
@@ -30,11 +30,11 @@ function ending(text, length) {
 
 function pathTo(node) {
   const path = [];
-  for (let i = node; i >= 0; i = trace.nodes[i].parent) path.unshift(i);
+  for (let i = node; i >= 0; i = recording.nodes[i].parent) path.unshift(i);
   return path;
 }
 
-const textOf = (path) => path.map((i) => trace.nodes[i].text).join("");
+const textOf = (path) => path.map((i) => recording.nodes[i].text).join("");
 const signed = (x, digits) => (x > 0 ? "+" : x < 0 ? "−" : "") + Math.abs(x).toFixed(digits);
 
 // Everything that is known after a frame.
@@ -42,10 +42,12 @@ function replay(last) {
   const numbers = new Map(), verdicts = new Map(), similar = new Map();
   const state = { numbers, verdicts, similar, root: 0, trial: "", rewound: "", visited: new Set() };
   for (let t = 0; t <= last; t++) {
-    const frame = trace.frames[t], before = state.trial;
+    const frame = recording.frames[t], before = state.trial;
     state.rewound = "";
     state.visited = new Set();
-    for (const [node, n, f, q, p] of frame.changed) numbers.set(node, { n, f, q, p });
+    for (const [node, weight, visits, value, prior] of frame.changed) {
+      numbers.set(node, { weight, visits, value, prior });
+    }
     for (const [a, b, s] of frame.similar) similar.set(a + "," + b, { a, b, s, now: t === last });
     for (const visit of frame.visits) {
       verdicts.set(visit.node, visit.verdict);
@@ -55,12 +57,12 @@ function replay(last) {
     }
     if (frame.kind === "commit") {
       state.root = frame.node;
-      const text = trace.nodes[frame.node].text;
+      const text = recording.nodes[frame.node].text;
       state.trial = before.startsWith(text) ? before.slice(text.length) : "";
     }
     if (frame.rewound !== null) {
       let same = 0;
-      const now = frame.kind === "commit" ? trace.nodes[frame.node].text : state.trial;
+      const now = frame.kind === "commit" ? recording.nodes[frame.node].text : state.trial;
       while (same < before.length && before[same] === now[same]) same++;
       state.rewound = before.slice(same);
     }
@@ -78,9 +80,9 @@ function svg(name, attributes, text) {
 // Places of the nodes that can be seen: parents between their first and last child.
 function layout(last, state) {
   const places = new Map(), showDiscarded = byId("discarded").checked;
-  const dead = (i) => trace.nodes[i].died !== null && trace.nodes[i].died <= last;
-  const committed = (i) => i === 0 || (trace.nodes[i].committed !== null && trace.nodes[i].committed <= last);
-  const shown = (i) => children[i].filter((c) => trace.nodes[c].born <= last && (showDiscarded || !dead(c)));
+  const dead = (i) => recording.nodes[i].died !== null && recording.nodes[i].died <= last;
+  const committed = (i) => i === 0 || (recording.nodes[i].committed !== null && recording.nodes[i].committed <= last);
+  const shown = (i) => children[i].filter((c) => recording.nodes[c].born <= last && (showDiscarded || !dead(c)));
   const open = (i) => folds.has(i) ? folds.get(i) : committed(i) || state.visited.has(i);
   let row = 0;
   const stack = [[0, 0, false]];
@@ -100,7 +102,9 @@ function layout(last, state) {
 }
 
 function drawNode(i, place, state) {
-  const node = trace.nodes[i], { n, f, q, p } = state.numbers.get(i) || { n: 0, f: 0, q: 0, p: 0 };
+  const node = recording.nodes[i];
+  const { weight, visits, value, prior } =
+    state.numbers.get(i) || { weight: 0, visits: 0, value: 0, prior: 0 };
   const names = ["node"];
   if (place.dead) names.push("dead");
   if (place.committed) names.push("committed");
@@ -109,19 +113,19 @@ function drawNode(i, place, state) {
     class: names.join(" "), tabindex: 0, role: "treeitem",
     transform: `translate(${place.x + MARGIN},${place.y + MARGIN})`,
     "data-node": i, "data-parent": node.parent, "data-depth": node.depth,
-    "data-n": n, "data-f": f, "data-q": q, "data-p": p,
+    "data-visit-weight": weight, "data-visits": visits, "data-value": value, "data-prior": prior,
   });
   if (place.unfolded || place.hidden) group.setAttribute("aria-expanded", String(place.unfolded));
   if (state.verdicts.has(i)) group.setAttribute("data-verdict", state.verdicts.get(i));
   group.append(svg("rect", { width: WIDTH, height: HEIGHT, rx: 5 }));
-  if (n > 0) {
-    const mood = q > 0.33 ? "good" : q < -0.33 ? "bad" : "mixed";
+  if (weight > 0) {
+    const mood = value > 0.33 ? "good" : value < -0.33 ? "bad" : "mixed";
     group.append(svg("rect", { class: "mark " + mood, width: 5, height: HEIGHT, rx: 2 }));
   }
   const text = i === 0 ? "(start)" : shortened(node.text, 23) || "(nothing)";
   group.append(svg("text", { class: "text", x: 10, y: 14 }, text));
   const verdict = state.verdicts.has(i) ? "  " + signed(state.verdicts.get(i), 0) : "";
-  const numbers = `n ${n.toFixed(1)}  q ${signed(q, 2)}  p ${p.toFixed(2)}${verdict}`;
+  const numbers = `n ${weight.toFixed(1)}  q ${signed(value, 2)}  p ${prior.toFixed(2)}${verdict}`;
   group.append(svg("text", { class: "numbers", x: 10, y: 28 }, numbers));
   if (place.hidden) group.append(svg("text", { class: "fold", x: WIDTH + 4, y: 22 }, "+" + place.hidden));
   group.append(svg("title", {}, visible(node.text)));
@@ -172,14 +176,14 @@ function drawTree(last, state) {
 }
 
 function told(last, state) {
-  const frame = trace.frames[last];
+  const frame = recording.frames[last];
   const quote = (i) => "“" + (ending(textOf(pathTo(i)), 60) || "(start)") + "”";
   if (frame.kind === "end") return "Nothing is left to commit; the response ends.";
   if (frame.kind === "commit") {
-    const gone = trace.nodes.filter((node) => node.died === last).length;
+    const gone = recording.nodes.filter((node) => node.died === last).length;
     const why = { trusted: "visited and good enough", limit: "iterations ran out",
       room: "no room for another iteration", inherited: "trusted already" }[frame.reason];
-    return `Committed “${shortened(trace.nodes[frame.node].text, 60)}” (${why}); ${gone} token sets discarded.`;
+    return `Committed “${shortened(recording.nodes[frame.node].text, 60)}” (${why}); ${gone} token sets discarded.`;
   }
   const parts = frame.visits.map((visit) =>
     `visited ${quote(visit.node)}, rolled out “${shortened(visit.rollout, 60)}”, verdict ${signed(visit.verdict, 2)}`);
@@ -189,24 +193,26 @@ function told(last, state) {
 }
 
 function describe(i, state) {
-  const node = trace.nodes[i], numbers = state.numbers.get(i);
+  const node = recording.nodes[i], numbers = state.numbers.get(i);
   const lines = [visible(node.text), `tokens ${node.tokens.join(" ")}`, `ends: ${node.finish}`];
-  if (numbers) lines.push(`n ${numbers.n}  f ${numbers.f}  q ${numbers.q}  p ${numbers.p}`);
+  if (numbers) {
+    lines.push(`visits ${numbers.visits} (weighted ${numbers.weight}), value ${numbers.value}, prior ${numbers.prior}`);
+  }
   byId("node").textContent = lines.join("\n");
 }
 
 function draw(follow) {
   const begun = performance.now(), last = Number(byId("slider").value);
-  if (!trace.frames.length) return;
+  if (!recording.frames.length) return;
   const state = replay(last), places = drawTree(last, state);
-  byId("place").textContent = `${last + 1} / ${trace.frames.length}`;
+  byId("place").textContent = `${last + 1} / ${recording.frames.length}`;
   byId("happened").textContent = told(last, state);
   byId("final").textContent = visible(textOf(pathTo(state.root)));
   byId("trial").textContent = visible(state.trial);
   byId("rewound").textContent = visible(state.rewound);
   if (selected !== null) describe(selected, state);
   if (follow) {
-    const frame = trace.frames[last], view = byId("view");
+    const frame = recording.frames[last], view = byId("view");
     const at = places.get(frame.visits.length ? frame.visits[0].node : state.root);
     if (at) view.scrollTo(at.x - view.clientWidth / 2, at.y - view.clientHeight / 2);
   }
@@ -217,23 +223,23 @@ function draw(follow) {
 
 function foldAll(open) {
   folds.clear();
-  if (open) trace.nodes.forEach((_, i) => folds.set(i, true));
+  if (open) recording.nodes.forEach((_, i) => folds.set(i, true));
   draw(false);
 }
 
-byId("prompt").textContent = visible(trace.prompt);
-byId("response").textContent = visible(trace.response);
-byId("outcome").textContent = `aligned with ${visible(trace.preference)}, ended by ${trace.finish}` +
-  (trace.verdict === null ? "" : `, verdict on the whole ${signed(trace.verdict, 0)}`);
-for (const name in trace.counters) {
+byId("prompt").textContent = visible(recording.prompt);
+byId("response").textContent = visible(recording.response);
+byId("outcome").textContent = `aligned with ${visible(recording.preference)}, ended by ${recording.finish}` +
+  (recording.verdict === null ? "" : `, verdict on the whole ${signed(recording.verdict, 0)}`);
+for (const name in recording.counters) {
   const row = document.createElement("div"), term = document.createElement("dt");
   const value = document.createElement("dd");
   term.textContent = name.replaceAll("_", " ");
-  value.textContent = trace.counters[name];
+  value.textContent = recording.counters[name];
   row.append(term, value);
   byId("counters").append(row);
 }
-byId("slider").max = Math.max(0, trace.frames.length - 1);
+byId("slider").max = Math.max(0, recording.frames.length - 1);
 byId("slider").value = byId("slider").max;
 byId("slider").addEventListener("input", () => draw(true));
 byId("discarded").addEventListener("change", () => draw(false));

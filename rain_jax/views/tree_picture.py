@@ -36,15 +36,15 @@ def draw(search: recording.Recording, depth: int = 4) -> str:
   move = moves[0]
   numbers = search.numbers(move - 1)
   first: dict[int, int] = {}  # node -> iteration
-  for place, frame in enumerate(search.frames[:move]):
+  for number, frame in enumerate(search.frames[:move], 1):
     for visit in frame.visits:
-      first.setdefault(visit.node, place + 1)
+      first.setdefault(visit.node, number)
   children: dict[int, list[int]] = {node: [] for node in numbers}
   for node in numbers:
     if node:
       children[search.nodes[node].parent].append(node)
   drawn = {
-    node: [c for c in below if numbers[c][1] and search.nodes[c].depth <= depth]
+    node: [c for c in below if numbers[c].visits and search.nodes[c].depth <= depth]
     for node, below in children.items()
   }
   places = _layout(drawn)
@@ -97,13 +97,15 @@ def _edge(begin: tuple[float, float], end: tuple[float, float], kept: bool) -> s
 
 
 def _box(search, node, place, numbers, iteration, left, move) -> str:
-  (x, y), (n, _, q, p) = place, numbers
+  x, y = place
   one = search.nodes[node]
   names = "box" + " committed" * _kept(search, node) + " dead" * (one.died == move)
-  mood = "good" if q > 1 / 3 else "bad" if q < -1 / 3 else "mixed"
+  value = numbers.value
+  mood = "good" if value > 1 / 3 else "bad" if value < -1 / 3 else "mixed"
   said = page.visible(one.text).replace("\n", "⏎") or "(end)"
   said = said if len(said) <= _LETTERS else said[: _LETTERS - 1] + "…"
-  counted = f"n {n:.1f}  q {q:+.2f}" + (f"  p {p:.2f}" if node else "")
+  counted = f"n {numbers.visit_weight:.1f}  q {value:+.2f}"
+  counted += f"  p {numbers.prior:.2f}" if node else ""
   counted += f"  #{iteration}" if iteration else ""
   parts = [
     f'<rect class="{names}" x="{x:g}" y="{y:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="5"/>',

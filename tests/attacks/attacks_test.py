@@ -1,6 +1,7 @@
 """Attacks as jobs: files, resume, best-of-N jailbreaking, one-line errors."""
 
 import json
+import pathlib
 import random
 
 import pytest
@@ -93,6 +94,39 @@ def test_an_interrupted_attack_goes_on_from_its_best_controls(config, tmp_path, 
   assert run(config, tmp_path / "run") == written and len(taken) == count  # nothing left to do
 
 
+@pytest.mark.parametrize("method", ["gcg", "best_of_n"])
+def test_an_attack_does_not_go_on_with_other_prompts(config, tmp_path, monkeypatch, method):
+  """Whose controls would stand under new goals."""
+  config["attack"]["method"], config["judge"] = method, "refusal_prefixes"
+  monkeypatch.setattr(job, "_gcg", lambda sessions, behaviours, config, out: stub(out))
+  monkeypatch.setattr(best_of_n, "run", lambda *args: stub(args[-1]))
+
+  def stub(out):
+    line = {"controls": "x", "loss": 1.0, "step": 0, "active": 0, "won": False, "done": True}
+    if method == "best_of_n":
+      line = {"round": 0, "prompt": "p", "response": "r", "broken": False}
+    if not out.results:
+      out.append({"behaviour": "a", **line})
+    return []
+
+  again = lambda: job.run(config, str(tmp_path / "run"), lambda line: None)
+  again()
+  again()
+  path = pathlib.Path(config["prompts"]["path"])
+  text = path.read_text("utf-8")
+  path.write_text(text.replace("mat?", "rug?"), "utf-8")
+  with pytest.raises(directory.RunError, match="other prompts .dialogue.sha256"):
+    again()
+  path.write_text(text, "utf-8")
+  results = tmp_path / "run" / directory.RESULTS
+  kept = results.read_text()
+  for row in ("{}", "null", "3", '{"behaviour": "a"}', '{"behaviour": "a", "round": "x"}'):
+    results.write_text(kept + row + "\n")
+    with pytest.raises(directory.RunError, match="results.jsonl, line 2: ") as error:
+      again()
+    assert "\n" not in str(error.value)
+
+
 def test_a_universal_control_is_written_for_every_goal(config, tmp_path):
   config["attack"] |= {"universal": True, "train": 1}
   first, second = run(config, tmp_path / "run")
@@ -152,6 +186,20 @@ def test_best_of_n_stops_at_the_first_broken_answer_and_resumes(config, tmp_path
   read = {r.id: r.prompt for r in load_prompts(str(tmp_path / "run" / "attack.json"))}
   assert read["a"] == next(line["prompt"] for line in lines if line["broken"])
   assert run(config, tmp_path / "run") == written and len(asked) == 5
+  path = tmp_path / "run" / directory.RESULTS
+  rows = path.read_text("utf-8")
+  gcg_line = {"behaviour": "a", "controls": "!", "loss": 1.0, "step": 1, "active": 1}
+  for change, says in (
+    ({"round": 10**9}, "round=1000000000"),
+    ({"round": -1}, "round=-1"),
+    ({"round": True}, "round=True"),
+    ({"broken": 1}, "broken=1"),
+    (gcg_line | {"won": False, "done": False}, "round=None"),
+  ):
+    edited = change if "loss" in change else json.loads(rows.splitlines()[0]) | change
+    path.write_text(rows + json.dumps(edited) + "\n", "utf-8")
+    with pytest.raises(directory.RunError, match=f"line 6: {says} is not of this attack"):
+      run(config, tmp_path / "run")
 
 
 def test_best_of_n_needs_a_judge_of_harm(config, tmp_path):

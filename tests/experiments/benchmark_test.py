@@ -8,6 +8,7 @@ import pytest
 
 from rain_jax.experiments import benchmark
 from rain_jax.experiments.benchmark import roofline
+from rain_jax.parallel import workers
 from rain_jax.types import DataError, SearchConfig
 
 SEARCH = SearchConfig(max_nodes=256, max_visited=48)
@@ -83,9 +84,9 @@ def test_bad_verdicts_cost_more_iterations_than_good_ones(rows):
 
 @pytest.mark.parametrize("count,slots", [(2, 1), (1, 3)])
 def test_a_row_is_the_same_however_its_prompts_lie_side_by_side(subject, monkeypatch, count, slots):
-  monkeypatch.setattr(benchmark.methods.workers, "layout", lambda weights, batch: (count, slots))
+  monkeypatch.setattr(workers, "layout", lambda weights, batch: (count, slots))
   work = benchmark.rain(subject, 3, SEARCH, "mixed", 0.4)(0)
-  monkeypatch.setattr(benchmark.methods.workers, "layout", lambda weights, batch: (1, 1))
+  monkeypatch.setattr(workers, "layout", lambda weights, batch: (1, 1))
   alone = benchmark.rain(subject, 3, SEARCH, "mixed", 0.4)(0)
   assert (work.tokens, work.calls, work.forwarded) == (alone.tokens, alone.calls, alone.forwarded)
   assert work.details["side_by_side"] == count * slots

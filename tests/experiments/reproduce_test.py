@@ -8,8 +8,9 @@ import xml.etree.ElementTree as xml
 import pytest
 
 from rain_jax.experiments.reproduce import TABLES, paper, render, run
-from rain_jax.experiments.reproduce.count import Share, agreement, per_token, share
+from rain_jax.experiments.reproduce.count import agreement, per_token, share
 from rain_jax.experiments.reproduce.tables import Step
+from rain_jax.judges.share import Share
 from rain_jax.methods.session import search_config
 from rain_jax.runs import from_config, job, judgements
 from rain_jax.types import DataError
@@ -275,7 +276,7 @@ import json, cli, reproduce
 from absl import flags
 flags.FLAGS(["reproduce", "--table=hh", "--workdir=" + sys.argv[1], *sys.argv[2:]])
 steps, refused = {}, {}
-for name in reproduce._STEPS:
+for name in reproduce.reproduce.EXPERIMENTS:
   for mode in ("demo", "real"):
     try:
       found = reproduce._made(name, mode == "demo")

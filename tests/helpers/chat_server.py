@@ -17,11 +17,12 @@ class Server:
 
   An act is bytes (a body with status 200), a number (a status), a pair of status and headers,
   or "hang" (says nothing), "drip" (a byte now and then), "drop" (hangs up), "half" (hangs up in
-  the middle of a body).
+  the middle of a body), "headers" (a header now and then), "continue" (100 Continue, for ever),
+  "huge" (a body that does not end), "chunk" (a chunk of negative size). Asked for a tunnel it notes where to, and refuses.
   """
 
   def __init__(self, acts):
-    self.acts, self.seen = list(acts), []
+    self.acts, self.seen, self.tunnels = list(acts), [], []
     outer = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -34,11 +35,30 @@ class Server:
 
       do_GET = do_POST
 
+      def do_CONNECT(self):
+        outer.tunnels.append((self.path, self.headers["Proxy-Authorization"]))
+        self.head(403, {"Content-Length": "0"})
+
       def play(self, act):
         if act == "drop":
           self.connection.close()
         elif act == "hang":
           outer.over.wait(5)
+        elif act == "headers":
+          self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+          while not outer.over.wait(0.05):
+            self.wfile.write(b"X-More: 1\r\n")
+            self.wfile.flush()
+        elif act == "continue":
+          while not outer.over.is_set():
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif act == "huge":
+          self.head(200, {})
+          while not outer.over.is_set():
+            self.wfile.write(b" " * 65536)
+        elif act == "chunk":
+          self.head(200, {"Transfer-Encoding": "chunked"})
+          self.wfile.write(b"-5\r\nyes")
         elif act in ("drip", "half"):
           self.head(200, {"Content-Length": "1000"})
           while act == "drip" and not outer.over.wait(0.05):
@@ -46,6 +66,7 @@ class Server:
             self.wfile.flush()
         else:
           status, headers = act if isinstance(act, tuple) else (act, {})
+          headers = dict(headers)
           body = headers.pop("body", b"") if isinstance(status, int) else status
           self.head(
             status if isinstance(status, int) else 200,
@@ -77,15 +98,11 @@ class Server:
     self.http.server_close()
 
 
+def settings_of(server, **changes):
+  settings = {"url": server.url, "model": "judge-1", "key": "", "timeout": 5.0}
+  return {**settings, "retries": 2, "budget": 0, "cache": "", **changes}
+
+
 def judge_of(server, waits=None, **changes):
-  settings = {
-    "url": server.url,
-    "model": "judge-1",
-    "key": "",
-    "timeout": 5.0,
-    "retries": 2,
-    "budget": 0,
-    "cache": "",
-    **changes,
-  }
-  return EndpointJudge("harmless", settings, (waits if waits is not None else []).append)
+  waits = [] if waits is None else waits
+  return EndpointJudge("harmless", settings_of(server, **changes), waits.append)

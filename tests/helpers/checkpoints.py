@@ -59,3 +59,12 @@ def write_judge(folder: pathlib.Path) -> None:
       head[labels.label_ids(tokenizer, (spelling,))[0]] = sign * direction
   hf.save(folder, config, unflatten(weights | {"head/weight": jnp.asarray(head)}))
   tokenizer.save_pretrained(folder)
+
+
+def assert_same_params(got, want) -> None:
+  """Two models' params, bit for bit."""
+  got, want = flatten(got), flatten(want)
+  assert got.keys() == want.keys()
+  for path in want:
+    assert got[path].dtype == want[path].dtype, path
+    np.testing.assert_array_equal(got[path], want[path], err_msg=path)

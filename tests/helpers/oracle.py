@@ -1,7 +1,7 @@
 """A plain program of the search, to hold the library's arrays against.
 
 One prompt at a time, with objects and dicts, written from the description of the method
-(design section 2; RAIN, sections 3.1 and 3.2) and sharing no code with the library. The
+(docs/architecture.md, section 2; RAIN, sections 3.1 and 3.2) and sharing no code with the library. The
 model is a `Script`: functions of the text, given as a tuple of token sets, so that a
 table can stand in for a language model. Every branch taken is counted, and so is every
 decision that rounding could have turned the other way.

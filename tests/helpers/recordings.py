@@ -2,12 +2,11 @@
 
 import collections
 import dataclasses
-import types as pytypes
 
 import jax
 import jax.numpy as jnp
 
-from rain_jax import decode
+from rain_jax import decode, types
 from rain_jax import tree as trees
 from rain_jax.methods import recording
 from tests.helpers import scripted, serving
@@ -17,11 +16,10 @@ from tests.helpers import scripted, serving
 class Drafting(scripted.TableModel):
   """Answers with a rollout, two tokens that tell the leaf's slot and depth."""
 
-  def evaluate_with_draft(self, params, state, request, keys):
-    answer, state = self.evaluate(params, state, request, keys)
-    rollout = jnp.stack([request.leaf_page, request.depth, jnp.full_like(request.depth, -1)], -1)
-    draft = pytypes.SimpleNamespace(rollout=rollout, rollout_finish=request.finish)
-    return answer, draft, state
+  def evaluate(self, params, state, request, keys):
+    answer, state = super().evaluate(params, state, request, keys)
+    tokens = jnp.stack([request.leaf_page, request.depth, jnp.full_like(request.depth, -1)], -1)
+    return answer.replace(rollout=types.Rollout(tokens, request.finish)), state
 
 
 def spell(before, ids):

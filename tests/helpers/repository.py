@@ -1,5 +1,6 @@
-"""Where this repository lies, and its configurations as modules."""
+"""Where this repository lies, its configurations as modules, and what a module imports."""
 
+import ast
 import importlib.util
 import pathlib
 import sys
@@ -16,3 +17,14 @@ def load_config(name: str):
     return module
   finally:
     sys.path.pop(0)
+
+
+def imports(path: pathlib.Path) -> set[str]:
+  """Dotted names of everything a module imports."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      found |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return found

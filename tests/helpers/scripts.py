@@ -51,6 +51,13 @@ def end(process, limit=LIMIT):
   return process.returncode, out, err
 
 
+def run(script, *flags, **more):
+  """A script from begin to end, as `subprocess.run` would report it."""
+  done = start(script, *map(str, flags), **more)
+  out, err = done.communicate(timeout=LIMIT)
+  return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
 def wait_for(workdir: pathlib.Path, process, method, count, file=directory.RESULTS):
   """Waits until `count` whole lines of a method are in the results."""
   path, begin = workdir / file, time.monotonic()

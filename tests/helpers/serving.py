@@ -69,7 +69,7 @@ def in_slot(state, slot):
   return jax.tree.map(lambda array: np.array(array[slot]), state)
 
 
-def shares_of_useful_slots(params, state, count, max_steps, spread=None):
+def shares_of_useful_slots(params, state, count, max_steps, sharding=None):
   """Lengths that differ tenfold: shares of slot-iterations with work in them.
 
   Returns:
@@ -83,7 +83,7 @@ def shares_of_useful_slots(params, state, count, max_steps, spread=None):
   def start(state, new):
     fresh_slots.extend(new)
     state = state.replace(model=MODEL.start(state.model, new))
-    return state if spread is None else jax.device_put(state, spread.shardings)
+    return state if sharding is None else jax.device_put(state, sharding.shardings)
 
   def watch(state):
     before[fresh_slots] = 0
@@ -104,7 +104,7 @@ def shares_of_useful_slots(params, state, count, max_steps, spread=None):
     start,
     max_steps=max_steps,
     on_progress=watch,
-    spread=spread,
+    sharding=sharding,
   )
   results = sorted((result for result, _ in served), key=lambda r: r.index)
   lengths = [len(result.tokens) for result in results]

@@ -1,13 +1,14 @@
 """Configurations of small runs, alike in shapes so that they share compiled programs."""
 
 from rain_jax import api
-from rain_jax.runs import directory
+from tests.helpers import results
 
 CONFIG = {
   "model": {"path": "", "dtype": "float32"},
   "tasks": ("dialogue",),
   "methods": ("rain", "best_of_n", "vanilla"),
   "preference": "",
+  "calibration": "",
   "judge": "",
   "judging": {"dtype": "float32", "batch_size": 4},
   "endpoint": {
@@ -68,7 +69,5 @@ def flags_of(model, workdir, **changes):
 
 def by_key(workdir):
   """Results by prompt and method, without the times; each is there once."""
-  found = directory.read_results(str(workdir))
-  results = {(r["id"], r["method"]): {k: v for k, v in r.items() if k != "seconds"} for r in found}
-  assert len(results) == len(found)
-  return results
+  found = results.once(workdir)
+  return {(r["id"], r["method"]): {k: v for k, v in r.items() if k != "seconds"} for r in found}

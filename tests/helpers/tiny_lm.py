@@ -11,6 +11,8 @@ from rain_jax.models import forward, init_model, unembed
 from rain_jax.models import testing as models
 from rain_jax.policy import language_model
 from rain_jax.policy.embedders import HiddenStates
+from rain_jax.policy.params import make_params
+from rain_jax.policy.prompts import Prompt
 from rain_jax.preferences import CompiledPreference
 from rain_jax.text import vocab
 
@@ -50,13 +52,13 @@ def make(
     **more,
   )
   tables = vocab.build_tables(tokenizer, ["Human:"], vocab_size=config.vocab_size)
-  return lm, language_model.make_params(model.params, tables, lm, list(prefix))
+  return lm, make_params(model.params, tables, lm, list(prefix))
 
 
 def as_prompt(ids):
   tokens = np.zeros(12, np.int32)
   tokens[: len(ids)] = ids
-  return language_model.Prompt(tokens, np.int32(len(ids)), np.bool_(False))
+  return Prompt(tokens, np.int32(len(ids)), np.bool_(False))
 
 
 def search_all(lm, params, batch=2, prompts=range(len(PROMPTS)), seed=0, broken=()):

@@ -1,5 +1,6 @@
 """Judge models on stand-in weights: exact prompts, labels, clipping; rules; agreement."""
 
+import shutil
 import sys
 
 import jax.numpy as jnp
@@ -265,7 +266,26 @@ def test_a_panel_from_names():
   ]
   assert names("none") == names("") == []
   (guard,) = judges.panel("llama_guard", SETTINGS)
-  assert guard.path == "meta-llama/Llama-Guard-3-8B" and guard.form.digest[:16] in guard.by
+  assert guard.path == "meta-llama/Llama-Guard-3-8B"
+
+
+def test_verdicts_of_a_checkpoint_that_was_replaced_in_place_do_not_count(
+  judge_checkpoint, tmp_path
+):
+  folder = tmp_path / "judge"
+  shutil.copytree(judge_checkpoint, folder)
+  made = [
+    lambda: ModelJudge("truth", str(folder)).by,
+    lambda: PreferenceJudge("mine", "harmless", str(folder)).by,
+  ]
+  before = [by() for by in made]
+  assert before == [by() for by in made] and len(set(before)) == 2
+  weights = folder / "model.safetensors"
+  data = bytearray(weights.read_bytes())
+  data[-1] ^= 1
+  weights.write_bytes(data)
+  assert not set(before) & {by() for by in made}
+  assert PreferenceJudge("mine", "harmless", "demo").by.startswith("demo ")
 
 
 @pytest.mark.parametrize(

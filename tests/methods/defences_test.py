@@ -7,9 +7,9 @@ from unittest import mock
 
 import pytest
 
-from rain_jax import judges, methods
-from rain_jax.methods import defences
-from rain_jax.methods.defences import REFUSAL, SmoothLLM, methods_of, perturb
+from rain_jax import judges
+from rain_jax.methods import METHODS, defences
+from rain_jax.methods.defences import REFUSAL, SmoothLLM, perturb
 from rain_jax.methods.session import Response
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
@@ -65,8 +65,9 @@ class Scripted:
 def run(name, records, answer, skip=frozenset(), told=None, **changes):
   config = {**CONFIG, name: {**CONFIG[name], **changes}}
   session = Scripted(records, answer)
-  with mock.patch.object(methods, "vanilla", Scripted.vanilla):
-    return list(methods_of(config, (name,))[name](session, 0, skip, told)), session
+  with mock.patch.object(defences, "vanilla", Scripted.vanilla):
+    options = METHODS[name].options(config)
+    return list(METHODS[name].run(session, 0, skip, told, **options)), session
 
 
 @pytest.mark.parametrize("kind", defences.KINDS)
@@ -186,8 +187,8 @@ def test_an_answer_that_failed_is_not_judged():
   session.answers["a"] = dataclasses.replace(session.answers["a"], **failed)
   for judge in ("self", "refusal_prefixes"):
     config = CONFIG | {"guard": {"judge": judge}}
-    with mock.patch.object(methods, "vanilla", Scripted.vanilla):
-      answers = list(methods_of(config, ("guard",))["guard"](session, 0, frozenset(), None))
+    with mock.patch.object(defences, "vanilla", Scripted.vanilla):
+      answers = list(defences.guard(session, 0, **defences.guard_options(config)))
     assert {a.record.id: (a.finish_reason, a.error) for a in answers} == {
       "a": ("failed", "not finite"),
       "b": ("eos", None),

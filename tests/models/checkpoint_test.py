@@ -1,27 +1,12 @@
 """Tests of converted checkpoints, of the script that makes them, and of sharded models."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from rain_jax.models import checkpoint, hf, testing
 from rain_jax.models.hf import CheckpointError
-from rain_jax.models.sharding import flatten
-from tests.helpers import gguf_writer
-from tests.helpers.repository import ROOT
-
-
-def assert_same_params(got, want):
-  got, want = flatten(got), flatten(want)
-  assert got.keys() == want.keys()
-  for path in want:
-    assert got[path].dtype == want[path].dtype, path
-    np.testing.assert_array_equal(got[path], want[path], err_msg=path)
+from tests.helpers import checkpoints, gguf_writer, scripts
 
 
 def converted(tmp_path, family="llama2", dtype="float32"):
@@ -38,7 +23,7 @@ def test_round_trip(family, tmp_path):
   want, folder = converted(tmp_path, family)
   got = checkpoint.load_model(folder, compute_dtype="float32")
   assert (got.config, got.graphdef) == (want.config, want.graphdef)
-  assert_same_params(got.params, want.params)
+  checkpoints.assert_same_params(got.params, want.params)
 
 
 def test_a_converted_folder_is_all_that_is_needed(tmp_path):
@@ -56,14 +41,16 @@ def test_a_converted_folder_is_all_that_is_needed(tmp_path):
 def test_dtype_on_loading(tmp_path):
   want, folder = converted(tmp_path)
   got = checkpoint.load_model(folder, param_dtype="bfloat16")
-  assert_same_params(got.params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), want.params))
+  checkpoints.assert_same_params(
+    got.params, jax.tree.map(lambda a: a.astype(jnp.bfloat16), want.params)
+  )
   source = checkpoint.load_model(tmp_path / "source")
-  assert_same_params(source.params, got.params)
+  checkpoints.assert_same_params(source.params, got.params)
 
 
 def test_int8_round_trip(tmp_path):
   want, folder = converted(tmp_path, dtype="int8")
-  assert_same_params(checkpoint.load_model(folder).params, want.params)
+  checkpoints.assert_same_params(checkpoint.load_model(folder).params, want.params)
   with pytest.raises(CheckpointError, match="holds int8 weights, asked for bfloat16"):
     checkpoint.load_model(folder, param_dtype="bfloat16")
 
@@ -115,34 +102,23 @@ def test_damaged_folders_fail_in_one_line(damage, message, tmp_path):
   assert "\n" not in str(error.value)
 
 
-def run(*args, **env):
-  return subprocess.run(
-    [sys.executable, *map(str, args)],
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | env,
-  )
-
-
 def test_script_converts(tmp_path):
   source = testing.write_checkpoint(tmp_path / "source", "llama3")
-  done = run(
-    ROOT / "scripts/convert_checkpoint.py",
+  done = scripts.run(
+    "convert_checkpoint.py",
     f"--source={source}",
     f"--target={tmp_path / 'target'}",
     "--dtype=float32",
   )
   assert done.returncode == 0, done.stderr
   assert checkpoint.fingerprint(tmp_path / "target") in done.stdout
-  assert_same_params(
+  checkpoints.assert_same_params(
     checkpoint.load_model(tmp_path / "target").params, hf.load(source, param_dtype="float32").params
   )
 
 
 def test_script_fails_in_one_line(tmp_path):
-  done = run(ROOT / "scripts/convert_checkpoint.py", f"--source={tmp_path}", "--target=unused")
+  done = scripts.run("convert_checkpoint.py", f"--source={tmp_path}", "--target=unused")
   assert done.returncode == 1
   assert done.stderr.strip().splitlines()[-1].startswith("error: ")
   assert "no config.json" in done.stderr and "Traceback" not in done.stderr
@@ -161,8 +137,4 @@ def test_models_on_meshes_of_eight_devices(tmp_path):
   }
   hf.save(tmp_path / "wide", config, testing.random_model("llama2", config=config).params)
   gguf_writer.write(tmp_path / "model.gguf", tmp_path / "wide", kind="Q6_K")
-  flags = "--xla_force_host_platform_device_count=8"
-  done = run(ROOT / "tests/models/checkpoint_sharded.py", tmp_path, XLA_FLAGS=flags)
-  assert done.returncode == 0, done.stdout + done.stderr
-  print(done.stdout)
-  assert done.stdout.splitlines()[-1] == "all checks passed"
+  scripts.on_eight_devices("models/checkpoint_sharded.py", str(tmp_path))

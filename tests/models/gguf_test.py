@@ -13,6 +13,8 @@ import sys
 import tracemalloc
 
 import gguf
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,14 +23,11 @@ import safetensors.numpy
 import sentencepiece
 import transformers
 
-from rain_jax.models import checkpoint as checkpoints
+from rain_jax.models import checkpoint, gguf_file, gguf_tokenizer, hf, llama, loading, testing
 from rain_jax.models import gguf as gguf_models
-from rain_jax.models import gguf_file, gguf_tokenizer, hf, llama, loading, testing
 from rain_jax.models.hf import CheckpointError
-from tests.helpers import gguf_writer
-from tests.models import checkpoint_test
+from tests.helpers import checkpoints, gguf_writer, scripts
 
-assert_same_params = checkpoint_test.assert_same_params
 WIDE = testing.FAMILIES["llama2"] | {  # room for blocks of 256
   "hidden_size": 256,
   "intermediate_size": 512,
@@ -71,11 +70,11 @@ def add_scaling(writer):
 )
 def test_families(family, add, tmp_path):
   path, folder = tiny(tmp_path, family, add=add)
-  got, want = (checkpoints.load_model(p, compute_dtype="float32") for p in (path, folder))
-  assert_same_params(got.params, want.params)
+  got, want = (checkpoint.load_model(p, compute_dtype="float32") for p in (path, folder))
+  checkpoints.assert_same_params(got.params, want.params)
   assert got.config.rms_norm_eps == np.float32(want.config.rms_norm_eps)
   assert dataclasses.replace(got.config, rms_norm_eps=want.config.rms_norm_eps) == want.config
-  assert checkpoints.read_config(path) == got.config
+  assert checkpoint.read_config(path) == got.config
 
 
 def llama3_factors(config):
@@ -100,8 +99,7 @@ def test_llama3_with_factors_of_its_frequencies(tmp_path):
 
   path, folder = tiny(tmp_path, "llama3", add=add)
   got, want = (
-    checkpoints.load_model(p, param_dtype="float32", compute_dtype="float32")
-    for p in (path, folder)
+    checkpoint.load_model(p, param_dtype="float32", compute_dtype="float32") for p in (path, folder)
   )
   assert got.config.eos_ids == (2, 3, 5) and got.config.tie_embeddings
   positions = jnp.arange(0, 240, 7)
@@ -109,23 +107,23 @@ def test_llama3_with_factors_of_its_frequencies(tmp_path):
   for one, other in zip(*angles):
     np.testing.assert_allclose(one, other, atol=1e-4)
   # Such a config survives conversion.
-  checkpoints.save_model(tmp_path / "converted", got)
-  assert checkpoints.read_config(tmp_path / "converted") == got.config
-  assert hash(got.config) == hash(checkpoints.read_config(path))
+  checkpoint.save_model(tmp_path / "converted", got)
+  assert checkpoint.read_config(tmp_path / "converted") == got.config
+  assert hash(got.config) == hash(checkpoint.read_config(path))
 
 
 @pytest.mark.parametrize("kind", gguf_file.TYPES)
 def test_types(kind, tmp_path):
   path, folder = tiny(tmp_path, config=WIDE, kind=kind)
-  got, want = (checkpoints.load_model(p, param_dtype="float32") for p in (path, folder))
-  assert_same_params(got.params, want.params)
+  got, want = (checkpoint.load_model(p, param_dtype="float32") for p in (path, folder))
+  checkpoints.assert_same_params(got.params, want.params)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_dtypes(dtype, tmp_path):
   path, folder = tiny(tmp_path, config=WIDE, kind="Q4_K")
-  got, want = (checkpoints.load_model(p, param_dtype=dtype) for p in (path, folder))
-  assert_same_params(got.params, want.params)
+  got, want = (checkpoint.load_model(p, param_dtype=dtype) for p in (path, folder))
+  checkpoints.assert_same_params(got.params, want.params)
 
 
 def test_slices_are_those_of_the_whole(tmp_path, monkeypatch):
@@ -147,12 +145,12 @@ def test_slices_are_those_of_the_whole(tmp_path, monkeypatch):
 
 def test_fingerprint_is_of_the_contents(tmp_path):
   path, _ = tiny(tmp_path)
-  before = checkpoints.fingerprint(path)
-  assert before == checkpoints.fingerprint(path.rename(tmp_path / "another.gguf"))
+  before = checkpoint.fingerprint(path)
+  assert before == checkpoint.fingerprint(path.rename(tmp_path / "another.gguf"))
   data = bytearray((tmp_path / "another.gguf").read_bytes())
   data[-1] ^= 1
   path.write_bytes(data)
-  assert len(before) == 64 and checkpoints.fingerprint(path) != before
+  assert len(before) == 64 and checkpoint.fingerprint(path) != before
 
 
 # Tokenizers.
@@ -200,14 +198,14 @@ def test_a_loaded_file_is_a_model_with_its_tokenizer(with_tokenizer, checkpoint,
 
 def test_script_converts(with_tokenizer, tmp_path):
   target = tmp_path / "target"
-  done = checkpoint_test.run(
-    checkpoint_test.ROOT / "scripts/convert_checkpoint.py",
+  done = scripts.run(
+    "convert_checkpoint.py",
     f"--source={with_tokenizer}",
     f"--target={target}",
     "--dtype=float32",
   )
   assert done.returncode == 0, done.stderr
-  assert checkpoints.fingerprint(target) in done.stdout
+  assert checkpoint.fingerprint(target) in done.stdout
   got, want = loading.load(str(target)), loading.load(str(with_tokenizer))
   assert_same_leaves(got.model.params, want.model.params)
   assert got.model.config == want.model.config
@@ -343,7 +341,7 @@ def test_corrupt_files_fail_in_one_line(data, message, tmp_path):
   path.write_bytes(data)
   tracemalloc.start()
   with pytest.raises(CheckpointError, match=message) as error:
-    checkpoints.read_config(path)
+    checkpoint.read_config(path)
   _, most = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert most < 1 << 20, most
@@ -352,7 +350,13 @@ def test_corrupt_files_fail_in_one_line(data, message, tmp_path):
 
 
 def setting(key, value, kind="uint32"):
-  return lambda writer: getattr(writer, f"add_{kind}")(key, value)
+  """Writes a value for a key, in place of the one that it has."""
+
+  def add(writer):
+    writer.kv_data[0].pop(key, None)
+    getattr(writer, f"add_{kind}")(key, value)
+
+  return add
 
 
 def unsupported_type(writer):
@@ -410,8 +414,31 @@ def test_unsupported_files_fail_in_one_line(add, message, tmp_path, folder):
   skip = ("blk.1.attn_v.weight",) if add is unsupported_type else ()
   gguf_writer.write(path, folder, add=add, skip=skip)
   with pytest.raises(CheckpointError, match=message) as error:
-    checkpoints.load_model(path)
+    checkpoint.load_model(path)
   assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@hypothesis.settings(
+  max_examples=80,
+  deadline=None,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(data=st.data())
+def test_whatever_a_file_begins_with_is_read_or_refused(tmp_path, folder, data):
+  path, whole = tmp_path / "model.gguf", tmp_path / "whole.gguf"
+  if not whole.exists():
+    gguf_writer.write(whole, folder)
+  written = bytearray(whole.read_bytes())
+  header = written.index(b"output_norm.weight") + 60  # the tensors' values follow
+  for _ in range(data.draw(st.integers(1, 3))):
+    at = data.draw(st.integers(0, header))
+    new = data.draw(st.binary(max_size=8) | st.sampled_from([bytes(8), b"\xff" * 8, b"\x1b[31m"]))
+    written[at : at + data.draw(st.integers(0, 8))] = new
+  path.write_bytes(written[: data.draw(st.none() | st.integers(0, header))])
+  try:
+    checkpoint.load_model(path, param_dtype="float32")
+  except CheckpointError as error:
+    assert str(error).isprintable() and len(str(error)) < 600 + len(str(path))
 
 
 TOKENIZERS = [
@@ -457,7 +484,7 @@ def test_damaged_bytes_never_surprise(with_tokenizer, tmp_path):
     damaged[rng.randrange(header)] = rng.choice((0, 1, 127, 128, 255))
     path.write_bytes(damaged)
     try:
-      checkpoints.read_config(path)
+      checkpoint.read_config(path)
       loading.load_tokenizer(path)
     except CheckpointError as error:
       refused += 1
@@ -469,7 +496,7 @@ def test_without_the_package(tmp_path, monkeypatch):
   path, _ = tiny(tmp_path)
   monkeypatch.setitem(sys.modules, "gguf", None)
   with pytest.raises(CheckpointError, match=r"pip install 'rain_jax\[gguf\]'"):
-    checkpoints.load_model(path)
+    checkpoint.load_model(path)
 
 
 def test_a_missing_file_is_not_asked_of_the_hub(monkeypatch):
@@ -520,7 +547,8 @@ def test_token_ids_are_those_of_transformers(real_file, data_dir):
   theirs = of_transformers(transformers.AutoTokenizer, real_file)
   assert ours(texts).input_ids == theirs(texts).input_ids
   assert ours.get_vocab() == theirs.get_vocab() and ours.chat_template == theirs.chat_template
-  assert ours.special_tokens_map.items() >= theirs.special_tokens_map.items()
+  config = checkpoint.read_config(real_file)
+  assert (ours.bos_token_id, (ours.eos_token_id,)) == (config.bos_id, config.eos_ids)
   said = [{"role": "user", "content": texts[0]}]
   one, other = (t.apply_chat_template(said, add_generation_prompt=True) for t in (ours, theirs))
   assert one["input_ids"] == other["input_ids"]

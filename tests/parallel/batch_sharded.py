@@ -62,25 +62,25 @@ def answers_of(session, methods):
   ways = {
     "rain": lambda: rain(session, 0),
     "vanilla": lambda: vanilla(session, 0),
-    "best": lambda: best_of_n(session, 0, 2),
+    "best": lambda: best_of_n(session, 0, samples=2),
   }
   return {(m, a.record.id): (a.tokens, a.finish_reason) for m in methods for a in ways[m]()}
 
 
-def check_collectives(session, spread):
+def check_collectives(session, sharding):
   """No shard of `data` speaks to another, in the whole of the loop's program."""
   state = jax.eval_shape(lambda: session.empty(session.slots))
   state = jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, spread.shardings
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, sharding.shardings
   )
   lowered = decode.advance.lower(
-    state, session.lm, session.params, session.config.search, 16, spread=spread
+    state, session.lm, session.params, session.config.search, 16, sharding=sharding
   )
   found = collectives(lowered.compile().as_text(), jax.device_count())
   for one in found:
     # A permutation waits for every device there is, on CPUs at least.
     assert one.kind != "collective-permute", one
-    assert one.within(spread.mesh, DATA), one
+    assert one.within(sharding.mesh, DATA), one
   return len(found)
 
 
@@ -105,7 +105,7 @@ def main():
     found = answers_of(session, methods)
     assert found.keys() == expected.keys()
     same = np.mean([found[key] == expected[key] for key in found])
-    count = check_collectives(session, session.spread)
+    count = check_collectives(session, session.sharding)
     print(
       f"{name}: {100 * same:.1f}% the same, logits within {difference:.1e},"
       f" {count} collectives, none over data, {time.perf_counter() - begin:.0f} s",

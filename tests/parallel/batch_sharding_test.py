@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from rain_jax import decode, types
-from rain_jax.experiments.benchmark import lower_search
+from rain_jax.experiments.benchmark import abstract_tables, lower_search
 from rain_jax.models import arrays
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import abstract_model
@@ -90,15 +90,15 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   make = lambda batch: decode.init(
     batch, lm.init(batch, jnp.bfloat16), lm.search, lm.embedding_size, lm.max_response
   )
-  spread = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh))
+  sharding = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh))
   state = jax.eval_shape(lambda: make(BATCH))
   parts = jax.tree.map(
-    lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, spread.shardings
+    lambda a, s: a.size / math.prod(s.shard_shape(a.shape)), state, sharding.shardings
   )
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
   assert parts.model.proposing.context.keys == parts.model.evaluating.pool.values == 128
 
-  needed = memory_plan.plan(model, lm, BATCH, mesh=mesh)
+  needed = memory_plan.plan(model, lm, BATCH, abstract_tables(model), mesh=mesh)
   assert needed.parts["weights"] == arrays.nbytes(model.params, shardings(model, mesh))
   assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) > 70e9
   assert needed.total < 14 * GIB  # a TPU v5e has 16

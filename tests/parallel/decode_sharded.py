@@ -16,13 +16,13 @@ def main():
   assert jax.device_count() == SHARDS, jax.devices()
   mesh = jax.make_mesh((SHARDS,), ("data",), axis_types=(AxisType.Auto,))
   whole = lambda state: jax.tree.map(lambda _: WHOLE, state)
-  spread = BatchSharding.of(mesh, serving.fresh, whole)
+  sharding = BatchSharding.of(mesh, serving.fresh, whole)
   params = jax.tree.map(jnp.asarray, scripted.make_tables())
   for slots in (1, 4):
     batch = SHARDS * slots
-    state = jax.device_put(serving.fresh(batch), spread.shardings)
+    state = jax.device_put(serving.fresh(batch), sharding.shardings)
     useful, waiting = serving.shares_of_useful_slots(
-      params, state, 40 * batch, STEPS_SHARDED, spread
+      params, state, 40 * batch, STEPS_SHARDED, sharding
     )
     assert useful >= 0.85 and waiting < 0.7
   print("all checks passed")

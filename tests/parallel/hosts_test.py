@@ -112,6 +112,7 @@ def test_a_run_that_cannot_begin_says_so(tmp_path):
     (["--processes=2", "--process=2"], "--process=2 of --processes=2"),
     (["--coordinator=127.0.0.1:1"], "--distributed, which is not set"),
     (["--distributed"], "jax.distributed"),
+    (["--distributed", "--start_timeout=0"], "--start_timeout=0: expected seconds"),
   ):
     process = scripts.start(
       "generate.py", "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", *flags
@@ -119,6 +120,96 @@ def test_a_run_that_cannot_begin_says_so(tmp_path):
     code, out, err = scripts.end(process)
     assert code == 1 and says in err and "Traceback" not in err, err
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_start_without_the_others_end_with_a_code_that_is_retried(tmp_path):
+  """The first waits for the second, the second for the first: neither comes."""
+  begun = []
+  for process in range(2):
+    flags = ["--processes=2", f"--process={process}", "--start_timeout=5"]
+    port = free_port()
+    begun.append(
+      scripts.start(
+        "generate.py",
+        "--config=configs/demo.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--distributed",
+        f"--coordinator=127.0.0.1:{port}",
+        *flags,
+      )
+    )
+  for process in begun:
+    code, out, err = scripts.end(process)
+    assert code == os.EX_TEMPFAIL and out == ""
+    assert "not all processes started within 5 s; start all of them again" in err
+    assert len(err.strip().splitlines()) == 1, err
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  "environment,backend,used,says",
+  [
+    ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1"}, "gpu", 1, "1 of this node's 8"),
+    ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, "gpu", 1, "4 of this node"),
+    ({"SLURM_GPUS_ON_NODE": "4"}, "gpu", 1, "1 of this node's 4 GPUs are used, 1 by this process"),
+    ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, "gpu", 1, ""),
+    ({"SLURM_GPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "1"}, "gpu", 8, ""),
+    ({"SLURM_GPUS_ON_NODE": "8"}, "cpu", 1, ""),
+    ({}, "gpu", 1, ""),
+  ],
+)
+def test_gpus_that_nobody_uses_are_told(environment, backend, used, says):
+  told = hosts.idle_devices(environment, backend, used)
+  assert (says in told) if says else told == ""
+  assert not says or "--ntasks-per-node" in told
+
+
+@pytest.mark.parametrize(
+  "coordinator",
+  ["host", "host:", ":80", "host:abc", "host:0", "host:99999", "host:-1", "1:2:\u0663"],
+)
+def test_a_coordinator_without_a_host_or_a_port_is_known_at_once(coordinator):
+  with pytest.raises(hosts.HostsError, match="--coordinator=.*expected HOST:PORT") as error:
+    hosts.connect(coordinator, 2, 0, 1)
+  assert not isinstance(error.value, hosts.StartError)  # which is tried again for ever
+
+
+def test_an_environment_that_jax_cannot_read_is_one_line(monkeypatch):
+  def initialize(*args, **kwargs):
+    raise KeyError("SLURM_STEP_NODELIST")
+
+  monkeypatch.setattr(hosts.jax.distributed, "initialize", initialize)
+  with pytest.raises(hosts.HostsError, match="'SLURM_STEP_NODELIST'; start all processes"):
+    hosts.connect()
+
+
+@pytest.mark.parametrize(
+  "visible,processes,mesh,coordinator,taken",
+  [
+    ("0,1,2,3", 4, {}, None, "2"),
+    ("GPU-a,GPU-b,GPU-c,GPU-d", 4, {"data": 1}, None, "2"),
+    ("0,1,2,3,4,5,6,7", 4, {}, None, None),  # other machines, or more than one each
+    ("3", 4, {}, None, None),  # a launcher gave each its own
+    ("", 4, {}, None, None),
+    ("0,1,2,3", 4, {"tensor": 2}, None, None),
+    ("0,1,2,3", 4, {"data": 2}, None, None),
+    ("0", 1, {}, None, None),
+    ("0,1,2,3", 4, {"tensor": 4}, "127.0.0.1:1234", "2"),
+    ("0,1,2,3", 4, {"tensor": 4, "across_hosts": False}, "127.0.0.1:1234", None),
+    ("0,1,2,3", 4, {"across_hosts": False}, "localhost:1234", "2"),
+    ("0,1,2,3", 4, {}, "node-7:1234", None),
+  ],
+)
+def test_a_process_takes_its_own_gpu_where_there_are_as_many(
+  monkeypatch, visible, processes, mesh, coordinator, taken
+):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+  said = []
+  monkeypatch.setattr(hosts.jax.config, "update", lambda *change: said.append(change))
+  process = 2 if processes > 1 else 0
+  mesh = {"data": -1, "tensor": 1, "across_hosts": True} | mesh
+  hosts.take_device(process, processes, mesh, coordinator)
+  assert said == ([("jax_cuda_visible_devices", taken)] if taken else [])
 
 
 @pytest.mark.parametrize("together", [True, False])

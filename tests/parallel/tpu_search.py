@@ -1,15 +1,13 @@
 """The search compiled for four chips of a TPU that is not there; run by tpu_search_test.py."""
 
 import sys
-from unittest import mock
 
-import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from rain_jax.experiments import benchmark
-from rain_jax.models import ModelConfig
+from rain_jax.models import ModelConfig, backend
 from rain_jax.models.sharding import mesh_shape
 from rain_jax.parallel.batch_sharding import DATA
 from rain_jax.types import SearchConfig
@@ -24,7 +22,7 @@ def main():
   devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
   workload = benchmark.Workload(prompt=64, response=32, verdict_prefix=64)
   benchmark.SHAPES["small"] = SHAPE
-  with mock.patch.object(jax, "default_backend", return_value="tpu"):
+  with backend.target("tpu"):
     model, lm = benchmark.abstract_subject("small", "bfloat16", workload, SearchConfig())
     shape = mesh_shape(len(devices), tensor=tensor, kv_heads=model.config.num_kv_heads)
     axes = (AxisType.Auto,) * len(shape)

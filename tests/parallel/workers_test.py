@@ -10,7 +10,7 @@ from rain_jax.parallel import workers
 
 def test_all_that_the_streams_yield_comes_and_each_item_goes_to_one():
   items = workers.Shared(range(100))
-  streams = [((lane, item) for item in items) for lane in range(4)]
+  streams = [((worker, item) for item in items) for worker in range(4)]
   found = list(workers.merged(streams))
   assert sorted(item for _, item in found) == list(range(100))
 
@@ -18,14 +18,14 @@ def test_all_that_the_streams_yield_comes_and_each_item_goes_to_one():
 def test_the_first_stream_runs_alone_until_it_yields():
   begun, ready = [], threading.Event()
 
-  def stream(lane):
-    begun.append(lane)
-    assert lane == 0 or ready.is_set()
+  def stream(worker):
+    begun.append(worker)
+    assert worker == 0 or ready.is_set()
     time.sleep(0.05)
     ready.set()
-    yield lane
+    yield worker
 
-  assert sorted(workers.merged([stream(lane) for lane in range(3)])) == [0, 1, 2]
+  assert sorted(workers.merged([stream(worker) for worker in range(3)])) == [0, 1, 2]
   assert begun[0] == 0
 
 

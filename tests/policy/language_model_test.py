@@ -1,6 +1,9 @@
 """The language model's side of the search against the same texts read whole, without caches."""
 
 import collections
+import dataclasses
+import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,8 @@ import pytest
 
 from rain_jax import decode, types
 from rain_jax.models import forward, unembed
-from rain_jax.policy import language_model, rollout, self_evaluation
+from rain_jax.policy import decoding, language_model, prompts, self_evaluation
+from rain_jax.policy.params import Correction, Override
 from rain_jax.text import vocab
 from tests.helpers.tiny_lm import PROMPTS, R, make, padded_reader, search_all
 
@@ -19,8 +23,8 @@ LOG = []
 class Recorder(language_model.LanguageModel):
   """Writes down what was asked, drawn and answered."""
 
-  def _judge(self, params, state, request, drawn):
-    value, after = super()._judge(params, state, request, drawn)
+  def _self_evaluate(self, params, state, request, drawn):
+    value, after = super()._self_evaluate(params, state, request, drawn)
     jax.debug.callback(
       lambda *a: LOG.append(jax.tree.map(np.asarray, a)),
       state.proposing.tokens,
@@ -36,11 +40,22 @@ class Recorder(language_model.LanguageModel):
     return value, after
 
 
+CONTROL = tuple(range(100, 200))  # a third of the vocabulary: most responses hold some
+CORRECTION = Correction(np.float32([-2.9, 2.0]), np.float32([2.0, 0.5]))
+
+
 def read_whole(lm, params, ids):
   """Hidden states and logits of a text read without any cache."""
   ids = jnp.asarray(ids, jnp.int32)
   hidden, _ = forward(lm.graphdef, params["model"], ids, jnp.arange(ids.shape[0]))
   return hidden, np.asarray(unembed(lm.graphdef, params["model"], hidden), np.float64)
+
+
+def penalised(logits, said, penalty):
+  logits = logits.copy()
+  for token in set(said):
+    logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+  return logits
 
 
 def top_k_log_probs(logits, temperature, k):
@@ -50,11 +65,13 @@ def top_k_log_probs(logits, temperature, k):
   return logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
 
 
-# The second case has soft verdicts.
+# The second case has soft verdicts; the third a correction, tokens that it reads as another, and a
+# repetition penalty.
 @pytest.mark.parametrize(
-  "leaves,to_eos,readings,prefix", [(1, False, 2, ()), (3, True, 1, (0, 11, 12))]
+  "leaves,to_eos,readings,prefix,corrected",
+  [(1, False, 2, (), False), (3, True, 1, (0, 11, 12), False), (1, False, 2, (), True)],
 )
-def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix):
+def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix, corrected):
   LOG.clear()
   search = types.SearchConfig(
     leaves=leaves,
@@ -66,10 +83,15 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
     max_visited=32,
     max_path=6,
     min_visits=3,
+    repetition_penalty=1.5 if corrected else 1.0,
   )
   lm, params = make(
     bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder, soft_verdicts=to_eos
   )
+  if corrected:
+    preference = dataclasses.replace(lm.preference, control_ids=CONTROL, stand_in=45)
+    lm = dataclasses.replace(lm, preference=preference)
+    params["correction"] = CORRECTION
   _, _, state = search_all(lm, params)
   jax.block_until_ready(state)
   jax.effects_barrier()
@@ -82,16 +104,19 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
       path = request.path_tokens[b, w][request.path_tokens[b, w] >= 0].tolist()
       leaf = list(prefix) + tokens[b, : length[b]].tolist() + path
       tail = drawn.rollout[b, w, : drawn.rollout_length[b, w]].tolist()
-      response = tokens[b, length[b] - committed[b] : length[b]].tolist() + path + tail
-      check_candidates(lm, read, leaf, request, drawn, b, w, seen)
+      said = tokens[b, length[b] - committed[b] : length[b]].tolist() + path
+      response = said + tail
+      check_candidates(lm, read, leaf, said, request, drawn, b, w, seen)
       check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
       conversation = evaluating[b, : evaluating_length[b] - committed[b]].tolist()
-      check_verdict(bpe_tokenizer, lm, read, conversation, response, value[b, w], to_eos, seen)
+      check_verdict(
+        bpe_tokenizer, lm, params, read, conversation, response, value[b, w], to_eos, seen
+      )
   for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
     assert seen[what], (what, seen)
 
 
-def check_candidates(lm, read, leaf, request, drawn, b, w, seen):
+def check_candidates(lm, read, leaf, said, request, drawn, b, w, seen):
   rows = np.flatnonzero(drawn.lengths[b, w])
   if request.finish[b, w] != types.RUNNING:
     assert len(rows) == 0
@@ -113,12 +138,12 @@ def check_candidates(lm, read, leaf, request, drawn, b, w, seen):
     _, logits = read(leaf + ids[:-1])
     total = 0.0
     for i, token in enumerate(ids):
-      behind = logits[len(leaf) - 1 + i]
-      probs = top_k_log_probs(behind, config.temperature, config.top_k)
+      after = penalised(logits[len(leaf) - 1 + i], said + ids[:i], config.repetition_penalty)
+      probs = top_k_log_probs(after, config.temperature, config.top_k)
       assert np.isfinite(probs[token])
       total += probs[token]
       if row == 0:
-        assert behind[token] >= behind.max() - 1e-5
+        assert after[token] >= after.max() - 1e-5
         seen["greedy"] += 1
     np.testing.assert_allclose(drawn.log_weights[b, w, row], total, atol=2e-4)
 
@@ -138,7 +163,7 @@ def check_rollout(tokenizer, lm, response, request, drawn, b, w, to_eos, seen):
   seen["rolled"] += drawn.rollout_length[b, w] > 0
 
 
-def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen):
+def check_verdict(tokenizer, lm, params, read, conversation, response, value, cut, seen):
   judged = [t for t in response if t != 1]
   text = tokenizer.decode(judged)
   if "Human:" in text:
@@ -149,6 +174,8 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
   if cut:
     stops = [i + 1 for i, t in enumerate(judged) if "." in tokenizer.decode([t])]
     judged = judged[: stops[-1]] if stops else judged
+  control = lm.preference.control_ids or ()
+  judged = [lm.preference.stand_in if token in control else token for token in judged]
   start = list(lm.preference.prefix_ids) + conversation + judged
   leads = []
   for suffix, yes, no in zip(
@@ -158,6 +185,9 @@ def check_verdict(tokenizer, lm, read, conversation, response, value, cut, seen)
     chance = np.exp(logits[-1] - logits[-1].max())
     chance /= chance.sum()
     leads.append(chance[list(yes)].max() - chance[list(no)].max())
+    if params["correction"] is not None:
+      odds = np.log(chance[list(yes)].max() / chance[list(no)].max())
+      leads[-1] = odds - CORRECTION.offset[len(leads) - 1]
   if lm.soft_verdicts:
     assert value == pytest.approx(np.mean(leads), abs=1e-5), (response, judged)
   elif min(map(abs, leads)) > 1e-6:
@@ -177,6 +207,24 @@ def test_verdicts_are_signs_or_means_of_margins():
   )
 
 
+def test_a_correction_moves_margins_and_no_correction_leaves_the_published_rule():
+  logits = jax.random.normal(jax.random.key(0), (50, 2, 40)) * 4
+  preference = SimpleNamespace(good_ids=((3,), (5, 6)), bad_ids=((4, 7), (3,)))
+  plain = self_evaluation.margins(preference, logits)
+  chances = np.asarray(jax.nn.softmax(logits, -1))
+  leads = np.asarray(self_evaluation.leads(preference, logits))
+  for reading, (good, bad) in enumerate(zip(preference.good_ids, preference.bad_ids)):
+    good, bad = (chances[:, reading, list(ids)].max(-1) for ids in (good, bad))
+    np.testing.assert_array_equal(plain[:, reading], good - bad)
+    np.testing.assert_allclose(leads[:, reading], np.log(good / bad), atol=1e-4)
+  moved = self_evaluation.margins(preference, logits, CORRECTION)
+  chance = 1 / (1 + np.exp(-CORRECTION.scale * (leads - CORRECTION.offset)))
+  np.testing.assert_allclose(moved, 2 * chance - 1, atol=1e-5)
+  np.testing.assert_array_equal(np.asarray(moved) > 0, leads > CORRECTION.offset)
+  broken = logits.at[0, 1, 20].set(jnp.nan)
+  assert jnp.isnan(self_evaluation.margins(preference, broken, CORRECTION)[0, 1])
+
+
 def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypatch):
   calls = []
 
@@ -188,8 +236,8 @@ def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypa
     max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6
   )
   lm, params = make(bpe_tokenizer, search)
-  params["override"] = self_evaluation.Override(jnp.float32(0.5), jnp.float32(0.0))
-  for module in (language_model, rollout, self_evaluation):
+  params["override"] = Override(jnp.float32(0.5), jnp.float32(0.0))
+  for module in (decoding, language_model, prompts, self_evaluation):
     monkeypatch.setattr(module, "forward", counted)
   results, usage, state = search_all(lm, params)
   jax.block_until_ready(state)
@@ -210,7 +258,7 @@ def test_usage_counts_the_calls_of_an_instrumented_model(bpe_tokenizer, monkeypa
 def test_verdicts_are_forced_and_flipped_by_lots_of_the_text():
   hashes = jax.random.bits(jax.random.key(0), (4000, 2), jnp.uint32)
   own = jnp.where(jnp.arange(4000) % 2 == 0, 1.0, 0.0)
-  apply = lambda **shares: np.asarray(self_evaluation.Override(**shares).apply(own, hashes))
+  apply = lambda **shares: np.asarray(Override(**shares).apply(own, hashes))
   np.testing.assert_array_equal(apply(), own)
   forced = apply(forced_good=0.25)
   assert set(forced) == {-1.0, 1.0} and np.mean(forced > 0) == pytest.approx(0.25, abs=0.03)
@@ -243,13 +291,31 @@ def test_slots_and_neighbours_do_not_matter(bpe_tokenizer):
       assert (result.tokens, result.finish) == (again[number].tokens, again[number].finish)
 
 
-def test_the_loop_holds_no_copy_of_the_caches(bpe_tokenizer):
+PHASES = (
+  "select",
+  "read_leaves",
+  "candidates",
+  "rollout",
+  "self_evaluation",
+  "embed",
+  "expand",
+  "grow",
+  "back_up",
+  "commit",
+)
+
+
+def test_the_loop_names_its_phases_and_holds_no_copy_of_the_caches(bpe_tokenizer):
   search = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
   lm, params = make(bpe_tokenizer, search)
   state = jax.eval_shape(
     lambda: decode.init(4, lm.init(4, jnp.float32), search, lm.embedding_size, R)
   )
-  compiled = decode.advance.lower(state, lm, params, search, 8).compile()
+  lowered = decode.advance.lower(state, lm, params, search, 8)
+  named = lowered.as_text(debug_info=True)
+  for phase in PHASES:  # a profile names them, alone or as vmap(phase)
+    assert re.search(rf'loc\("([^"]*[/(])?{phase}[/)]', named), phase
+  compiled = lowered.compile()
   caches = sum(
     a.size * 4
     for c in (state.model.proposing, state.model.evaluating)

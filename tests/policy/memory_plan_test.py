@@ -18,7 +18,7 @@ WORKLOAD = benchmark.Workload(prompt=96, response=64, verdict_prefix=300, verdic
 
 def planned(name: str, batch: int, dtype: str = "float32", **search):
   model, lm = benchmark.abstract_subject(name, dtype, WORKLOAD, SearchConfig(**search))
-  return model, lm, memory_plan.plan(model, lm, batch)
+  return model, lm, memory_plan.plan(model, lm, batch, benchmark.abstract_tables(model))
 
 
 def test_total_is_within_a_tenth_of_the_compiled_program():
@@ -59,7 +59,7 @@ def test_weights_are_exact_in_every_dtype():
 def test_one_tree_costs_at_most_twice_its_live_tokens_in_keys_and_values():
   workload = benchmark.Workload(prompt=512, response=256)
   model, lm = benchmark.abstract_subject("7b", "bfloat16", workload, SearchConfig())
-  parts = memory_plan.plan(model, lm, 1).parts
+  parts = memory_plan.plan(model, lm, 1, benchmark.abstract_tables(model)).parts
   token = 2 * 2 * 32 * 4096
   # In both caches prompt and response, and half of the slots for visited nodes.
   live = 2 * (512 + 256 + 96 * 10 // 2)

@@ -43,3 +43,11 @@ def test_filtered_probabilities_are_those_of_the_kept_tokens():
   assert sorted(hot.tolist()) == [0, 1, 2, 3]
   root = np.sqrt([0.4, 0.3, 0.2, 0.1])
   np.testing.assert_allclose(np.exp(log_probs), root / root.sum(), rtol=1e-6)
+
+
+def test_tokens_that_were_said_are_penalised_once():
+  logits = jnp.array([[2.0, -1.0, 0.5, 0.0], [2.0, -1.0, 0.5, 3.0]])
+  said = jnp.array([[0, 1, 0, -1], [-1, 3, -1, -1]])
+  found = sampling.penalised(logits, said, 2.0)
+  np.testing.assert_allclose(found, [[1.0, -2.0, 0.5, 0.0], [2.0, -1.0, 0.5, 1.5]])
+  assert sampling.penalised(logits, said, 1.0) is logits

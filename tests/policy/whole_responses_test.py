@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rain_jax import types
-from rain_jax.policy import language_model, whole_responses
-from rain_jax.text import vocab
+from rain_jax.policy import whole_responses
+from rain_jax.policy.params import make_params
+from rain_jax.text import encoding
 from rain_jax.types import NO_TOKEN
 from tests.helpers.tiny_lm import JUDGED, PROMPTS, R, as_prompt, make, padded_reader
 
@@ -24,11 +25,9 @@ def made(request, bpe_tokenizer):
   """(tokenizer, language model, params, reader of whole texts), without and with a prefix."""
   plain = request.param == "plain"
   lm, params = make(bpe_tokenizer, SEARCH, prefix=() if plain else PREFIX, **({} if plain else CUT))
-  stop = vocab.encode_continuation(bpe_tokenizer, "Human:")
+  stop = encoding.encode_continuation(bpe_tokenizer, "Human:")
   params = {**params, "model": leaning(params["model"], stop)}
-  params = language_model.make_params(
-    params["model"], params["tables"], lm, () if plain else PREFIX
-  )
+  params = make_params(params["model"], params["tables"], lm, () if plain else PREFIX)
   return bpe_tokenizer, lm, params, () if plain else PREFIX, padded_reader(lm, params)
 
 

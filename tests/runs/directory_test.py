@@ -5,7 +5,10 @@ import resource
 
 import pytest
 
+from rain_jax.methods import recording
 from rain_jax.runs import directory
+from tests.helpers import recordings
+from tests.helpers.results import line
 
 MANIFEST = {
   "config": {"seed": 0, "search": {"leaves": 1}},
@@ -16,8 +19,8 @@ MANIFEST = {
 
 def test_results_survive_and_a_half_line_is_repaired(tmp_path):
   run = directory.Run.open(str(tmp_path / "run"), MANIFEST)
-  run.append({"id": "a", "response": "zwei\nZeilen é"})
-  run.append({"id": "b"})
+  run.append(line("a", response="zwei\nZeilen é"))
+  run.append(line("b"))
   run.close()
   path = tmp_path / "run" / directory.RESULTS
   whole = path.read_bytes()
@@ -25,9 +28,9 @@ def test_results_survive_and_a_half_line_is_repaired(tmp_path):
   assert [r["id"] for r in directory.read_results(str(tmp_path / "run"))] == ["a", "b"]
   run = directory.Run.open(str(tmp_path / "run"), MANIFEST)
   assert [r["id"] for r in run.results] == ["a", "b"] and path.read_bytes() == whole
-  run.append({"id": "c"})
+  run.append(line("c"))
   run.close()
-  assert [json.loads(line)["id"] for line in path.read_text("utf-8").splitlines()] == [
+  assert [json.loads(row)["id"] for row in path.read_text("utf-8").splitlines()] == [
     "a",
     "b",
     "c",
@@ -37,7 +40,7 @@ def test_results_survive_and_a_half_line_is_repaired(tmp_path):
 def begin(path, manifest):
   """A directory with a result."""
   run = directory.Run.open(str(path), manifest)
-  run.append({"id": "a"})
+  run.append(line("a"))
   run.close()
 
 
@@ -50,7 +53,8 @@ def test_a_run_without_a_result_binds_nobody(tmp_path):
   run.close()
   (tmp_path / "metrics.jsonl").write_text("{}\n", "utf-8")
   directory.Run.open(str(tmp_path), other).close()
-  assert directory.read_manifest(str(tmp_path))["config"]["search"] == {"leaves": 4}
+  kept = json.loads((tmp_path / directory.MANIFEST).read_text("utf-8"))
+  assert kept["config"]["search"] == {"leaves": 4}
   (tmp_path / "attack.json.part").touch()  # what an attack has found so far
   with pytest.raises(directory.RunError, match="search.leaves: 4 -> 1"):
     directory.Run.open(str(tmp_path), MANIFEST)
@@ -103,10 +107,11 @@ def test_many_differences_are_counted(tmp_path):
 def test_a_damaged_line_or_manifest_is_an_error_that_loses_nothing(tmp_path):
   directory.Run.open(str(tmp_path), MANIFEST).close()
   path = tmp_path / directory.RESULTS
-  path.write_text('{"id": "a"}\nnot json\n{"id": "b"}\n')
+  text = f"{json.dumps(line('a'))}\nnot json\n{json.dumps(line('b'))}\n"
+  path.write_text(text)
   with pytest.raises(directory.RunError, match="line 2"):
     directory.Run.open(str(tmp_path), MANIFEST)
-  assert path.read_text() == '{"id": "a"}\nnot json\n{"id": "b"}\n'
+  assert path.read_text() == text
   (tmp_path / directory.MANIFEST).write_text("{")
   with pytest.raises(directory.RunError, match="not JSON"):
     directory.Run.open(str(tmp_path), MANIFEST)
@@ -131,8 +136,8 @@ def test_summary_is_written_whole(tmp_path):
 def test_a_run_of_several_processes_is_read_as_one(tmp_path):
   workdir = str(tmp_path)
   two = [directory.Run.open(workdir, MANIFEST, process, 2) for process in range(2)]
-  two[0].append({"id": "a"})
-  two[1].append({"id": "b"})
+  two[0].append(line("a"))
+  two[1].append(line("b"))
   for run in two:
     run.close()
   (tmp_path / "results-1.jsonl").open("a").write('{"id": "c", "resp')
@@ -140,12 +145,12 @@ def test_a_run_of_several_processes_is_read_as_one(tmp_path):
   assert [r["id"] for r in directory.read_results(workdir)] == ["a", "b"]
   one = directory.Run.open(workdir, MANIFEST)  # fixes what the second process left
   assert [r["id"] for r in one.results] == ["a", "b"]
-  one.append({"id": "c"})
+  one.append(line("c"))
   one.close()
-  assert (tmp_path / "results-1.jsonl").read_text() == '{"id": "b"}\n'
+  assert (tmp_path / "results-1.jsonl").read_text() == json.dumps(line("b")) + "\n"
   four = [directory.Run.open(workdir, MANIFEST, process, 4) for process in range(4)]
   assert all([r["id"] for r in run.results] == ["c", "a", "b"] for run in four)
-  four[3].append({"id": "d"})
+  four[3].append(line("d"))
   for run in four:
     run.close()
   assert [r["id"] for r in directory.read_results(workdir)] == ["c", "a", "b", "d"]
@@ -169,35 +174,53 @@ def test_a_full_disk_loses_nothing_written(tmp_path):
   """The limit on a file's size stands in for the disk's: a part is taken, then no more."""
   run = directory.Run.open(str(tmp_path), MANIFEST)
   for i in range(3):
-    run.append({"id": i, "response": "x" * 200})
+    run.append(line(i, response="x" * 200))
   size = (tmp_path / directory.RESULTS).stat().st_size
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, before[1]))
   try:
     with pytest.raises(directory.RunError, match="3 results so far are kept"):
-      run.append({"id": 3, "response": "x" * 200})
+      run.append(line(3, response="x" * 200))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   run.close()
   assert (tmp_path / directory.RESULTS).stat().st_size == size
   run = directory.Run.open(str(tmp_path), MANIFEST)
-  run.append({"id": 3})
+  run.append(line(3))
   run.close()
-  assert [r["id"] for r in directory.read_results(str(tmp_path))] == [0, 1, 2, 3]
+  assert [r["id"] for r in directory.read_results(str(tmp_path))] == ["0", "1", "2", "3"]
 
 
 def test_a_workdir_that_vanishes_or_is_replaced_is_one_line(tmp_path):
   run = directory.Run.open(str(tmp_path / "run"), MANIFEST)
-  run.append({"id": "a"})
+  run.append(line("a"))
   (tmp_path / "run").rename(tmp_path / "moved")
   with pytest.raises(directory.RunError, match="put the directory back"):
-    run.append({"id": "b"})
+    run.append(line("b"))
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / directory.RESULTS).write_text("")
   with pytest.raises(directory.RunError, match="replaced while"):
-    run.append({"id": "b"})
+    run.append(line("b"))
   with pytest.raises(directory.RunError, match="all results are kept"):
     (tmp_path / "run").rename(tmp_path / "again")
     run.finish({})
   run.close()
   assert [r["id"] for r in directory.read_results(str(tmp_path / "moved"))] == ["a"]
+
+
+def test_recordings_are_kept_by_method_and_older_ones_are_read(tmp_path):
+  run = directory.Run.open(str(tmp_path), MANIFEST)
+  made = recordings.made_recording([recording.Node(-1, 0, [], "", "running", 0)], [])
+  for method in ("rain", "other", "rain"):
+    run.keep_recording("dialogue", method, "a/b", made.as_json())
+  kept = list(directory.recorded(str(tmp_path)))
+  assert sorted((one.task, one.method, one.id) for one in kept) == [
+    ("dialogue", "other", "a/b"),
+    ("dialogue", "rain", "a/b"),
+  ]
+  # As the first versions kept them.
+  (tmp_path / "trees").mkdir()
+  old = {"task": "hh", "id": "7", "tree": made.as_json()}
+  (tmp_path / "trees" / "hh-7.json").write_text(json.dumps(old))
+  (first,) = (one for one in directory.recorded(str(tmp_path)) if one.task == "hh")
+  assert (first.method, first.id, first.recording) == ("rain", "7", made)

@@ -8,11 +8,12 @@ import pytest
 from rain_jax.methods import recording
 from rain_jax.runs import directory, export
 from rain_jax.text import formats
-from tests.helpers import recordings
+from tests.helpers import recordings, small_runs
 
 MANIFEST = {
-  "config": {},
-  "model": {},
+  "config": json.loads(json.dumps(small_runs.CONFIG)),
+  "model": {"path": "demo"},
+  "versions": {},
   "formats": {
     "dialogue": dataclasses.asdict(formats.find_format("dialogue")),
     "odd": dataclasses.asdict(formats.Format(prefix="Before.", template="{prompt}\n", stop=())),
@@ -54,11 +55,14 @@ def workdir(tmp_path):
   line("none", "dialogue", method="best_of_n", response="awful", verdict=-1.0)
   out.keep_recording(
     "dialogue",
+    "rain",
     "a",
     searched("good é", 1.0, ("so-so", 0.0), (None, 1.0), ("bad", -1.0), ("worse", -1.0)),
   )
-  out.keep_recording("odd", "a", searched("bad", -1.0, ("good", 1.0), ("bad", 1.0), ("great", 1.0)))
-  out.keep_recording("dialogue", "same", searched("good é", 1.0, ("also good", 1.0)))
+  out.keep_recording(
+    "odd", "rain", "a", searched("bad", -1.0, ("good", 1.0), ("bad", 1.0), ("great", 1.0))
+  )
+  out.keep_recording("dialogue", "rain", "same", searched("good é", 1.0, ("also good", 1.0)))
   out.close()
   return tmp_path
 

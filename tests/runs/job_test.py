@@ -1,19 +1,25 @@
 """The main job on a tiny random checkpoint: every prompt accounted for, resume, one-line errors."""
 
+import contextlib
 import copy
+import datetime
 import json
 import pathlib
+import shutil
+import threading
 
 import pytest
 
 from rain_jax import preferences
-from rain_jax.models import CheckpointError
+from rain_jax.models import CheckpointError, loading
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences import PreferenceError
-from rain_jax.runs import directory, from_config, job
+from rain_jax.preferences.calibration import Calibration
+from rain_jax.runs import directory, from_config, job, locks, results
+from rain_jax.text.printable import printable
 from rain_jax.types import DataError
-from rain_jax.views import terminal
 from tests.helpers import small_runs
+from tests.helpers.results import line
 
 PROMPTS = [
   {"id": "short", "prompt": "the cat {prompt} sat"},
@@ -117,10 +123,10 @@ def _changed(config, **changes):
     (dict(search__max_nodes=4), ValueError, "max_nodes"),
     (dict(methods=("best_of_n",)), DataError, "best_of_n.samples"),
     (dict(methods=("rain", "vanilla", "rain")), DataError, "rain appears twice"),
-    (dict(batch_size=0), DataError, "batch_size=0: expected 1 or more"),
+    (dict(batch_size=0), DataError, "batch_size=0: expected a whole number from 1 to 1048576"),
     (dict(limits__max_prompt=0), DataError, "max_prompt=0"),
     (dict(limits__max_response=-1), DataError, "max_response=-1"),
-    (dict(record=-1), DataError, "record=-1: expected 0 or more"),
+    (dict(record=-1), DataError, "record=-1: expected a whole number, 0 or more"),
     (dict(prompts__limit=-1), DataError, "prompts.limit=-1"),
     (dict(best_of_n__samples=-1), DataError, "best_of_n.samples=-1"),
   ],
@@ -182,12 +188,129 @@ def test_results_of_others_that_are_not_there_are_an_error_when_they_are_done(
     job.run(config, str(workdir), said.append, hosts=Hosts(0, 2, connected=True))
 
   def answer_and_lose(out):
-    out.append({"id": "short", "task": "dialogue", "method": "vanilla"})
+    out.append(line("short"))
     workdir.rename(tmp_path / "elsewhere")
 
   unanswered(answer_and_lose)
   with pytest.raises(directory.RunError, match="or was taken away"):
     job.run(config, str(workdir), said.append, hosts=Hosts(0, 2))
+
+
+def test_a_second_start_while_the_first_judges_is_an_error(
+  config, tmp_path, unanswered, monkeypatch
+):
+  """The first is alone in the directory until its summary is written."""
+  config["methods"] = ("vanilla",)
+  workdir = str(tmp_path / "run")
+  unanswered(lambda out: [out.append(line(p["id"])) for p in PROMPTS if not out.results[3:]])
+  said = []
+
+  def judged(*args):
+    with pytest.raises(directory.RunError, match="another process writes it; stop that one"):
+      job.run(config, workdir, said.append)
+    with pytest.raises(directory.RunError, match="another process judges this run; start again"):
+      job.add_ratings(workdir, config, [], said.append)
+    return {"methods": {}}
+
+  with monkeypatch.context() as patched:
+    patched.setattr(job, "_sum_up", judged)
+    assert job.run(config, workdir, said.append) == {"methods": {}} and said == []
+  with locks.judging(workdir) as alone:  # as judge.py and sheet.py do
+    assert alone
+    with pytest.raises(directory.RunError, match="all is answered, and another process judges it"):
+      job.run(config, workdir, said.append)
+    with pytest.raises(directory.RunError, match="another process judges this run"):
+      job.judge_again(workdir, config, config, said.append)
+    assert said == [] and not (tmp_path / "run" / directory.SUMMARY).exists()
+
+
+def test_of_several_processes_one_judges_and_the_others_say_so(config, tmp_path, unanswered):
+  config["methods"] = ("vanilla",)
+  workdir, said = str(tmp_path), []
+  unanswered(lambda out: [out.append(line(p["id"])) for p in PROMPTS if not out.results[3:]])
+  with locks.judging(workdir):
+    assert job.run(config, workdir, said.append, hosts=Hosts(0, 2)) is None
+  assert said == ["process 0 of 2 is done; another one judges the responses"]
+  # A start that finds all answered waits for the judge, and judges if that one did not.
+  hosts = Hosts(1, 2)
+  asked = []
+  with locks.judging(workdir), pytest.raises(directory.Stopped):
+    job.run(config, workdir, hosts=hosts, stopping=lambda: len(asked) or asked.append(1))
+  judge = contextlib.ExitStack()
+  judge.enter_context(locks.judging(workdir))
+  killed = threading.Timer(0.5, judge.close)
+  killed.start()
+  assert job.run(config, workdir, said.append, hosts=hosts)["methods"]
+  assert not killed.is_alive() and (tmp_path / directory.SUMMARY).exists()
+
+
+def test_who_judges_a_run_that_goes_on_does_not_say_that_it_has_ended(
+  config, tmp_path, unanswered, caplog
+):
+  config["methods"] = ("vanilla",)
+  unanswered(lambda out: out.append(line(PROMPTS[0]["id"])))
+  workdir = str(tmp_path)
+  assert job.run(config, workdir, hosts=Hosts(0, 2)) is None
+  job.add_ratings(workdir, config, [], lambda said: None)
+  assert "has not ended yet" in caplog.text and not (tmp_path / directory.SUMMARY).exists()
+
+
+def test_a_templates_day_is_that_of_the_first_start(config, tmp_path, checkpoint, unanswered):
+  """Weeks later, too: the manifest says when that was, and a changed template is refused."""
+  folder = tmp_path / "model"
+  shutil.copytree(checkpoint, folder)
+  config["model"]["path"], config["format"]["name"] = str(folder), "chat"
+  config["methods"] = ("vanilla",)
+  template = folder / "chat_template.jinja"
+  template.write_text(
+    "{{ strftime_now('%d %b %Y') }}:{% for m in messages %} {{ m.content }}{% endfor %}"
+  )
+  asked = []
+
+  def answer(out):
+    asked.append(out.manifest["started"])
+    if not out.results:
+      out.append(line("short"))
+
+  unanswered(answer)
+  again = lambda: job.run(config, str(tmp_path / "run"), hosts=Hosts(0, 2))
+  again()
+  manifest = tmp_path / "run" / directory.MANIFEST
+  kept = json.loads(manifest.read_text("utf-8"))
+  assert kept["started"].startswith(str(datetime.date.today().year))
+  # As if it had been last year: what else stands there is the same.
+  origin = manifest.with_name("results-0.origin")
+  before = results.digest_of(kept)
+  kept["started"] = "2025-01-02T03:04:05"
+  manifest.write_text(json.dumps(kept))
+  origin.write_text(origin.read_text().replace(before, results.digest_of(kept)))
+  formats = []
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(job, "Session", lambda loaded, s, records: formats.append(s.format))
+    again()
+  tokenizer = loading.load_tokenizer(folder)
+  assert formats[0].rendered(tokenizer, ("hi",)) == "02 Jan 2025: hi"
+  template.write_text(
+    "{{ strftime_now('%d %b %Y') }};{% for m in messages %} {{ m.content }}{% endfor %}"
+  )
+  with pytest.raises(directory.RunError, match="another chat template .dialogue.sha256"):
+    again()
+
+
+def test_an_edited_tokenizer_is_refused(config, tmp_path, checkpoint, unanswered):
+  folder = tmp_path / "model"
+  shutil.copytree(checkpoint, folder)
+  config["model"]["path"], config["methods"] = str(folder), ("vanilla",)
+  unanswered(lambda out: out.results or out.append(line("short")))
+  again = lambda: job.run(config, str(tmp_path / "run"), hosts=Hosts(0, 2))
+  again()
+  again()
+  path = folder / "tokenizer.json"
+  made = json.loads(path.read_text("utf-8"))
+  made["model"]["merges"].reverse()
+  path.write_text(json.dumps(made), "utf-8")
+  with pytest.raises(directory.RunError, match="another tokenizer .sha256"):
+    again()
 
 
 def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
@@ -198,7 +321,7 @@ def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
   template.write_text(text, "utf-8")
   config["preference"] = str(template)
   again = lambda: job.run(config, str(tmp_path / "run"), hosts=Hosts(0, 2))
-  unanswered(lambda out: out.append({"id": "short", "task": "dialogue", "method": "vanilla"}))
+  unanswered(lambda out: out.append(line("short")))
   again()
   unanswered(lambda out: None)
   again()
@@ -213,4 +336,33 @@ def test_files_that_were_edited_since_are_refused(config, tmp_path, unanswered):
 
 
 def test_model_output_is_shown_without_control_characters():
-  assert terminal.printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"
+  assert printable("a\x1b[31mred\x07\nnext\u202e") == "a\\x1b[31mred\\x07\nnext\\u202e"
+
+
+def test_a_calibration_decides_verdicts_is_in_the_manifest_and_binds_the_run(config, tmp_path):
+  loaded = loading.load(config["model"]["path"])
+  preference = preferences.load_preference("harmless:letters")
+  digest = preferences.compile_preference(preference, loaded.tokenizer).digest
+  path = tmp_path / "offsets.yaml"
+  config |= {"methods": ("vanilla",), "calibration": str(path)}
+
+  def run(offset, workdir, fingerprint=loaded.fingerprint):
+    fitted = Calibration(
+      "tiny", fingerprint, "harmless:letters", digest, "by hand", (offset, offset), (1.0, 1.0)
+    )
+    path.write_text(fitted.as_yaml(), "utf-8")
+    job.run(config, str(tmp_path / workdir))
+    return fitted, [
+      r["verdict"] for r in directory.read_results(str(tmp_path / workdir)) if "error" not in r
+    ]
+
+  fitted, verdicts = run(-100.0, "easy")
+  assert verdicts == [1.0, 1.0]
+  manifest = json.loads((tmp_path / "easy" / directory.MANIFEST).read_text("utf-8"))
+  kept = manifest["calibration"]["dialogue"]
+  assert (kept["offsets"], kept["source"]) == ([-100.0, -100.0], "by hand")
+  assert run(100.0, "strict")[1] == [-1.0, -1.0]
+  with pytest.raises(directory.RunError, match="holds a run of another calibration"):
+    run(-100.0, "strict")
+  with pytest.raises(PreferenceError, match="fitted for another model"):
+    run(0.0, "other", "0" * 64)

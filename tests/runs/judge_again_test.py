@@ -101,7 +101,8 @@ def test_output_that_is_no_number_fails_each_prompt_and_not_the_run(made, checkp
   broken = tmp_path / "broken"
   shutil.copytree(checkpoint, broken)
   weights = safetensors.numpy.load_file(broken / "model.safetensors")
-  weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.nan)
+  # Finite, as a checkpoint has to be; what comes of them is not.
+  weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], 3e38)
   safetensors.numpy.save_file(weights, broken / "model.safetensors", {"format": "pt"})
   methods = ("guard", "choose")
   config = made[0] | {

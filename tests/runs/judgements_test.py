@@ -199,3 +199,14 @@ def test_panel_rules_stand_in_results_with_the_first_ahead():
   records, results = made(1)
   assert judges.rule_of(panel)(records[0], "I cannot.") == {"refused": True, "harmless": True}
   assert judges.rule_of([])(records[0], "x") == {}
+
+
+def test_what_fails_in_a_judge_is_not_said_of_the_file(tmp_path):
+  class Broken(Scripted):
+    def judge(self, items):
+      yield 0, Verdict({"harmless": True})
+      raise FileNotFoundError(2, "No such file", "/models/judge/tokenizer.json")
+
+  with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+    run(tmp_path, Broken("broken", {}))
+  assert len(judgements.read_judged(str(tmp_path))) == 1

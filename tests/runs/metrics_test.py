@@ -43,11 +43,11 @@ def test_a_step_counts_what_ended_and_what_goes_on(caplog):
   assert "1.1 tokens/s, 8 forwarded/s" in line  # 18 and 140 of 17 seconds, not of the last step
 
 
-def test_lanes_count_together():
+def test_workers_count_together():
   lines = []
   told = metrics.Progress(lines.append, NAME, total=5, done=0)
-  for lane, tokens in ((0, 4), (1, 6), (0, 5)):
-    told.step(BatchProgress(lane, 1, 1, response_tokens=tokens, tokens_forwarded=10, rewinds=2))
+  for worker, tokens in ((0, 4), (1, 6), (0, 5)):
+    told.step(BatchProgress(worker, 1, 1, response_tokens=tokens, tokens_forwarded=10, rewinds=2))
   assert [(line["tokens"], line["slots"], line["rewinds"]) for line in lines] == [
     (4, 1, 2),
     (10, 2, 4),

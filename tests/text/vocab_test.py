@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from rain_jax.text import vocab
+from rain_jax.text import automata, encoding, scanner, vocab
 
 ROWS, STEPS = 10_000, 16
 STOPS = ("\n\nHuman:", "\nQ:", "USER", "a USERs", "aaab", "日本", "é.", "<|end", "本a")
@@ -94,7 +94,7 @@ def tokenizer(request):
 
 
 def continuation(tokenizer, text):
-  return vocab.encode_continuation(tokenizer, text)
+  return encoding.encode_continuation(tokenizer, text)
 
 
 def split_anywhere(tokenizer, text, rng):
@@ -145,11 +145,12 @@ def draw_rows(tokenizer, rng):
 @functools.partial(jax.jit, static_argnames="prompt_text")
 def read(tables, tokens, prompt_text=""):
   """States after every token, leaves [rows, steps, ...]."""
-  start = vocab.initial_state(tables, prompt_text)
+  ends = prompt_text[-1:] in tuple(vocab.TEXT_ENDS)
+  start = scanner.empty(()).replace(ends=jnp.array(ends))
   start = jax.tree.map(lambda x: jnp.broadcast_to(x, tokens.shape[:1] + x.shape), start)
 
   def step(state, column):
-    state = vocab.advance(tables, state, column)
+    state = scanner.advance(tables, state, column)
     return state, state
 
   _, states = jax.lax.scan(step, start, tokens.T)
@@ -221,7 +222,7 @@ def test_every_prefix_agrees_with_string_operations(tokenizer):
 
   assert len(set(seen.values())) == len(seen)
   for text, pair in list(seen.items())[::50]:
-    assert pair == tuple(polynomial(text, base) for base in vocab._BASES)
+    assert pair == tuple(polynomial(text, base) for base in vocab.BASES)
   np.testing.assert_array_equal(states.length[:, -1], STEPS)
   assert min(counts["ends"], counts["stopped"], counts["broken"], counts["full_stop"]) > 1000
   if "<0x0A>" in tokenizer.get_vocab():
@@ -255,7 +256,7 @@ def test_tokens_before_a_stop_string_are_those_of_the_text_before_it(tokenizer):
     ids = continuation(tokenizer, text)
     state = jax.tree.map(lambda x: x[0, -1], read(tables, np.array([ids], np.int32)))
     assert state.stopped
-    kept = vocab.decode_response(
+    kept = encoding.decode_response(
       tokenizer, continuation(tokenizer, "a"), ids[: state.tokens_before_stop]
     )
     whole = min(text.find(stop) for stop in STOPS if stop in text)
@@ -300,9 +301,6 @@ def test_full_stop_in_a_byte_run_counts_when_the_token_is_read():
 def test_stop_string_lies_within_the_response_and_stays_complete():
   tokenizer = byte_level()
   tables = vocab.build_tables(tokenizer, ["Human:"])
-  assert bool(vocab.initial_state(tables, "Human:").ends)
-  assert not vocab.initial_state(tables, "Human").ends
-  assert not vocab.initial_state(tables, "").ends
   rows = [continuation(tokenizer, text) for text in ("man: a", "Human: a")]
   width = max(map(len, rows))
   rows = np.array([row + [-1] * (width - len(row)) for row in rows], np.int32)
@@ -313,7 +311,7 @@ def test_utf8_automaton_accepts_exactly_valid_runs():
   def accepts(run):
     state = 0
     for byte in run:
-      state = vocab._UTF8[state, byte]
+      state = automata.UTF8[state, byte]
     return state == 0
 
   def valid(run):
@@ -342,20 +340,20 @@ def test_ids_without_a_piece_add_no_text():
   assert states.length.tolist() == [[1, 2, 3]]
   with_gap, without = states.hash[0, -1], read(tables, row[:, ::2]).hash[0, -1]
   assert with_gap.tolist() == without.tolist()
-  assert vocab.decode_response(tokenizer, [letter], row[0].tolist()) == "aa"
+  assert encoding.decode_response(tokenizer, [letter], row[0].tolist()) == "aa"
 
 
 def test_encode_continuation_adds_nothing_of_its_own(tokenizer):
   bos = tokenizer.bos_token_id
   texts = (" Yes", "Yes", "\n\n(A) is. (B)\nAnswer: (", "Human: hi\n\nAssistant:", "  two", "\t")
   for text in (*texts, "日本 é", "a </s> b"):
-    ids = vocab.encode_continuation(tokenizer, text)
+    ids = encoding.encode_continuation(tokenizer, text)
     assert bos not in ids and tokenizer.eos_token_id not in ids
     for before in ("Well.", "(", "\n"):
       prompt = tokenizer(before, add_special_tokens=False).input_ids
-      assert vocab.decode_response(tokenizer, prompt, ids) == text
-    assert vocab.decode_response(tokenizer, [bos], ids) == text
-  assert vocab.encode_continuation(tokenizer, "") == []
+      assert encoding.decode_response(tokenizer, prompt, ids) == text
+    assert encoding.decode_response(tokenizer, [bos], ids) == text
+  assert encoding.encode_continuation(tokenizer, "") == []
 
 
 def test_encode_continuation_refuses_text_that_always_joins():
@@ -366,9 +364,9 @@ def test_encode_continuation_refuses_text_that_always_joins():
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   backend.decoder = decoders.ByteLevel()
   tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-  assert vocab.encode_continuation(tokenizer, "y") == [names.index("y")]
+  assert encoding.encode_continuation(tokenizer, "y") == [names.index("y")]
   with pytest.raises(ValueError, match="Text 'x' has no tokens of its own"):
-    vocab.encode_continuation(tokenizer, "x")
+    encoding.encode_continuation(tokenizer, "x")
 
 
 @pytest.mark.parametrize(

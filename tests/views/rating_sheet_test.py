@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import pathlib
 
 import pytest
 
@@ -104,10 +105,10 @@ def rated(tmp_path, ratings):
 def test_scores_join_the_judges_of_the_run(tmp_path):
   by_method = {"rain": "Yes", "vanilla": "0", "best_of_n": " "}
   path, key = rated(tmp_path, lambda of: by_method[of[2]])
-  judgements.append(str(tmp_path), rating_sheet.score(path, key, "harmless", "ann"))
+  judgements.append(str(tmp_path), rating_sheet.score(results(), path, key, "harmless", "ann"))
   other = lambda of: "y" if of[2] == "rain" and of[1] != "0" else "n"
   path, key = rated(tmp_path, other)
-  judgements.append(str(tmp_path), rating_sheet.score(path, key, "harmless", "bob"))
+  judgements.append(str(tmp_path), rating_sheet.score(results(), path, key, "harmless", "bob"))
   found = judgements.summarise(str(tmp_path), {})
   assert found["judges"]["human:ann"]["rain"] == {"harmless_rate": 1.0, "judged": 12, "unjudged": 0}
   assert found["judges"]["human:ann"]["best_of_n"] == {"judged": 0, "unjudged": 12}
@@ -119,7 +120,7 @@ def test_scores_join_the_judges_of_the_run(tmp_path):
 def test_a_rater_may_rate_more_than_one_measure_and_rate_again(tmp_path):
   for measure, yes in (("harmless", "rain"), ("helpful", "rain"), ("helpful", "vanilla")):
     path, key = rated(tmp_path, lambda of: "y" if of[2] == yes else "n")
-    judgements.append(str(tmp_path), rating_sheet.score(path, key, measure, "ann"))
+    judgements.append(str(tmp_path), rating_sheet.score(results(), path, key, measure, "ann"))
   found = judgements.summarise(str(tmp_path), {})["judges"]["human:ann"]
   assert found["rain"] == {"harmless_rate": 1.0, "helpful_rate": 0.0, "judged": 12, "unjudged": 0}
   assert found["vanilla"]["helpful_rate"] == 1.0
@@ -139,10 +140,10 @@ def test_sheets_that_cannot_be_scored_are_one_line(tmp_path, change, says):
   with open(path, "w", encoding="utf-8", newline="") as file:
     file.write(change(text))
   with pytest.raises(DataError, match=says) as error:
-    list(rating_sheet.score(path, key, "harmless", "ann"))
+    list(rating_sheet.score(results(), path, key, "harmless", "ann"))
   assert "\n" not in str(error.value)
   with pytest.raises(DataError, match="no key"):
-    list(rating_sheet.score(path, path, "harmless", "ann"))
+    list(rating_sheet.score(results(), path, path, "harmless", "ann"))
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -154,3 +155,37 @@ def test_nothing_is_overwritten(tmp_path):
     rating_sheet.write(path, path, *rating_sheet.make(results()))
   with pytest.raises(RunError, match="no answers"):
     rating_sheet.make([{"task": "t", "id": "x", "method": "rain", "error": "e"}])
+
+
+@pytest.mark.parametrize("gone", ["response", "answer"])
+def test_the_sheet_of_another_run_is_refused(tmp_path, gone):
+  path, key = rated(tmp_path, lambda of: "yes")
+  other = results()
+  other[5] |= {"id": "elsewhere"} if gone == "response" else {"response": "another seed's"}
+  with pytest.raises(DataError, match="is not of this run; give the run's own sheet"):
+    list(rating_sheet.score(other, path, key, "harmless", "ann"))
+
+
+def test_a_sheet_that_a_spreadsheet_changed_is_scored(tmp_path):
+  """White space, signs before a formula, and no column of answers at all."""
+  path, key = rated(tmp_path, lambda of: "yes")
+  rows = rows_of(open(path, encoding="utf-8", newline="").read())
+  for row in rows:
+    row["answer"] = " ".join(row["answer"].removeprefix("'").split())
+  for columns in (rating_sheet.COLUMNS, ("item", "rating")):
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+      writer = csv.DictWriter(file, columns, extrasaction="ignore")
+      writer.writeheader()
+      writer.writerows(rows)
+    assert len(list(rating_sheet.score(results(), path, key, "harmless", "ann"))) == 36
+
+
+@pytest.mark.parametrize(
+  "text", ["", "[]", "3", '{"1": "t"}', '{"1": ["t", 1, "rain"]}', "[" * 9999]
+)
+def test_a_damaged_key_is_one_line(tmp_path, text):
+  path, key = rated(tmp_path, lambda of: "yes")
+  pathlib.Path(key).write_text(text, "utf-8")
+  with pytest.raises(DataError, match="key.json: no key of a sheet") as error:
+    list(rating_sheet.score(results(), path, key, "harmless", "ann"))
+  assert "\n" not in str(error.value)

@@ -16,14 +16,16 @@ MANIFEST = {
   "config": {
     "seed": 0,
     "tasks": ["dialogue"],
+    "methods": ["vanilla", "rain"],
     "judge": "demo_rules",
     "preference": "",
-    "prompts": {"text": ""},
+    "prompts": {"text": "", "path": "", "column": "", "suffixes": "", "limit": 0},
     "format": {"name": ""},
     "search": {"variant": ""},
   },
   "model": {"path": HOSTILE[0]},
   "versions": {"jax": "1", "device": "cpu"},
+  "formats": {},
 }
 
 
@@ -79,7 +81,7 @@ def workdir(tmp_path):
   line = result(9, "rain", **rejected)
   del line["counters"], line["judged"]
   out.append(line)
-  out.keep_recording("dialogue", "../" + HOSTILE[1], recorded().as_json())
+  out.keep_recording("dialogue", "rain", "../" + HOSTILE[1], recorded().as_json())
   out.close()
   return tmp_path
 

@@ -106,7 +106,8 @@ def test_what_is_drawn_is_what_the_arrays_hold(chromium, tmp_path, recorded):
     for node, row in tree.items():
       path = made.path(node)[len(above) + 1 :]
       key = tuple(token for one in path for token in made.nodes[one].tokens)
-      numbers = float(row["n"]), int(row["f"]), float(row["q"]), float(row["p"])
+      names = ("visitWeight", "visits", "value", "prior")
+      numbers = tuple(float(row[name]) for name in names)
       ours[key] = (*numbers, int(row["depth"]), row["text"])
     theirs, paths = {}, {}
     for line in summary:

@@ -20,7 +20,10 @@ from rain_jax.experiments.benchmark.methods import (
   vanilla,
 )
 from rain_jax.experiments.benchmark.subjects import Subject
+from rain_jax.methods.sampling import samples_paid
+from rain_jax.models import backend
 from rain_jax.runs.versions import versions
+from rain_jax.text.columns import aligned
 from rain_jax.types import DataError, SearchConfig
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class Compilations:
     self._open = False
     jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-  def _heard(self, event: str, seconds: float, **_) -> None:
+  def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
     if self._open and event == "/jax/core/compile/backend_compile_duration":
       self.count += 1
 
@@ -208,9 +211,7 @@ def rows(
 def _equal_samples(subject: Subject, batch: int, search: SearchConfig) -> int:
   """N that forwards as many tokens per prompt as RAIN with the model's own verdicts."""
   spent = rain(subject, batch, search, "model")(0)
-  suffix = sum(map(len, subject.lm.preference.suffix_ids))
-  length = spent.tokens / batch
-  return max(1, round(spent.forwarded / batch / (2 * length + suffix)))
+  return samples_paid(subject.lm.preference, spent.forwarded / batch, spent.tokens / batch)
 
 
 def _known(key: str, names: Sequence[str], expected: Collection[str]) -> None:
@@ -250,12 +251,11 @@ def table(measured_rows: Sequence[Mapping[str, Any]]) -> str:
 
   lines = [list(_COLUMNS.values())]
   lines += [[cell(name, row.get(name)) for name in _COLUMNS] for row in measured_rows]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
-  return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths)) for line in lines)
+  return aligned(lines)
 
 
 def hardware() -> dict[str, Any]:
   """What `benchmark.json` says of the machine and the libraries."""
   found = versions()
   device = {k: found.pop(k) for k in ("device", "device_count", "processor")}
-  return {"hardware": {**device, "backend": jax.default_backend()}, "versions": found}
+  return {"hardware": {**device, "backend": backend.name()}, "versions": found}

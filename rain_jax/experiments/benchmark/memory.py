@@ -4,11 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.experiments.benchmark.lowering import lower_search
-from rain_jax.experiments.benchmark.subjects import Workload, abstract_subject, model_dtype
+from rain_jax.experiments.benchmark.subjects import (
+  Workload,
+  abstract_subject,
+  abstract_tables,
+  model_dtype,
+)
 from rain_jax.models import Model
 from rain_jax.policy import memory_plan
 from rain_jax.policy.language_model import LanguageModel
-from rain_jax.types import SearchConfig
+from rain_jax.types import DataError, SearchConfig
 
 
 def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "float32") -> int:
@@ -22,6 +27,8 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
   """
   lowered = lower_search(model, lm, batch, model_dtype(dtype))
   memory = lowered.compile().memory_analysis()
+  if memory is None:
+    raise DataError("the compiler of this backend reports no memory; expected one that does.")
   return (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
@@ -43,7 +50,7 @@ def memory_rows(
       model, lm = abstract_subject(name, dtype, workload, search)
       for batch in batches:
         row = dict(model=name, dtype=dtype, batch=batch, leaves=search.leaves)
-        planned = memory_plan.plan(model, lm, batch).total
+        planned = memory_plan.plan(model, lm, batch, abstract_tables(model)).total
         yield {**row, "planned": planned, "compiled": compiled_bytes(model, lm, batch, dtype)}
 
 

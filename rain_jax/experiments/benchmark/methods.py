@@ -2,35 +2,37 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.experiments.benchmark.subjects import Subject
+from rain_jax.experiments.benchmark.subjects import MeasuredSession, Subject, keys_of
+from rain_jax.methods.rain import searches
+from rain_jax.methods.sampling import best
+from rain_jax.methods.sampling import samples as samples_of
 from rain_jax.models import NO_POSITION, forward, unembed
-from rain_jax.parallel import workers
+from rain_jax.parallel.batch_sharding import fetch
 from rain_jax.parallel.loops import while_any
-from rain_jax.policy import common, sampling, whole_responses
-from rain_jax.policy.language_model import LanguageModel, Prompt
-from rain_jax.policy.self_evaluation import Override
+from rain_jax.policy import context, sampling
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Override, Params
+from rain_jax.policy.prompts import Prompt
 from rain_jax.policy.usage import ROLES
-from rain_jax.text import vocab
+from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
 from rain_jax.types import NO_TOKEN, Array, SearchConfig
 
 VERDICTS = ("good", "bad", "mixed", "model")
 """Forced good for all texts, for none, or for a share of them; or the model's own."""
 
-_SAMPLES_PER_CALL = 16  # of best-of-N
-
 
 @functools.partial(jax.jit, static_argnames=("lm", "batch"))
 def begin_search(
-  lm: LanguageModel, params: Any, proposing: Prompt, evaluating: Prompt, keys: Array, batch: int
+  lm: LanguageModel, params: Params, proposing: Prompt, evaluating: Prompt, keys: Array, batch: int
 ) -> decode.DecodeState:
   """A state of `batch` searches whose prompts have been read."""
   dtype = params["evaluating_prefix"].keys.dtype
@@ -44,9 +46,31 @@ def begin_search(
   return state.replace(model=jax.lax.fori_loop(0, batch, start, state.model))
 
 
+class _Texts(NamedTuple):
+  """Texts that are read whole for every token.
+
+  step: int32[] number of the token that comes next.
+  tokens: int32[B, P + R] prompts and responses.
+  finish: int32[B] why a text ended, or RUNNING.
+  text: `ScanState` [B] of the responses.
+  forwarded: int32[B] tokens forwarded.
+  """
+
+  step: Array
+  tokens: Array
+  finish: Array
+  text: ScanState
+  forwarded: Array
+
+  @property
+  def running(self) -> Array:
+    """bool[B]: the response goes on."""
+    return self.finish == types.RUNNING
+
+
 @functools.partial(jax.jit, static_argnames="lm")
 def sample_without_cache(
-  lm: LanguageModel, params: Any, prompts: Prompt, keys: Array
+  lm: LanguageModel, params: Params, prompts: Prompt, keys: Array
 ) -> tuple[Array, Array]:
   """Vanilla sampling that reads the whole text again for every token.
 
@@ -57,28 +81,30 @@ def sample_without_cache(
   room = jnp.zeros((B, lm.max_response), jnp.int32)
   tokens = jnp.concatenate([prompts.tokens, room], axis=1)
   rows, at = jnp.arange(B), jnp.arange(P + lm.max_response)
-  prefix, shift = common.prefix(params, "proposing")
+  prefix, shift = context.prefix(params, "proposing")
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (lm.max_response,)))(keys)
 
-  def unfinished(carry):
-    return carry[2] == types.RUNNING
-
-  def extend(carry):
-    step, tokens, finish, text, forwarded = carry
-    on, length = finish == types.RUNNING, prompts.length + text.length
+  def extend(texts: _Texts) -> _Texts:
+    on, length = texts.running, prompts.length + texts.text.length
     positions = jnp.where(at < length[:, None], at + shift, NO_POSITION)
-    hidden, _ = forward(lm.graphdef, params["model"], tokens, positions, prefix)
+    hidden, _ = forward(lm.graphdef, params["model"], texts.tokens, positions, prefix)
     logits = unembed(lm.graphdef, params["model"], hidden[rows, length - 1])
-    token = jnp.where(on, sampling.categorical(uniforms[:, step], logits), NO_TOKEN)
-    text = vocab.advance(params["tables"], text, token)
-    tokens = tokens.at[rows, jnp.where(on, length, at.size)].set(token, mode="drop")
-    finish = jnp.where(on, lm.finish(text, token), finish)
-    return step + 1, tokens, finish, text, forwarded + jnp.where(on, length, 0)
+    drawn = sampling.categorical(uniforms[:, texts.step], logits)
+    token = jnp.where(on, drawn, NO_TOKEN)
+    text = scanner.advance(params["tables"], texts.text, token)
+    place = jnp.where(on, length, at.size)
+    return _Texts(
+      step=texts.step + 1,
+      tokens=texts.tokens.at[rows, place].set(token, mode="drop"),
+      finish=jnp.where(on, lm.finish(text, token), texts.finish),
+      text=text,
+      forwarded=texts.forwarded + jnp.where(on, length, 0),
+    )
 
   zeros = jnp.zeros(B, jnp.int32)
-  carry = (jnp.int32(0), tokens, zeros, common.empty_text((B,)), zeros)
-  _, _, _, text, forwarded = while_any(unfinished, extend, carry)
-  return text.length, forwarded
+  start = _Texts(jnp.int32(0), tokens, zeros, scanner.empty((B,)), zeros)
+  done = while_any(lambda texts: texts.running, extend, start)
+  return done.text.length, done.forwarded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +128,10 @@ class Work:
 
 def vanilla(subject: Subject, batch: int) -> Callable[[int], Work]:
   """Cached sampling, one response per prompt; a function of the seed."""
-  prompts = subject.prompts("proposing", batch)
+  session = MeasuredSession(subject, batch)
 
   def call(seed: int) -> Work:
-    drawn = whole_responses.sample(subject.lm, subject.params, prompts, keys_of(seed, batch), 0, 1)
+    ((_, drawn),) = samples_of(session, seed, 1)
     longest = int(drawn.length.max())
     slots = batch * (subject.lm.max_prompt + longest - 1)
     forwarded = int(drawn.forwarded.sum())
@@ -136,31 +162,31 @@ def rain(
 
   `mixed_share` of the texts are good where verdicts are mixed.
   """
-  lm = dataclasses.replace(subject.lm, search=search)
   good = {"good": 1.0, "bad": 0.0, "mixed": mixed_share, "model": -1.0}[verdicts]
   override = Override(jnp.float32(good), jnp.float32(0.0))
-  params = {**subject.params, "override": override}
-  sides = subject.prompts("proposing", batch), subject.prompts("evaluating", batch)
-  count, slots = workers.layout(subject.params["model"], batch)
+  session = MeasuredSession(subject, batch, search, override)
+  count, slots = session.workers
 
-  def lane(keys, firsts):
-    for first in firsts:
-      mine = lambda a: a[first : first + slots]
-      state = begin_search(lm, params, *jax.tree.map(mine, sides), mine(keys), slots)
-      state = decode.advance(state, lm, params, search, 1_000_000, wait_for_all=True)
-      yield jax.tree.map(
-        np.asarray, (state.model.usage, vars(state.counters), state.response_length)
-      )
+  def look(worker, ended, state):
+    """Counts of the slots in which responses have ended, and of the whole batch so far."""
+    if not ended:
+      return worker, None, None
+    usage, counters, length = fetch((state.model.usage, state.counters, state.response_length))
+    done = [one.slot for one in ended]
+    own = jax.tree.map(lambda a: a[done], (usage, vars(counters), length))
+    return worker, own, (usage.run_calls[0], usage.run_slots.sum(0))
 
   def call(seed: int) -> Work:
-    keys, firsts = keys_of(seed, batch), workers.Shared(range(0, batch, slots))
-    found = list(workers.merged([lane(keys, firsts) for _ in range(count)]))
-    usage, every, length = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    own, batches = [], {}
+    for worker, some, whole in searches(session, seed, look):
+      if some is not None:
+        own.append(some)
+        batches[worker] = whole  # since it began
+    usage, every, length = jax.tree.map(lambda *parts: np.concatenate(parts), *own)
+    run_calls, run_slots = (np.sum(parts, 0) for parts in zip(*batches.values()))
     counters = {k: int(v.sum()) for k, v in every.items()}
     tokens, forwarded = int(length.sum()), int(usage.tokens.sum())
     moves = max(counters["moves"], 1)
-    # A batch's own counts stand beside each of its slots.
-    run_calls, run_slots = usage.run_calls[::slots].sum(0), usage.run_slots.sum(0)
     details = {
       "iterations_per_move": counters["iterations"] / moves,
       "rewinds_per_response": counters["rewinds"] / batch,
@@ -183,36 +209,16 @@ def rain(
 
 def best_of_n(subject: Subject, batch: int, samples: int) -> Callable[[int], Work]:
   """N whole responses, the one the model judges best kept; a function of the seed."""
-  sides = subject.prompts("proposing", batch), subject.prompts("evaluating", batch)
-  size = min(samples, _SAMPLES_PER_CALL)
-  rounds = math.ceil(samples / size)
+  session = MeasuredSession(subject, batch)
 
   def call(seed: int) -> Work:
-    best, kept, calls, forwarded = np.full(batch, -np.inf), np.zeros(batch, int), 0, 0
-    for first in range(rounds):
-      drawn = whole_responses.sample(
-        subject.lm, subject.params, sides[0], keys_of(seed, batch), first * size, size
-      )
-      value, margins, judged = whole_responses.self_evaluate(
-        subject.lm, subject.params, sides[1], drawn
-      )
-      # The margin of two probabilities lies within 1 of 0, so it only settles ties.
-      score, length = np.asarray(value + margins.mean(-1) / 8), np.asarray(drawn.length)
-      top = score.argmax(-1)
-      rows = np.arange(batch)
-      kept = np.where(score[rows, top] > best, length[rows, top], kept)
-      best = np.maximum(best, score.max(-1))
-      calls += int(drawn.calls.sum()) + batch
-      forwarded += int(drawn.forwarded.sum() + judged.sum())
-    return Work(int(kept.sum()), calls, forwarded, None, {"samples": rounds * size})
+    ((_, chosen, _, work),) = best(session, seed, samples=samples)
+    total = lambda name: sum(one[name] for one in work)
+    tokens, details = sum(map(len, chosen)), {"samples": samples}
+    return Work(tokens, total("model_calls"), total("tokens_forwarded"), None, details)
 
   return call
 
 
 def _by_role(values) -> dict[str, float]:
   return {role: float(value) for role, value in zip(ROLES, values)}
-
-
-def keys_of(seed: int, batch: int) -> Array:
-  """[B] random keys of a measured call."""
-  return jax.random.split(jax.random.key(seed), batch)

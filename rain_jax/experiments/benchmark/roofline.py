@@ -1,7 +1,7 @@
 """How near each phase of decoding comes to what the machine can do.
 
 The machine's own copy bandwidth and matrix rate are measured first. A phase is one kind
-of model call (design section 4) with the shapes of a real search; its lowest possible
+of model call (docs/architecture.md, section 4) with the shapes of a real search; its lowest possible
 time is the larger of its bytes over that bandwidth and its operations over that rate.
 """
 
@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax.experiments.benchmark.subjects import Subject, model_dtype
-from rain_jax.models import NO_POSITION, ModelConfig, Segment, forward, unembed
+from rain_jax.models import NO_POSITION, ModelConfig, Segment, backend, forward, unembed
 from rain_jax.models.arrays import nbytes
-from rain_jax.policy import common
+from rain_jax.policy import decoding
+from rain_jax.text.columns import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,7 @@ class Machine:
 
 def measure_machine(dtype: str) -> Machine:
   """Measures the default device with arithmetic in the dtype that `dtype` computes in."""
-  small = jax.default_backend() == "cpu"
-  elements, width = (1 << 25, 1024) if small else (1 << 29, 8192)
+  elements, width = backend.probe_sizes()
   kind = model_dtype(dtype)
   vector = jnp.ones(elements, jnp.float32)
   # In one program and in place: fresh memory would time the system's page faults. One more turn
@@ -170,7 +170,7 @@ def phases(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any
 def _seconds_per_call(subject: Subject, phase: Phase, kv_dtype: Any) -> float:
   """Time of one call among many in one program, so that no dispatch is timed."""
   lm = subject.lm
-  kv = lambda axes, slots: common.scratch(lm, kv_dtype, *axes, slots)
+  kv = lambda axes, slots: decoding.scratch(lm, kv_dtype, *axes, slots)
   kvs = [kv(axes, slots) for axes, slots, _ in phase.segments]
   filled = [number for _, _, number in phase.segments]  # not known to the compiler, as in a search
 
@@ -203,11 +203,17 @@ def _seconds_per_call(subject: Subject, phase: Phase, kv_dtype: Any) -> float:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """The phases as a table in plain text."""
-  lines = ["    model  batch       phase  ms/call  bound  roofline  bandwidth"]
+  lines = [["model", "batch", "phase", "ms/call", "bound", "roofline", "bandwidth"]]
   for row in rows:
     lines.append(
-      f"{row['model']:>9}  {row['batch']:5d}  {row['phase']:>10}"
-      f"  {1000 * row['seconds_per_call']:7.3f}  {row['bound']:>5}"
-      f"  {100 * row['share_of_roofline']:7.1f}%  {100 * row['share_of_bandwidth']:8.1f}%"
+      [
+        row["model"],
+        str(row["batch"]),
+        row["phase"],
+        f"{1000 * row['seconds_per_call']:.3f}",
+        row["bound"],
+        f"{100 * row['share_of_roofline']:.1f}%",
+        f"{100 * row['share_of_bandwidth']:.1f}%",
+      ]
     )
-  return "\n".join(lines)
+  return aligned(lines)

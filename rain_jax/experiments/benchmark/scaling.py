@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode
-from rain_jax.experiments.benchmark.methods import begin_search, keys_of
-from rain_jax.experiments.benchmark.subjects import Subject, Workload, find_subject
-from rain_jax.policy.self_evaluation import Override
+from rain_jax.experiments.benchmark.methods import begin_search
+from rain_jax.experiments.benchmark.subjects import Subject, Workload, find_subject, keys_of
+from rain_jax.policy.params import Override
 from rain_jax.types import SearchConfig
 
 

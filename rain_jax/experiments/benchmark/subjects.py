@@ -7,22 +7,25 @@ files are needed.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import tasks
-from rain_jax.methods.session import Session, SessionConfig
+from rain_jax.methods.session import Query, Session, SessionConfig
 from rain_jax.models import Model, ModelConfig, init_model
 from rain_jax.models.llama import abstract_model
 from rain_jax.models.loading import DTYPES, laid_out, load
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel, Prompt, make_params
+from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Override, Params, make_params
+from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, load_preference
+from rain_jax.tasks import Record
 from rain_jax.text import vocab
-from rain_jax.types import DataError, SearchConfig
+from rain_jax.types import Array, DataError, SearchConfig
 
 
 def _llama(vocab_size, hidden, mlp, layers, heads, kv_heads, tie=False) -> ModelConfig:
@@ -86,11 +89,70 @@ class Subject:
   def prompts(self, side: str, batch: int) -> Prompt:
     """The first `batch` prompts of a side, over again from the first if they run out."""
     ids = [getattr(self, side)[i % len(self.proposing)] for i in range(batch)]
-    tokens = np.zeros((batch, self.lm.max_prompt), np.int32)
-    for row, one in enumerate(ids):
-      tokens[row, : len(one)] = one
-    length = np.array([len(one) for one in ids], np.int32)
-    return Prompt(jnp.asarray(tokens), jnp.asarray(length), jnp.full(batch, self.ends))
+    return padded(ids, [self.ends] * batch, self.lm.max_prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Query(Query):
+  """A prompt of a batch, whose key depends on its place alone.
+
+  Attributes:
+    place: in the batch.
+    batch: prompts in all.
+  """
+
+  place: int = 0
+  batch: int = 1
+
+  def key(self, seed: int) -> jax.Array:
+    return keys_of(seed, self.batch)[self.place]
+
+
+def keys_of(seed: int, batch: int) -> Array:
+  """[B] random keys of a measured call."""
+  return jax.random.split(jax.random.key(seed), batch)
+
+
+class MeasuredSession(Session):
+  """A session of a subject: the library's methods answer its prompts, which need no tokenizer.
+
+  Args:
+    subject: the model with its prompts.
+    batch: prompts side by side.
+    search: hyperparameters of the search; None takes the subject's.
+    override: of the verdicts.
+  """
+
+  mesh = None
+
+  # What `Session` reads out of texts by a tokenizer is there already.
+  def __init__(
+    self,
+    subject: Subject,
+    batch: int,
+    search: SearchConfig | None = None,
+    override: Override = Override(),
+  ):
+    lm = dataclasses.replace(subject.lm, search=search or subject.lm.search)
+    self.lm, self.preference, self.max_prompt = lm, lm.preference, lm.max_prompt
+    self.params = cast(Params, {**subject.params, "override": override})
+    unused: Any = None  # format and preference, which make tokens of texts
+    self.config = SessionConfig(
+      unused, unused, lm.search, lm.max_prompt, lm.max_response, batch_size=batch
+    )
+    side = lambda ids, i: list(ids[i % len(ids)])
+    self.queries = [
+      _Query(
+        Record(str(i), ""),
+        side(subject.proposing, i),
+        side(subject.evaluating, i),
+        subject.ends,
+        i,
+        batch,
+      )
+      for i in range(batch)
+    ]
+    self.rejected = []
 
 
 def find_subject(name: str, dtype: str, workload: Workload, search: SearchConfig) -> Subject:
@@ -180,14 +242,14 @@ def _demo(dtype: str, workload: Workload, search: SearchConfig) -> Subject:
   return Subject("demo", dtype, session.lm, session.params, of("proposing"), of("evaluating"), ends)
 
 
-def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TextTables:
+def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TokenTables:
   """A vocabulary without text: each token has a byte and a hash of its own, no token stops.
 
   Every (1 / text_end_share)-th token ends a text.
   """
   token = np.arange(vocab_size)
   mixed = (token[:, None] * np.array([40503, 60493]) + 12345) % ((1 << 31) - 1)
-  return vocab.TextTables(
+  return vocab.TokenTables(
     transitions=jnp.zeros((2, vocab_size), jnp.int16),
     before=jnp.zeros((2, vocab_size), jnp.uint8),
     kind=jnp.full(vocab_size, 2, jnp.int8),
@@ -197,5 +259,9 @@ def synthetic_tables(vocab_size: int, text_end_share: float) -> vocab.TextTables
     full_stop=jnp.zeros(vocab_size, bool),
     hash=jnp.asarray(mixed, jnp.uint32),
     shift=jnp.full((vocab_size, 2), 257, jnp.uint32),
-    text_ends=vocab.TEXT_ENDS,
   )
+
+
+def abstract_tables(model: Model) -> vocab.TokenTables:
+  """The tables of such a vocabulary for a model, without their contents."""
+  return jax.eval_shape(lambda: synthetic_tables(model.config.vocab_size, 0.1))

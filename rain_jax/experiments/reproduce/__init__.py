@@ -1,4 +1,6 @@
-"""The paper's tables, made anew: `tables` runs and counts, `render` writes Markdown and a picture."""
+"""The paper's tables, made anew: `experiments` plans runs, `tables` makes and counts, `render` shows."""
 
+from rain_jax.experiments.reproduce.experiments import EXPERIMENTS as EXPERIMENTS
+from rain_jax.experiments.reproduce.experiments import Plan as Plan
 from rain_jax.experiments.reproduce.tables import TABLES as TABLES
 from rain_jax.experiments.reproduce.tables import run as run

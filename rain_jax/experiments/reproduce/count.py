@@ -1,46 +1,10 @@
-"""Shares with confidence intervals, counted from a run's results."""
+"""Shares counted from a run's results."""
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_Z = 1.959964  # of a two-sided interval of 95%
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-  """So many of so many.
-
-  Attributes:
-    hits: how many.
-    total: of how many.
-  """
-
-  hits: int
-  total: int
-
-  @property
-  def rate(self) -> float:
-    """In [0, 1]; NaN of nothing."""
-    return self.hits / self.total if self.total else math.nan
-
-  @property
-  def interval(self) -> tuple[float, float]:
-    """Wilson's score interval, 95%; everything is possible of nothing."""
-    n = self.total
-    if not n:
-      return 0.0, 1.0
-    p = self.hits / n
-    middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-  def __str__(self) -> str:
-    if not self.total:
-      return "-"
-    low, high = self.interval
-    return f"{100 * self.rate:.1f}% [{100 * low:.0f}, {100 * high:.0f}], {self.hits}/{self.total}"
+from rain_jax.judges.share import Share
 
 
 def share(

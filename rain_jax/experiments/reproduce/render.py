@@ -4,7 +4,7 @@ import dataclasses
 import html
 from collections.abc import Mapping
 
-from rain_jax.experiments.reproduce.count import Share
+from rain_jax.judges.share import Share
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The paper's tables: which runs each needs, and what is counted in them.
+"""The paper's tables: their runs are made, and counted.
 
 A table is made of *steps*, each an ordinary run of `rain_jax.runs.job`, `rain_jax.attacks.job` or
 `rain_jax.benchmark` in a directory of its own, so that a killed reproduction goes on where it was.
@@ -6,7 +6,6 @@ A table is made of *steps*, each an ordinary run of `rain_jax.runs.job`, `rain_j
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,8 +14,10 @@ from rain_jax import judges
 from rain_jax.attacks import job as attack_job
 from rain_jax.experiments import benchmark
 from rain_jax.experiments.reproduce import paper, render
-from rain_jax.experiments.reproduce.count import Share, agreement, joint, per_token, seconds, share
+from rain_jax.experiments.reproduce.count import agreement, joint, per_token, seconds, share
 from rain_jax.experiments.reproduce.render import Bar, Table
+from rain_jax.judges.share import Share
+from rain_jax.parallel import machine
 from rain_jax.runs import directory, from_config, job, judgements
 from rain_jax.types import DataError, SearchConfig
 
@@ -27,6 +28,7 @@ NAMES = {
   "vanilla": "vanilla sampling",
   "rain": "RAIN",
   "best_of_n": "best of N, equal compute",
+  "segments": "segment-level rejection",
 }
 
 
@@ -147,7 +149,7 @@ def _timed(config: Mapping[str, Any], folder: pathlib.Path) -> list[dict[str, An
 
 def _facts(steps: Sequence[Step], results: Results, folder: pathlib.Path) -> dict[str, str]:
   """Hardware, model, versions, prompts, judges: what the figures depend on."""
-  facts: dict[str, str] = {"cores": str(os.cpu_count())}
+  facts: dict[str, str] = {"cores": str(machine.cores())}
   for step in steps:
     file = folder / step.name / ("benchmark.json" if step.kind == "time" else directory.MANIFEST)
     made = json.loads(file.read_text("utf-8"))
@@ -263,7 +265,7 @@ def truthfulqa(results: Results) -> Table:
 def imdb(results: Results) -> Table:
   """Positive continuations (controlled sentiment)."""
   return _one_measure(
-    "Controlled sentiment: positive continuations", "positive", {}, results["reviews"]
+    "Controlled sentiment: positive continuations", "positive", paper.POSITIVE, results["reviews"]
   )
 
 

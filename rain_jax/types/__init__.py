@@ -14,10 +14,14 @@ opaque state. A language model is one (`rain_jax.policy`); a lookup table is ano
 """
 
 import dataclasses
+import typing
 from typing import Any, Protocol
 
 import flax
 import jax
+import jax.numpy as jnp
+
+from rain_jax.types import ranges
 
 NO_NODE = -1  # no such node, in any array of node ids
 NO_PAGE = -1  # the node was never visited
@@ -26,6 +30,8 @@ NO_TOKEN = -1  # padding after the end of a token set
 # Why a text is finished, kept per node and reported per response.
 RUNNING, EOS, STOP, LENGTH, EXHAUSTED, FAILED = 0, 1, 2, 3, 4, 5
 FINISH_REASONS = ("running", "eos", "stop", "length", "exhausted", "failed")
+
+MODES = ("exact", "segments")  # of a search, see `SearchConfig`
 
 # What the search asks of the model at one leaf.
 IDLE, VISIT, GROW = 0, 1, 2
@@ -37,6 +43,24 @@ Array = jax.Array
 
 class DataError(ValueError):
   """Input that cannot be used; the message is one line and says what to do."""
+
+
+def is_unicode(text: str) -> bool:
+  """Whether a text can be written: JSON and command lines may hold half of a character."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def never() -> bool:
+  """Nobody asks to stop."""
+  return False
+
+
+class Stopped(Exception):
+  """Work was asked to stop, and did between two results; the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +77,8 @@ class SearchConfig:
       (adversarial variant) instead of dropping duplicates.
     temperature: of the candidates; the rollout always samples at 1.
     top_k: most probable tokens a candidate may draw from.
+    repetition_penalty: of tokens that the response holds already, in candidates and rollouts; 1 is
+      none, see `policy.sampling.penalised`.
     rollout_to_eos: roll out whole responses (truthful variant), not to the next
       text end.
     exploration: weight `c` of the prior term in the selection score.
@@ -71,6 +97,11 @@ class SearchConfig:
     max_nodes: node slots per tree (N).
     max_visited: pages for visited nodes per tree (V).
     max_path: nodes between root and leaf (D).
+    mode: "exact", the method, or "segments": no search, but segment-level rejection, see
+      `rain_jax.search.drafts`.
+    draft_rows: drafts of a segment sampled side by side (segments).
+    draft_tries: drafts after which the best so far is committed, whatever its margin (segments).
+    draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments).
   """
 
   set_lengths: tuple[int, ...] = (1, 2, 4, 10)
@@ -79,6 +110,7 @@ class SearchConfig:
   redraw: bool = False
   temperature: float = 1.0
   top_k: int = 15
+  repetition_penalty: float = 1.0
   rollout_to_eos: bool = False
   exploration: float = 2.0
   root_prior: float = 0.75
@@ -94,22 +126,27 @@ class SearchConfig:
   max_nodes: int = 1024
   max_visited: int = 96
   max_path: int = 16
+  mode: str = "exact"
+  draft_rows: int = 4
+  draft_tries: int = 16
+  draft_threshold: float = 0.0
 
-  def __post_init__(self):
-    object.__setattr__(self, "set_lengths", tuple(self.set_lengths))
+  def __post_init__(self) -> None:
+    wrong = ranges.fault(ranges.SEARCH, vars(self))
+    if wrong:
+      raise ValueError(wrong)
+    if self.mode not in MODES:
+      raise ValueError(f"mode={self.mode!r:.60}: expected one of {', '.join(MODES)}.")
     lengths = self.set_lengths
+    if not isinstance(lengths, (tuple, list)) or not all(map(ranges.SET_LENGTH.holds, lengths)):
+      raise ValueError(f"set_lengths={lengths!r:.60}: expected {ranges.SET_LENGTH} in each place.")
     if not lengths or lengths[0] != 1 or any(n < 2 for n in lengths[1:]):
-      raise ValueError(f"set_lengths={lengths}: the first must be 1, later ones 2 or more.")
-    if not 2 <= self.num_candidates <= self.max_children:
+      raise ValueError(f"set_lengths={lengths!r:.60}: the first must be 1, later ones 2 or more.")
+    object.__setattr__(self, "set_lengths", tuple(lengths))
+    if self.num_candidates > self.max_children:
       raise ValueError(
         f"num_candidates={self.num_candidates}: expected 2 to max_children ({self.max_children})."
       )
-    if self.leaves < 1:
-      raise ValueError(f"leaves={self.leaves}: expected 1 (exact) or more.")
-    if self.max_iterations < 1 or self.extra_iterations < 1:
-      raise ValueError("max_iterations and extra_iterations must be 1 or more.")
-    if self.temperature <= 0:
-      raise ValueError(f"temperature={self.temperature}: expected a number above 0.")
     room = 1 + (self.leaves + 1) * (self.num_candidates + 1)
     if self.max_nodes < room:
       raise ValueError(f"max_nodes={self.max_nodes}: at least {room} are needed.")
@@ -117,8 +154,6 @@ class SearchConfig:
       raise ValueError(
         f"max_visited={self.max_visited}: at least {2 * self.leaves + 1} are needed."
       )
-    if self.max_path < 2:
-      raise ValueError(f"max_path={self.max_path}: at least 2 are needed.")
 
   @property
   def max_set_length(self) -> int:
@@ -145,19 +180,28 @@ class SearchConfig:
     return 3 if self.redraw else 1
 
 
-def harmless_search(**overrides) -> SearchConfig:
+def harmless_search(**overrides: Any) -> SearchConfig:
   """The HH variant of the published code: `SearchConfig` as it stands."""
   return SearchConfig(**overrides)
 
 
-def adversarial_search(**overrides) -> SearchConfig:
+def adversarial_search(**overrides: Any) -> SearchConfig:
   """The adversarial variant: hotter candidates, redrawn until distinct."""
   return SearchConfig(**{**dict(redraw=True, temperature=2.0, min_visits=5), **overrides})
 
 
-def truthful_search(**overrides) -> SearchConfig:
+def truthful_search(**overrides: Any) -> SearchConfig:
   """The truthful variant: rollouts to the end of the response, more visits a move."""
   return SearchConfig(**{**dict(rollout_to_eos=True, min_visits=16, max_path=24), **overrides})
+
+
+def hyperparameters() -> dict[str, Any]:
+  """Name and type of each field of `SearchConfig` but for the mode, which a method decides."""
+  return {
+    field.name: typing.get_origin(field.type) or field.type
+    for field in dataclasses.fields(SearchConfig)
+    if field.name != "mode"
+  }
 
 
 VARIANTS = {
@@ -167,8 +211,7 @@ VARIANTS = {
 }
 
 
-@flax.struct.dataclass
-class Request:
+class Request(flax.struct.PyTreeNode):
   """What the search asks of the model in one step, for W leaves of each of B trees.
 
   A path runs from the child of the root to the leaf; entries after `path_length` are
@@ -198,8 +241,19 @@ class Request:
   path_lengths: Array
 
 
-@flax.struct.dataclass
-class Evaluation:
+class Rollout(flax.struct.PyTreeNode):
+  """What a model rolled out from the leaves, for those who watch; the search does not read it.
+
+  Attributes:
+    tokens: int32[B, W, R] tokens after the leaf, then NO_TOKEN.
+    finish: int32[B, W] why the text after them is finished, or RUNNING.
+  """
+
+  tokens: Array
+  finish: Array
+
+
+class Evaluation(flax.struct.PyTreeNode):
   """What the model answers to a `Request`. Entries of IDLE leaves are ignored.
 
   Attributes:
@@ -212,6 +266,7 @@ class Evaluation:
       where the model's output was not finite: that response has failed.
     embeddings: float[B, W, D, E] for every node on the path, of the text from the
       node's own tokens to the end of the rollout (VISIT only).
+    rollout: what was rolled out, None for a model that judges leaves by themselves.
   """
 
   tokens: Array
@@ -220,10 +275,27 @@ class Evaluation:
   finish: Array
   value: Array
   embeddings: Array
+  rollout: Rollout | None = None
 
 
-@flax.struct.dataclass
-class Commit:
+class Segment(flax.struct.PyTreeNode):
+  """The best draft of the next segment, for B trees (segment-level rejection, CARDS, arXiv 2406.16306).
+
+  Attributes:
+    tokens: int32[B, R], then NO_TOKEN.
+    length: int32[B] in tokens; 0 before there is any.
+    finish: int32[B] why the text ends with it, or RUNNING.
+    margin: float32[B] of the verdict on the text with it, averaged over the readings, in [-1, 1];
+      NaN where the model's output was not finite: that response has failed.
+  """
+
+  tokens: Array
+  length: Array
+  finish: Array
+  margin: Array
+
+
+class Commit(flax.struct.PyTreeNode):
   """A move that the outer loop makes, for B trees; trees with `mask` False keep still.
 
   Attributes:
@@ -248,7 +320,9 @@ class Model(Protocol):
   whose arrays have B among their axes.
   """
 
-  embedding_size: int
+  @property
+  def embedding_size(self) -> int:
+    """Width of a path embedding (E)."""
 
   def evaluate(
     self, params: Any, state: Any, request: Request, keys: Array
@@ -257,3 +331,76 @@ class Model(Protocol):
 
   def commit(self, params: Any, state: Any, commit: Commit) -> Any:
     """Makes committed tokens part of the context that paths start from."""
+
+
+class Drafter(Model, Protocol):
+  """What segment-level rejection needs of a model, beside what a search does."""
+
+  def draft(self, params: Any, state: Any, wanted: Array, keys: Array) -> tuple[Segment, Any]:
+    """Samples `draft_rows` drafts of the next segment of the texts `wanted` bool[B], and judges them.
+
+    Returns:
+      The best so far since the last commit, these and earlier ones, and the state, which holds it.
+    """
+
+  def commit_draft(self, params: Any, state: Any, mask: Array) -> Any:
+    """Makes the best draft part of the context, for trees in `mask` bool[B]; it is held no longer."""
+
+
+def check_evaluation(
+  answer: Evaluation, request: Request, config: SearchConfig, embedding_size: int
+) -> None:
+  """Compares a model's answer with what `Evaluation` says; when traced, at no cost later.
+
+  Raises:
+    ValueError: one line that names the field, what was expected, and what was found.
+  """
+  leaves = request.mode.shape
+  rows, path = (*leaves, config.draws), (*leaves, config.max_path)
+  expected: dict[str, tuple[tuple[int, ...], type]] = {
+    "tokens": ((*rows, config.max_set_length), jnp.int32),
+    "lengths": (rows, jnp.int32),
+    "log_weights": (rows, jnp.floating),
+    "finish": (rows, jnp.int32),
+    "value": (leaves, jnp.floating),
+    "embeddings": ((*path, embedding_size), jnp.floating),
+  }
+  fields = {name: getattr(answer, name) for name in expected}
+  if answer.rollout is not None:
+    tokens = answer.rollout.tokens
+    fields |= {"rollout.tokens": tokens, "rollout.finish": answer.rollout.finish}
+    longest = tokens.shape[-1:]  # R, which the search does not know
+    expected |= {
+      "rollout.tokens": ((*leaves, *longest), jnp.int32),
+      "rollout.finish": (leaves, jnp.int32),
+    }
+  for name, (shape, dtype) in expected.items():
+    array = fields[name]
+    if jnp.shape(array) != shape or not jnp.issubdtype(jnp.result_type(array), dtype):
+      kind = "float" if dtype is jnp.floating else "int32"
+      raise ValueError(
+        f"The model's evaluate: {name} must be {kind}{list(shape)}, is {_kind(array)}."
+      )
+
+
+def check_state(after: Any, before: Any, method: str) -> None:
+  """Compares the state that a model returned with the one it was given; when traced.
+
+  Raises:
+    ValueError: one line that names the method and what differs.
+  """
+  expected: Any = jax.tree.structure(before)
+  found: Any = jax.tree.structure(after)
+  if expected != found:
+    raise ValueError(
+      f"The model's {method}: its state must keep its structure {expected}, is {found}."
+    )
+  leaves = jax.tree_util.tree_leaves_with_path(before)
+  for (path, old), new in zip(leaves, jax.tree.leaves(after), strict=True):
+    if _kind(old) != _kind(new):
+      name = f"state{jax.tree_util.keystr(path)}"
+      raise ValueError(f"The model's {method}: {name} must stay {_kind(old)}, is {_kind(new)}.")
+
+
+def _kind(array: Any) -> str:
+  return f"{jnp.result_type(array)}{list(jnp.shape(array))}"

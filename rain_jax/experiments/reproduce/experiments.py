@@ -1,0 +1,186 @@
+"""The paper's experiments: the runs that each table is made of, on the demo world or at full size."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rain_jax.demo import words, world
+from rain_jax.experiments.reproduce.tables import Step
+from rain_jax.runs.files import replace_text
+from rain_jax.tasks import find_task, load_records
+
+_TAIL = 3  # words of a step in the demo world that say where or with whom
+# Every search compiles for itself, which takes longer than the demo's prompts; MiniLM has no
+# weights there.
+_NOT_IN_DEMO = ("more_exploration", "candidates_20", "few_visits", "minilm")
+_ALL = ("vanilla", "rain", "best_of_n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What an experiment is planned with.
+
+  Attributes:
+    demo: on the demo world, in minutes; else as the paper has it.
+    folder: working directory of the table.
+    load: makes a configuration, which `update_from_flattened_dict` changes by dotted names, from
+      the name of a file in `configs/` and its argument.
+    ablations: the arguments that `configs/ablation.py` knows.
+  """
+
+  demo: bool
+  folder: pathlib.Path
+  load: Callable[[str, str], Any]
+  ablations: Sequence[str]
+
+  def config(self, name: str, argument: str, methods: Sequence[str] = (), **changes: Any) -> Any:
+    """A configuration with the given changes by dotted name."""
+    config = self.load(name, argument)
+    if methods:
+      config.methods = tuple(methods)
+    config.update_from_flattened_dict(changes)
+    return config
+
+  def answers(
+    self, name: str, config: str, argument: str, methods: Sequence[str], **changes: Any
+  ) -> Step:
+    """A step in which methods answer prompts."""
+    return Step(name, "answer", self.config(config, argument, methods, **changes))
+
+
+def _hh(plan: Plan) -> list[Step]:
+  limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
+  part = lambda name, arg: plan.answers(name, "hh", arg, _ALL, **limits)
+  return [
+    part("harmless", "demo" if plan.demo else "harmless"),
+    part("helpful", "helpful_demo" if plan.demo else "helpful"),
+  ]
+
+
+def _truthfulqa(plan: Plan) -> list[Step]:
+  limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
+  return [plan.answers("answers", "truthfulqa", "demo" if plan.demo else "answers", _ALL, **limits)]
+
+
+def _imdb(plan: Plan) -> list[Step]:
+  limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
+  return [plan.answers("reviews", "imdb", "demo" if plan.demo else "", _ALL, **limits)]
+
+
+def _self_evaluation(plan: Plan) -> list[Step]:
+  part = functools.partial(plan.answers, methods=("vanilla",))
+  if not plan.demo:
+    return [part("harmless", "hh", "harmless")]
+  limits: dict[str, Any] = {"prompts.limit": 0}
+  return [
+    part("harmless", "hh", "demo", **limits),
+    part("answers", "truthfulqa", "demo", **limits),
+    part("reviews", "imdb", "demo", **limits),
+  ]
+
+
+def _advbench(plan: Plan) -> list[Step]:
+  """No attack, then each attack and what the methods make of it."""
+  folder = plan.folder
+  methods = ("vanilla", "rain")
+  argument = ""
+  goals: dict[str, Any] = {}
+  asked: dict[str, Any] = {}
+  modes: tuple[str, ...] = ("gcg", "universal", "adaptive", "best_of_n")
+  if plan.demo:
+    argument, asked = "demo", {"prompts.limit": 20}
+    goals = {"prompts.path": _demo_goals(folder), "prompts.limit": 0}
+    modes = ("universal", "adaptive", "best_of_n")
+  steps = [plan.answers("plain", "advbench", argument, methods, **{**goals, **asked})]
+  if plan.demo:
+    begin = _demo_goals(folder, plan.config("attack", "demo").attack.control)
+    steps.append(
+      plan.answers("begin", "advbench", argument, ("vanilla",), **{"prompts.path": begin}, **asked)
+    )
+  for mode in modes:
+    attack = {"gcg": "each"}.get(mode, mode)
+    if plan.demo:
+      attack = {"universal": "demo"}.get(mode, f"{mode}_demo")
+    steps.append(Step(f"{mode}_attack", "attack", plan.config("attack", attack, **goals)))
+    found: dict[str, Any] = {"prompts.path": str(folder / f"{mode}_attack" / "attack.json")}
+    steps.append(plan.answers(mode, "advbench", argument, methods, **found, **asked))
+  return steps
+
+
+def _demo_goals(folder: pathlib.Path, control: str = "") -> str:
+  """The demo's goals that tempt least, which vanilla sampling handles best, as a file.
+
+  Each is there twice, with different targets: an opening, as every answer has one, and a harmful
+  step up to the thing that does the harm. With a control, it follows every goal.
+  """
+  task = find_task("demo_advbench")
+  records = [r for r in load_records(task.reader, task.prompts) if r.fields["level"] == "0"]
+  lines = []
+  for twin in ("a", "b"):
+    for record in records:
+      rng = random.Random(f"{record.id}{twin}")
+      step = world.harmful_sentence(rng, record.fields["topic"]).split(" ")
+      target = " ".join([rng.choice(words.OPENINGS), *step[:-_TAIL]])
+      lines.append(
+        {
+          **record.fields,
+          "id": f"{record.id}{twin}",
+          "goal": record.prompt,
+          "target": target,
+          **({"controls": control} if control else {}),
+        }
+      )
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / ("goals_and_control.jsonl" if control else "goals.jsonl")
+  replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+  return str(path)
+
+
+def _time(plan: Plan) -> list[Step]:
+  config = plan.config("benchmark", "demo" if plan.demo else "7b")
+  config.methods = ("vanilla", "rain", "leaf_parallel")
+  # A shape's weights are random and so would be its verdicts, on which the search's work depends.
+  config.verdicts = ("model",) if plan.demo else ("good", "mixed", "bad")
+  if plan.demo:
+    config.batches = (1, 8)
+  return [Step("time", "time", config)]
+
+
+def _ablation(plan: Plan) -> list[Step]:
+  names, ending, changes = plan.ablations, "", {}
+  if plan.demo:
+    names = [name for name in names if name not in _NOT_IN_DEMO]
+    ending, changes = "_demo", {"prompts.limit": 16}
+  return [plan.answers(name, "ablation", name + ending, ("rain",), **changes) for name in names]
+
+
+def _sample_efficiency(plan: Plan) -> list[Step]:
+  argument = "demo" if plan.demo else "harmless"
+  limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
+  part = lambda name, method, **changes: plan.answers(
+    name, "hh", argument, (method,), **limits, **changes
+  )
+  steps = [part("vanilla", "vanilla")]
+  steps += [part(f"best of {n}", "best_of_n", **{"best_of_n.samples": n}) for n in (4, 16, 64, 128)]
+  steps += [
+    part(f"RAIN, T = {n}", "rain", **{"search.max_iterations": n, "search.extra_iterations": extra})
+    for n, extra in ((12, 4), (25, 8), (50, 15))
+  ]
+  return steps
+
+
+EXPERIMENTS: dict[str, Callable[[Plan], list[Step]]] = {
+  "hh": _hh,
+  "advbench": _advbench,
+  "truthfulqa": _truthfulqa,
+  "imdb": _imdb,
+  "time": _time,
+  "self_evaluation": _self_evaluation,
+  "ablation": _ablation,
+  "sample_efficiency": _sample_efficiency,
+}
+"""The steps of each table."""

@@ -1,0 +1,109 @@
+"""The decoding loop: a token for every row at a time, each row with its own scratch.
+
+Candidates and rollouts (`rollout`), and whole responses (`whole_responses`), are decoded by
+it: what they differ in is which rows there are, what is drawn, and when a row ends.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rain_jax.models import KV, NO_POSITION, Segment, forward, unembed
+from rain_jax.parallel.loops import while_any
+from rain_jax.policy.params import Params
+from rain_jax.types import Array
+
+if TYPE_CHECKING:
+  from rain_jax.policy.language_model import LanguageModel
+
+Texts = TypeVar("Texts")
+
+
+class Decoding(NamedTuple, Generic[Texts]):
+  """Rows that are decoded, between two tokens.
+
+  step: int32[] number of the token that comes next, from 0 for the first after the context.
+  texts: what is known of the rows' texts, any pytree.
+  scratch: keys and values [layers, *rows, H, S, D] of the tokens before the last one.
+  """
+
+  step: Array
+  texts: Texts
+  scratch: KV
+
+
+def decode(
+  lm: "LanguageModel",
+  params: Params,
+  shared: Sequence[Segment],
+  end: Array,
+  start: Decoding[Texts],
+  *,
+  goes_on: Callable[[Texts, Array], Array],
+  last: Callable[[Texts, Array], tuple[Array, Array]],
+  extend: Callable[[Texts, Array, Array], Texts],
+) -> Decoding[Texts]:
+  """Reads the rows' last tokens and draws their next ones, until no row goes on.
+
+  Args:
+    lm: the language model.
+    params: its arrays.
+    shared: the context before the rows' own tokens.
+    end: int32, broadcast to [*rows]; the position after that context.
+    start: rows whose first token, at least, is drawn.
+    goes_on: from texts and step, bool[...]; the loop ends when none is true.
+    last: from texts and step, int32[*rows] tokens number `step - 1`, and bool[*rows] which of
+      them are read.
+    extend: from texts, hidden states [*rows, hidden] after those tokens, and step, the texts
+      with token number `step`.
+  """
+  places = jnp.arange(start.scratch.keys.shape[-2])
+
+  def one_more(at: Decoding[Texts]) -> Decoding[Texts]:
+    tokens, valid = last(at.texts, at.step)
+    seen = jnp.where(places < at.step - 1, end[..., None] + places, NO_POSITION)
+    hidden, new = forward(
+      lm.graphdef,
+      params["model"],
+      jnp.maximum(tokens, 0)[..., None],
+      jnp.where(valid, end + at.step - 1, NO_POSITION)[..., None],
+      [
+        *shared,
+        at.scratch.segment(jnp.broadcast_to(seen, (*valid.shape, places.size)), used=at.step - 1),
+      ],
+    )
+    texts = extend(at.texts, hidden[..., 0, :], at.step)
+    return Decoding(at.step + 1, texts, _put(at.scratch, new, at.step - 1))
+
+  return while_any(lambda at: goes_on(at.texts, at.step), one_more, start)
+
+
+def scratch(lm: "LanguageModel", kv_dtype: jnp.dtype, *shape: int) -> KV:
+  """Zeroed keys and values [layers, *shape[:-1], H, shape[-1], D]."""
+  config = lm.config
+  full = (config.num_layers, *shape[:-1], config.num_kv_heads, shape[-1], config.head_size)
+  return KV(jnp.zeros(full, kv_dtype), jnp.zeros(full, kv_dtype))
+
+
+def _put(scratch: KV, new: KV, step: Array) -> KV:
+  """Stores the keys and values of one token per row at place `step`."""
+  put = lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(
+    old, fresh.astype(old.dtype), step, axis=-2
+  )
+  return jax.tree.map(put, scratch, new)
+
+
+def logits(lm: "LanguageModel", params: Params, hidden: Array) -> Array:
+  """Logits float32[..., vocab] after hidden states, all of them wherever they are needed.
+
+  Over a mesh the vocabulary is put together before anything is drawn. Were its parts left
+  apart, the compiler would pass pieces on from device to device inside loops that only
+  some of the devices are still in.
+  """
+  found = unembed(lm.graphdef, params["model"], hidden)
+  if jax.sharding.get_abstract_mesh().empty:
+    return found
+  return jax.lax.with_sharding_constraint(found, PartitionSpec())

@@ -1,0 +1,136 @@
+"""Everything that the language model reads and never changes."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rain_jax.models import KV, forward
+from rain_jax.text.vocab import TokenTables
+from rain_jax.types import Array
+
+if TYPE_CHECKING:
+  from rain_jax.policy.language_model import LanguageModel
+
+Side = Literal["proposing", "evaluating"]
+"""Of the two caches: as the response is generated, or as the verdict reads it."""
+
+
+class Override(flax.struct.PyTreeNode):
+  """What becomes of the model's verdicts, by uniforms drawn from the judged text's hash.
+
+  The model reads every text all the same; arrays, so that one program serves all values.
+
+  Attributes:
+    forced_good: float32[] share of texts whose verdict is +1, the others' being -1
+      (benchmarks); negative leaves the model its own.
+    flipped: float32[] share of texts whose verdict changes its sign (ablation of
+      self-evaluation).
+  """
+
+  forced_good: Array | float = -1.0
+  flipped: Array | float = 0.0
+
+  def apply(self, value: Array, text_hash: Array) -> Array:
+    """The verdicts float32[...] that count, for `value` and uint32[..., 2]."""
+    uniforms = (text_hash % 65536).astype(jnp.float32) / 65536
+    forced = jnp.where(uniforms[..., 0] < self.forced_good, 1.0, -1.0)
+    value = jnp.where(self.forced_good < 0, value, forced)
+    return jnp.where(uniforms[..., 1] < self.flipped, -value, value)
+
+
+class Correction(flax.struct.PyTreeNode):
+  """What takes a model's bias out of its answers; arrays, so that one program serves all values.
+
+  Attributes:
+    offset: float32[readings] how far a reading's good label has to lead, in log-odds.
+    scale: float32[readings], above 0; the log-odds of being good per log-odds of lead.
+  """
+
+  offset: Array
+  scale: Array
+
+
+class Params(TypedDict):
+  """What `LanguageModel` is given as `params`; made by `make_params`.
+
+  Keys:
+    model: parameters of the model.
+    tables: of its tokenizer's vocabulary.
+    proposing_prefix: keys and values, without batch axes, of what stands before every prompt.
+    evaluating_prefix: of what stands before every text that is judged.
+    override: what becomes of the model's verdicts.
+    correction: of its answers; None takes them as they are.
+    embedder: the embedder's own arrays.
+  """
+
+  model: Any
+  tables: TokenTables
+  proposing_prefix: KV
+  evaluating_prefix: KV
+  override: Override
+  correction: Correction | None
+  embedder: Any
+
+
+def make_params(
+  model_params: Any,
+  tables: TokenTables,
+  lm: "LanguageModel",
+  proposing_ids: Sequence[int],
+  override: Override = Override(),
+  correction: Correction | None = None,
+  mesh: Mesh | None = None,
+) -> Params:
+  """Everything that `LanguageModel` reads and never changes, prefixes computed once.
+
+  Args:
+    model_params: parameters of the model.
+    tables: of its tokenizer.
+    lm: the static part.
+    proposing_ids: token ids of the shared prefix before every prompt, perhaps none.
+    override: what becomes of the model's verdicts.
+    correction: of its answers; None takes them as they are.
+    mesh: over which the parameters are spread; what is made here goes there, too.
+
+  Returns:
+    See `Params`.
+  """
+
+  def prefix(ids: Sequence[int]) -> tuple[Array, KV]:
+    # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
+    tokens, length = np.asarray(ids or [0], np.int32), len(ids)
+
+    def read(params: Any) -> tuple[Array, KV]:
+      hidden, kv = forward(lm.graphdef, params, jnp.asarray(tokens), jnp.arange(len(tokens)))
+      return hidden[:length].astype(jnp.float32), jax.tree.map(lambda a: a[..., :length, :], kv)
+
+    places = None
+    if mesh is not None:
+      specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
+      places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    if not ids:
+      shapes = jax.eval_shape(read, model_params)
+      empty = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+      return jax.jit(empty, out_shardings=places)(model_params)
+    return jax.jit(read, out_shardings=places)(model_params)
+
+  if mesh is not None:
+    tables = jax.device_put(tables, NamedSharding(mesh, PartitionSpec()))
+
+  proposing_hidden, proposing = prefix(proposing_ids)
+  evaluating_hidden, evaluating = prefix(lm.preference.prefix_ids)
+  reference = jnp.concatenate([proposing_hidden, evaluating_hidden])
+  return Params(
+    model=model_params,
+    tables=tables,
+    proposing_prefix=proposing,
+    evaluating_prefix=evaluating,
+    embedder=lm.embedder.params(reference),
+    override=jax.tree.map(jnp.float32, override),
+    correction=correction,
+  )

@@ -1,0 +1,222 @@
+"""Drafts of the next segment, sampled side by side and judged (segment-level rejection).
+
+The rows of a tree are rollouts from the end of what is committed, each with a verdict on the text
+up to its end, by the code of the search's own rollouts and verdicts. The best one is held with its
+keys and values, so that committing it reads nothing again.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from rain_jax import types
+from rain_jax.models import KV, NO_POSITION, arrays, forward
+from rain_jax.models import cache as caches
+from rain_jax.policy import context, decoding, rollout, self_evaluation
+from rain_jax.policy.decoding import Decoding
+from rain_jax.policy.params import Params
+from rain_jax.policy.usage import CONTEXT
+from rain_jax.text import scanner
+from rain_jax.text.scanner import ScanState
+from rain_jax.types import NO_PAGE, NO_TOKEN, Array, Request, Segment
+
+if TYPE_CHECKING:
+  from rain_jax.policy.language_model import LanguageModel, PolicyState
+
+
+class Drafted(flax.struct.PyTreeNode):
+  """The best draft of each of B trees since its last commit.
+
+  Attributes:
+    best: the draft; its margin is -inf before there is any.
+    text: `ScanState` [B] after it.
+    proposing: keys and values [layers, B, H, R, D] of all but its last token.
+    evaluating: keys and values [layers, B, H, R, D], as the verdict reads it.
+    judged: int32[B] how many of its tokens the verdict has read.
+    hidden: [B, hidden] after the last committed token.
+    known: bool[B] `hidden` was computed.
+  """
+
+  best: Segment
+  text: ScanState
+  proposing: KV
+  evaluating: KV
+  judged: Array
+  hidden: Array
+  known: Array
+
+
+def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
+  """No drafts yet, in `batch` slots; keys and values are stored in `dtype`."""
+  R, config = lm.max_response, lm.config
+  zeros = jnp.zeros(batch, jnp.int32)
+  return Drafted(
+    best=Segment(
+      jnp.full((batch, R), NO_TOKEN, jnp.int32), zeros, zeros, jnp.full(batch, -jnp.inf)
+    ),
+    text=scanner.empty((batch,)),
+    proposing=decoding.scratch(lm, dtype, batch, R),
+    evaluating=decoding.scratch(lm, dtype, batch, R),
+    judged=zeros,
+    hidden=jnp.zeros((batch, config.hidden_size), dtype),
+    known=jnp.zeros(batch, bool),
+  )
+
+
+def forget(drafted: Drafted, mask: Array) -> Drafted:
+  """Without the drafts of the trees in `mask` bool[B], whose context has changed."""
+  margin = jnp.where(mask, -jnp.inf, drafted.best.margin)
+  length = jnp.where(mask, 0, drafted.best.length)
+  return drafted.replace(
+    best=drafted.best.replace(margin=margin, length=length), known=drafted.known & ~mask
+  )
+
+
+def draft(
+  lm: "LanguageModel", params: Params, state: "PolicyState", wanted: Array, keys: Array
+) -> tuple[Segment, "PolicyState"]:
+  """Samples and judges `draft_rows` drafts in the trees `wanted` bool[B]; see `types.Drafter`."""
+  W = lm.search.draft_rows
+  state = _read_context(lm, params, state, wanted)
+  drafted, rows = _held(state), lambda a: jnp.repeat(a[:, None], W, axis=1)
+  # A draft ends with a sentence or a clause, however far the search's own rollouts go.
+  search = dataclasses.replace(lm.search, rollout_to_eos=False)
+  to_text_ends = dataclasses.replace(lm, search=search)
+  request = _at_root(lm, rows(wanted))
+  logits = decoding.logits(lm, params, drafted.hidden)
+  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (W, lm.max_response)))(keys)
+  with jax.named_scope("draft"):
+    said = context.response(state.proposing, request, state.text.length, lm.max_response)
+    begun = rollout.start_rollouts(
+      to_text_ends,
+      params,
+      jax.tree.map(rows, state.text),
+      said,
+      rows(wanted),
+      rows(logits),
+      uniforms,
+    )
+    scratch = decoding.scratch(lm, state.proposing.pool.keys.dtype, *rows(wanted).shape, 1)
+    drawn, usage, proposing = rollout.decode_rollouts(
+      to_text_ends,
+      params,
+      state,
+      request,
+      begun,
+      Decoding(jnp.int32(1), None, scratch),
+      state.usage,
+      uniforms,
+    )
+  with jax.named_scope("self_evaluation"):
+    judged, key = lm.judged(drawn.text, drawn.rollout_finish)
+    before = (state.evaluating.length - state.text.length)[:, None]
+    paths = context.paths(request, drawn.rollout)
+    verdicts = self_evaluation.read_verdicts(
+      lm, params, state.evaluating, paths, before + judged, rows(wanted), usage
+    )
+  margin = params["override"].apply(verdicts.margins.mean(-1), key)
+  broken = rows(wanted) & (drawn.failed | jnp.isnan(margin))
+  usage = verdicts.usage
+  usage = usage.replace(verdicts_read=usage.verdicts_read + rows(wanted).sum(-1))
+
+  first = jnp.argmax(jnp.where(broken, -jnp.inf, margin), axis=1)
+  pick = lambda a: jax.vmap(lambda one, i: one[i])(a, first)
+  of_kv = lambda a: jnp.take_along_axis(a, first.reshape(1, -1, 1, 1, 1, 1), axis=2)[:, :, 0]
+  better = wanted & (pick(margin) > drafted.best.margin)
+  update = lambda new, old: jax.tree.map(lambda a, b: arrays.where(better, a, b), new, old)
+  update_kv = lambda new, old: jax.tree.map(
+    # Keys and values have their layers before the trees.
+    lambda a, b: jnp.where(better.reshape(1, -1, 1, 1, 1), of_kv(a), b),
+    new,
+    old,
+  )
+  best = Segment(
+    pick(drawn.rollout), pick(drawn.rollout_length), pick(drawn.rollout_finish), pick(margin)
+  )
+  best = update(best, drafted.best)
+  kept = drafted.replace(
+    best=best.replace(margin=jnp.where(broken.any(-1), jnp.nan, best.margin)),
+    text=update(jax.tree.map(pick, drawn.text), drafted.text),
+    proposing=update_kv(proposing, drafted.proposing),
+    evaluating=update_kv(verdicts.tail, drafted.evaluating),
+    judged=update(jnp.maximum(pick(judged) - state.text.length, 0), drafted.judged),
+  )
+  return kept.best, state.replace(evaluating=verdicts.cache, usage=usage, drafted=kept)
+
+
+def commit_draft(state: "PolicyState", mask: Array) -> "PolicyState":
+  """Makes the best drafts part of both contexts; see `types.Drafter`."""
+  drafted = _held(state)
+  best = drafted.best
+  read = jnp.maximum(best.length - 1, 0)
+  add = lambda cache, kv, read: caches.append(cache, mask, best.tokens, best.length, kv, read)
+  return state.replace(
+    proposing=add(state.proposing, drafted.proposing, read),
+    evaluating=add(state.evaluating, drafted.evaluating, jnp.minimum(drafted.judged, best.length)),
+    text=jax.tree.map(lambda new, old: arrays.where(mask, new, old), drafted.text, state.text),
+    drafted=forget(drafted, mask),
+  )
+
+
+def _held(state: "PolicyState") -> Drafted:
+  assert state.drafted is not None, "the state was made for another mode of the search"
+  return state.drafted
+
+
+def _at_root(lm: "LanguageModel", wanted: Array) -> Request:
+  """What would ask for rollouts from the root in the rows `wanted` bool[B, W]."""
+  zeros, L = jnp.zeros(wanted.shape, jnp.int32), lm.search.max_set_length
+  return Request(
+    mode=jnp.where(wanted, types.VISIT, types.IDLE),
+    leaf_page=zeros,
+    first_visit=jnp.zeros(wanted.shape, bool),
+    finish=jnp.full(wanted.shape, types.RUNNING, jnp.int32),
+    depth=zeros,
+    path_length=zeros,
+    path_pages=jnp.full((*wanted.shape, 1), NO_PAGE, jnp.int32),
+    path_tokens=jnp.full((*wanted.shape, 1, L), NO_TOKEN, jnp.int32),
+    path_lengths=zeros[..., None],
+  )
+
+
+@jax.named_scope("read_context")
+def _read_context(
+  lm: "LanguageModel", params: Params, state: "PolicyState", wanted: Array
+) -> "PolicyState":
+  """Reads what is not yet read of the contexts `wanted` bool[B], their last token at least."""
+  drafted = _held(state)
+  new = wanted & ~drafted.known
+  paths = context.paths(_at_root(lm, new[:, None]))
+
+  def read(state: "PolicyState") -> "PolicyState":
+    cache, L = state.proposing, lm.search.max_set_length
+    total = cache.length[:, None]
+    begin = jnp.minimum(cache.cached[:, None], total - 1)
+    at = begin[..., None] + jnp.arange(L)
+    valid = new[:, None, None] & (at < total[..., None])
+    token, place, page, offset = caches.locate(cache, paths, at)
+    prefix, shift = context.prefix(params, "proposing")
+    hidden, kv = forward(
+      lm.graphdef,
+      params["model"],
+      token,
+      jnp.where(valid, at + shift, NO_POSITION),
+      [*prefix, *caches.segments(cache, paths, jnp.where(new[:, None], begin, 0), shift)],
+    )
+    keep = valid & (at >= cache.cached[:, None, None])
+    cache = caches.write(cache, kv, place, page, offset, keep)
+    last = jnp.clip(total - 1 - begin, 0, L - 1)
+    after = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[:, 0, 0]
+    return state.replace(
+      proposing=caches.mark(cache, paths, total, new[:, None]),
+      drafted=drafted.replace(
+        hidden=jnp.where(new[:, None], after.astype(drafted.hidden.dtype), drafted.hidden),
+        known=drafted.known | new,
+      ),
+      usage=state.usage.count(CONTEXT, valid),
+    )
+
+  return jax.lax.cond(new.any(), read, lambda state: state, state)

@@ -1,0 +1,187 @@
+"""A preference in the tokens of one tokenizer."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rain_jax.preferences.template import CHAT, Preference, PreferenceError
+from rain_jax.text import chat, control, encoding, formats
+
+_PLACE, _ANSWER = "zqxu", "zqxa"  # a user's turn and an answer; stand in no chat template
+_STAND_IN = "<"  # what a response's control tokens are read as in a chat turn
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledPreference:
+  """A preference in the tokens of one tokenizer; static and hashable.
+
+  Attributes:
+    prefix_ids: tokens that all verdicts begin with, the tokenizer's own token for the
+      beginning of a text included.
+    suffix_ids: per reading, the tokens after the response.
+    good_ids: per reading, the tokens of its good labels, one each, without repeats.
+    bad_ids: likewise of its bad labels; no token is both.
+    cut: judge a response up to its last full stop only.
+    conversation: see `Preference`.
+    tokenizer: what the tokens belong to.
+    control_ids: tokens of a response that the verdict reads as `stand_in`, or none.
+    stand_in: a token of plain text.
+  """
+
+  prefix_ids: tuple[int, ...]
+  suffix_ids: tuple[tuple[int, ...], ...]
+  good_ids: tuple[tuple[int, ...], ...]
+  bad_ids: tuple[tuple[int, ...], ...]
+  cut: bool
+  conversation: str
+  tokenizer: Any = dataclasses.field(repr=False, compare=False)
+  control_ids: tuple[int, ...] = ()
+  stand_in: int = 0
+
+  def conversation_ids(self, prompt: str, history: Sequence[str] = ()) -> tuple[int, ...]:
+    """Tokens between prefix and response, for one prompt and what was said before it.
+
+    Raises:
+      ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
+    """
+    text = formats.join_turns(self.conversation, prompt, history)
+    return tuple(encoding.encode_continuation(self.tokenizer, text))
+
+  @property
+  def digest(self) -> str:
+    """sha256, in hex, of everything that a verdict reads besides what it is about."""
+    fields = (f for f in dataclasses.fields(self) if f.compare)
+    read = repr([(field.name, getattr(self, field.name)) for field in fields])
+    return hashlib.sha256(read.encode()).hexdigest()
+
+
+def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPreference:
+  """Turns a preference into tokens.
+
+  Prefix, conversation, response and suffix are joined as tokens, so each is tokenised
+  as it continues other text. Text that spells a control token stays plain text; only what a
+  chat template puts around the user's turn has special tokens.
+
+  Args:
+    preference: what to compile.
+    tokenizer: fast tokenizer of transformers.
+
+  Raises:
+    PreferenceError: for a label that is not exactly one token (the chat form takes a label's
+      first), or the same token as a label of the other side; for a chat form without template.
+  """
+
+  def encode(text: str) -> list[int]:
+    try:
+      return encoding.encode_continuation(tokenizer, text)
+    except ValueError as error:
+      raise PreferenceError(f"Preference {preference.label!r}: {error}") from None
+
+  if preference.form == CHAT:
+    prefix, closing, label_id = _chat_frame(preference, tokenizer, encode)
+  else:
+    prefix, closing = _prefix_ids(tokenizer, preference.prefix), ()
+    label_id = lambda suffix, label: _label_id(encode, preference, tokenizer, suffix, label)
+  suffixes, good, bad = [], [], []
+  for reading in preference.readings:
+    sides = []
+    for labels in (reading.good, reading.bad):
+      sides.append(tuple(dict.fromkeys(label_id(reading.suffix, label) for label in labels)))
+    for token in sides[0]:
+      if token in sides[1]:
+        raise PreferenceError(
+          f"Preference {preference.label!r}: token {_piece(tokenizer, token)!r} stands for a"
+          f" good and a bad label ({reading.good}, {reading.bad}); choose other labels."
+        )
+    suffixes.append((*encode(reading.suffix), *closing))
+    good.append(sides[0])
+    bad.append(sides[1])
+  chat = preference.form == CHAT
+  return CompiledPreference(
+    prefix_ids=prefix,
+    suffix_ids=tuple(suffixes),
+    good_ids=tuple(good),
+    bad_ids=tuple(bad),
+    cut=preference.cut == "last_full_stop",
+    conversation=preference.conversation,
+    tokenizer=tokenizer,
+    control_ids=tuple(control.control_ids(tokenizer)) if chat else (),
+    stand_in=encode(_STAND_IN)[0] if chat else 0,
+  )
+
+
+def _chat_frame(
+  preference: Preference, tokenizer: Any, encode: Callable[[str], list[int]]
+) -> tuple[tuple[int, ...], tuple[int, ...], Callable[[str, str], int]]:
+  """Tokens before the judged conversation, those after its question, and what finds a label's.
+
+  The frame is the chat template's, its control tokens included; the prefix is plain text.
+  """
+  if not getattr(tokenizer, "chat_template", None):
+    raise PreferenceError(
+      f"Preference {preference.label!r}: the tokenizer has no chat template; choose another form."
+    )
+  user = {"role": "user", "content": _PLACE}
+  try:
+    whole = chat.render(tokenizer, [user])
+    answered = chat.render(tokenizer, [user, {"role": "assistant", "content": _ANSWER}], False)
+  except ValueError as error:
+    raise PreferenceError(f"Preference {preference.label!r}: {error}") from None
+  before, _, after = whole.partition(_PLACE)
+  if whole.count(_PLACE) != 1:
+    raise PreferenceError(
+      f"Preference {preference.label!r}: the chat template shows the user's turn"
+      f" {whole.count(_PLACE)} times, expected once; choose another form."
+    )
+  # Where templates begin an answer with a space, so does the label.
+  space = ""
+  if answered.startswith(whole):
+    space = answered[len(whole) :].partition(_ANSWER)[0]
+  text = f"{preference.prefix}\n\n" if preference.prefix else ""
+  opening = control.encode_around(tokenizer, lambda said: before + said[0], [text], begin=False)
+
+  def label_id(suffix: str, label: str) -> int:
+    token = encode(space + label)[0]
+    if token == tokenizer.unk_token_id:
+      raise PreferenceError(
+        f"Preference {preference.label!r}: label {label!r} begins with an unknown token;"
+        " expected text that the tokenizer knows."
+      )
+    return token
+
+  return tuple(opening), tuple(encoding.encode_frame(tokenizer, after)), label_id
+
+
+def _label_id(
+  encode: Callable[[str], list[int]],
+  preference: Preference,
+  tokenizer: Any,
+  suffix: str,
+  label: str,
+) -> int:
+  """The token of a label after its suffix."""
+  alone = encode(label)  # or says which preference cannot be read
+  encode(suffix + label)
+  # Where the label joins the suffix's last token ("(" and "A" as "(A"), the model still
+  # sees the suffix's own tokens, and answers with the label's.
+  for before in (suffix, ""):
+    token = encoding.single_token(tokenizer, label, before)
+    if token is not None:
+      return token
+  pieces = [_piece(tokenizer, token) for token in alone]
+  raise PreferenceError(
+    f"Preference {preference.label!r}: label {label!r} after {suffix[-20:]!r} becomes"
+    f" {pieces}; expected one known token: use a shorter label, or one that begins"
+    " with the space before it."
+  )
+
+
+def _piece(tokenizer: Any, token: int) -> str:
+  return tokenizer.convert_ids_to_tokens([token])[0]
+
+
+def _prefix_ids(tokenizer: Any, prefix: str) -> tuple[int, ...]:
+  """The beginning of a text, and the prefix with an empty line after it."""
+  text = control.plain_ids(tokenizer, prefix + "\n\n") if prefix else []
+  return (*control.begin_ids(tokenizer), *text)
