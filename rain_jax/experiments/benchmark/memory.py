@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rain_jax.experiments.benchmark.lowering import lower_search
+import jax
+
+from rain_jax.experiments.benchmark.lowering import Lowering
 from rain_jax.experiments.benchmark.subjects import (
   Workload,
   abstract_subject,
@@ -25,8 +27,16 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
     batch: trees side by side.
     dtype: of the weights, a name of `loading.DTYPES`.
   """
-  lowered = lower_search(model, lm, batch, model_dtype(dtype))
-  memory = lowered.compile().memory_analysis()
+  return bytes_needed(Lowering(model, lm, batch, model_dtype(dtype)).search().compile())
+
+
+def bytes_needed(compiled: jax.stages.Compiled) -> int:
+  """What a compiled program needs on each device, see `compiled_bytes`.
+
+  Raises:
+    DataError: its compiler does not say.
+  """
+  memory = compiled.memory_analysis()
   if memory is None:
     raise DataError("the compiler of this backend reports no memory; expected one that does.")
   return (
