@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from rain_jax import decode, types
-from rain_jax.experiments.benchmark import abstract_tables, lower_search
+from rain_jax.experiments.benchmark import Lowering, abstract_tables
 from rain_jax.models import arrays
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import abstract_model
@@ -103,7 +103,7 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) > 70e9
   assert needed.total < 14 * GIB  # a TPU v5e has 16
 
-  lowered = lower_search(model, lm, BATCH, jnp.bfloat16, mesh, "tpu")
+  lowered = Lowering(model, lm, BATCH, jnp.bfloat16, mesh, "tpu").search()
   # Every large array goes in split, and the program says over which axes.
   large = 0
   for sizes, kind, where in re.findall(
