@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode, preferences, tasks
+from rain_jax.experiments.compiled import hlo
 from rain_jax.methods import best_of_n, rain, vanilla
 from rain_jax.methods.session import Session, SessionConfig, search_config
 from rain_jax.models import forward, unembed
@@ -19,7 +20,6 @@ from rain_jax.models.loading import load
 from rain_jax.models.sharding import make_mesh
 from rain_jax.parallel.batch_sharding import DATA
 from rain_jax.policy.embedders import HiddenStates
-from tests.helpers.collectives import collectives
 
 TOLERANCE = 1e-4
 SMALL = dict(
@@ -76,11 +76,12 @@ def check_collectives(session, sharding):
   lowered = decode.advance.lower(
     state, session.lm, session.params, session.config.search, 16, sharding=sharding
   )
-  found = collectives(lowered.compile().as_text(), jax.device_count())
+  program = hlo.parse(lowered.compile().as_text())
+  found = hlo.collectives(program, jax.device_count())
   for one in found:
     # A permutation waits for every device there is, on CPUs at least.
     assert one.kind != "collective-permute", one
-    assert one.within(sharding.mesh, DATA), one
+    assert DATA not in one.axes(sharding.mesh.shape), one
   return len(found)
 
 

@@ -2,40 +2,48 @@
 
 import sys
 
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+import jax
 
-from rain_jax.experiments import benchmark
+from rain_jax.experiments import benchmark, compiled
+from rain_jax.experiments.compiled import hlo, pricing
 from rain_jax.models import ModelConfig, backend
-from rain_jax.models.sharding import mesh_shape
 from rain_jax.parallel.batch_sharding import DATA
 from rain_jax.types import SearchConfig
-from tests.helpers.collectives import collectives
 
 SHAPE = ModelConfig(4096, 256, 512, 2, 4, 4, 64, eos_ids=(2,))
-CALLS = 4  # places where a step calls the model, each with one loop over the layers
+ROWS = 8
 
 
 def main():
-  tensor = int(sys.argv[1])
-  devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-  workload = benchmark.Workload(prompt=64, response=32, verdict_prefix=64)
+  jax.config.update("jax_platforms", "cpu")
   benchmark.SHAPES["small"] = SHAPE
+  workload = benchmark.Workload(prompt=64, response=32, verdict_prefix=64)
+  search = SearchConfig()
+  target = compiled.target(
+    "small", "bfloat16", workload, ROWS, {"rain": search}, "v5e:2x2", int(sys.argv[1])
+  )
   with backend.target("tpu"):
-    model, lm = benchmark.abstract_subject("small", "bfloat16", workload, SearchConfig())
-    shape = mesh_shape(len(devices), tensor=tensor, kv_heads=model.config.num_kv_heads)
-    axes = (AxisType.Auto,) * len(shape)
-    mesh = Mesh(np.array(devices).reshape(*shape.values()), tuple(shape), axis_types=axes)
-    kv_dtype = benchmark.model_dtype("bfloat16")
-    program = benchmark.lower_search(model, lm, 4, kv_dtype, mesh, "tpu").compile()
-  found = collectives(program.as_text(), len(devices))
-  assert all(one.within(mesh, DATA) for one in found), found
-  kinds = [one.kind for one in found]
-  # Two sums in a layer, one of the embedding's parts; the logits' parts once.
-  assert kinds.count("all-reduce") <= 3 * CALLS, kinds
-  assert kinds.count("all-gather") <= CALLS and len(kinds) <= 4 * CALLS, kinds
-  assert bool(kinds) == (tensor > 1)
+    program = target.lowering(search).search().compile()
+  mesh, tensor = target.mesh.shape, target.chips
+  for one in hlo.collectives(hlo.parse(program.as_text()), target.mesh.size):
+    assert DATA not in one.axes(mesh), one
+  phases = pricing.price(program, mesh, sampling=False).phases
+  assert {"step", "context", "candidates", "rollout", "verdict"} <= phases.keys(), phases
+  logits = {"context": 1, "candidates": 11, "rollout": 1, "verdict": 2}  # rows of each prompt
+  for name, rows in logits.items():
+    numbers = {kind: n for (kind, _), (n, _) in phases[name].exchanged.items()}
+    sizes = {kind: size for (kind, _), (_, size) in phases[name].exchanged.items()}
+    if tensor == 1:
+      assert not numbers, (name, numbers)
+      continue
+    # Two sums in a layer, one of the embedding's parts; the logits' parts once.
+    assert numbers.keys() <= {"all-reduce", "all-gather"}, (name, numbers)
+    assert numbers["all-reduce"] <= 2 * SHAPE.num_layers + 1, (name, numbers)
+    assert numbers.get("all-gather", 0) <= 1, (name, numbers)
+    whole = 4 * ROWS // mesh[DATA] * rows * SHAPE.vocab_size
+    assert sizes.get("all-gather", 0) <= whole, (name, sizes, whole)
+  # A model call reads its weights and its side's context, and little else.
+  assert phases["rollout"].moved <= 1.5 * target.floor(search), (phases, target.floor(search))
   print("all checks passed")
 
 

@@ -122,10 +122,12 @@ class Program:
   entry: str
 
   def trips(self, loop: Instruction) -> int | None:
-    """How often a while loop turns if its condition says so, else None.
+    """How often a while loop turns if the compiler or the loop's condition says so, else None.
 
     Loops over layers count from 0 up to a constant.
     """
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+      return int(known[1])
     condition = self.computations[loop.called["condition"]]
     test = condition.instructions[condition.root]
     if test.opcode != "compare" or "direction=LT" not in test.attributes:
