@@ -215,7 +215,7 @@ def _read_prompts(
     slot = np.array([share if s is None else s % share for s in now], np.int32)
     queries = [None if s is None else fresh[s] for s in now]
     prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
-    state = _start(state, session.lm, session.params, slot, *prompts, session.sharding)
+    state = begin_prompts(state, session.lm, session.params, slot, *prompts, session.sharding)
   return state
 
 
@@ -256,7 +256,7 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
 
 
 @functools.partial(jax.jit, static_argnames=("lm", "sharding"), donate_argnames="state")
-def _start(state, lm, params, slot, proposing, evaluating, sharding):
+def begin_prompts(state, lm, params, slot, proposing, evaluating, sharding):
   """Begins one prompt in each shard; rows of no shard's slot begin nothing."""
 
   def own(state, params, slot, proposing, evaluating):

@@ -196,6 +196,8 @@ def rain(
       "calls_by_role": _by_role(usage.calls.sum(0) / tokens),
       "tokens_by_role": _by_role(usage.tokens.sum(0) / tokens),
       "padding_by_role": _by_role((run_slots - usage.tokens.sum(0)) / tokens),
+      "executed_by_role": _by_role(run_calls / count),
+      "steps": int(every["steps"].max()),
       "executed_calls_per_token": int(run_calls.sum()) * slots / tokens,
       "early_commits_per_response": counters["early_commits"] / batch,
       "side_by_side": count * slots,
