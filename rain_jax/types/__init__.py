@@ -31,7 +31,7 @@ NO_TOKEN = -1  # padding after the end of a token set
 RUNNING, EOS, STOP, LENGTH, EXHAUSTED, FAILED = 0, 1, 2, 3, 4, 5
 FINISH_REASONS = ("running", "eos", "stop", "length", "exhausted", "failed")
 
-MODES = ("exact", "segments")  # of a search, see `SearchConfig`
+MODES = ("exact", "segments", "adaptive")  # of a search, see `SearchConfig`
 
 # What the search asks of the model at one leaf.
 IDLE, VISIT, GROW = 0, 1, 2
@@ -97,11 +97,16 @@ class SearchConfig:
     max_nodes: node slots per tree (N).
     max_visited: pages for visited nodes per tree (V).
     max_path: nodes between root and leaf (D).
-    mode: "exact", the method, or "segments": no search, but segment-level rejection, see
-      `rain_jax.search.drafts`.
-    draft_rows: drafts of a segment sampled side by side (segments).
+    mode: "exact", the method; "segments", no search, but segment-level rejection; or "adaptive",
+      drafts that can be taken back, and the search where they fail; see `rain_jax.decode.drafting`.
+    draft_rows: drafts of a segment sampled side by side (segments, adaptive).
     draft_tries: drafts after which the best so far is committed, whatever its margin (segments).
-    draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments).
+    draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments,
+      adaptive).
+    root_tries: drafts after which a text is taken back or searched from, none being good
+      (adaptive).
+    max_rewinds: committed drafts that a response may take back (adaptive).
+    search_after: of these, after how many a search comes before the next (adaptive).
   """
 
   set_lengths: tuple[int, ...] = (1, 2, 4, 10)
@@ -130,6 +135,9 @@ class SearchConfig:
   draft_rows: int = 4
   draft_tries: int = 16
   draft_threshold: float = 0.0
+  root_tries: int = 4
+  max_rewinds: int = 8
+  search_after: int = 8
 
   def __post_init__(self) -> None:
     wrong = ranges.fault(ranges.SEARCH, vars(self))
@@ -345,6 +353,16 @@ class Drafter(Model, Protocol):
 
   def commit_draft(self, params: Any, state: Any, mask: Array) -> Any:
     """Makes the best draft part of the context, for trees in `mask` bool[B]; it is held no longer."""
+
+
+class Reviser(Drafter, Protocol):
+  """What the adaptive mode needs of a model, beside what drafts need."""
+
+  def rewind(self, params: Any, state: Any, mask: Array, begin: Array, end: Array) -> Any:
+    """Goes back to the first `begin` int32[B] tokens of the responses in `mask` bool[B].
+
+    From now on a draft that makes the text of their first `end` int32[B] tokens is never the best.
+    """
 
 
 def check_evaluation(
