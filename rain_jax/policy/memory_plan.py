@@ -102,6 +102,9 @@ def plan(
   if apart:
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
     passing += prefixes + contexts
+  if backend.lays_caches_anew():
+    # As scatters want them in the loops, and contexts once more as attention reads them.
+    passing += 2 * contexts + pools
   sizes = {
     "weights": nbytes(model.params, weights),
     "prefixes": prefixes,

