@@ -37,6 +37,12 @@ def get_config() -> ml_collections.ConfigDict:
     str
   )  # before the first turn; chat's system message
 
+  # fmt: off
+  config.format.template_kwargs = config_dict.create()  # for a chat template: {'enable_thinking': False}
+  config.format.thinking = ""  # strip: what a model thinks before it answers is no part of the answer
+  config.format.think_end = config_dict.placeholder(str)  # ends a thought; None takes </think>
+  # fmt: on
+
   config.judging = ml_collections.ConfigDict()
   config.judging.dtype = "bfloat16"  # of judge models
   config.judging.batch_size = 8  # responses read at once
@@ -53,6 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.limits = ml_collections.ConfigDict()
   config.limits.max_prompt = 512  # tokens; longer prompts are reported, not answered
   config.limits.max_response = 256  # tokens
+  config.limits.max_thought = 1024  # tokens, with format.thinking; longer thoughts are reported
 
   config.mesh = ml_collections.ConfigDict()
   config.mesh.data = -1  # shards of a batch; -1 for as many as there are devices left

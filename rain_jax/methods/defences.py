@@ -230,7 +230,7 @@ def guard(
     counters = _with_verdicts(answer.counters, [answer]) if own else answer.counters
     found = {"refused": int(harmful is not False), "unjudged": int(harmful is None)}
     if harmful is not False:  # the model's verdict was on what is gone
-      answer = dataclasses.replace(answer, text=REFUSAL, tokens=[], verdict=None)
+      answer = dataclasses.replace(answer, text=REFUSAL, tokens=[], verdict=None, reasoning="")
     yield dataclasses.replace(answer, counters={**counters, **found})
 
 

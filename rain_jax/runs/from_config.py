@@ -106,6 +106,8 @@ def make_session_config(
     search=search_config(task.variant, overrides, embedder),
     max_prompt=config["limits"]["max_prompt"],
     max_response=config["limits"]["max_response"],
+    # Configurations of earlier versions have no such key.
+    max_thought=config["limits"].get("max_thought", SessionConfig.max_thought),
     batch_size=config["batch_size"],
     embedder=embedder,
     verdict_noise=config["verdict_noise"],

