@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.prompts.limit = 0  # prompts taken from each file; 0 takes all
   config.prompts.text = ""  # one prompt, instead of a file
   config.prompts.suffixes = ""  # attack suffixes: json with goal and controls
+  config.prompts.behaviors = ""  # HarmBench's csv, for the goals of its test cases
 
   config.format = ml_collections.ConfigDict()
   config.format.name = ""  # a name of rain_jax.tasks.FORMATS; chat is the tokenizer's own

@@ -40,7 +40,7 @@ _PLACES = ("mesh",)
 # Keys that a configuration of an older version lacks, with the value that says the same.
 _LATER_KEYS = {
   "calibration": "",
-  "prompts": {"bad_rows": "refuse"},
+  "prompts": {"bad_rows": "refuse", "behaviors": ""},
   "format": {"thinking": "", "think_end": None},
   "limits": {"max_thought": SessionConfig.max_thought},
 }

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 
 from rain_jax import demo
 from rain_jax.tasks import readers
-from rain_jax.tasks.readers import PROMPT_COLUMNS, Reader, load_prompts, load_records, load_suffixes
+from rain_jax.tasks.readers import (
+  PROMPT_COLUMNS,
+  Reader,
+  load_behaviors,
+  load_prompts,
+  load_records,
+  load_suffixes,
+)
 from rain_jax.tasks.records import Record
 from rain_jax.text.formats import CHOICE, DIALOGUE, QUESTION, REVIEW, VICUNA, Format
 from rain_jax.types import DataError
@@ -21,6 +28,7 @@ __all__ = (
   "TASKS",
   "Task",
   "find_task",
+  "load_behaviors",
   "load_prompts",
   "load_records",
   "load_suffixes",
