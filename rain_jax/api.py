@@ -33,6 +33,7 @@ class Config:
     search: hyperparameters of `types.SearchConfig` that differ from the variant's.
     max_prompt: longest prompt in tokens; a longer one's response holds an error.
     max_response: longest response in tokens.
+    max_thought: longest thought in tokens, of a format with `thinking`.
     batch_size: prompts searched for side by side.
     samples: N of best_of_n.
     embedder: makes path embeddings, see `rain_jax.policy.embedders.find_embedder`.
@@ -45,6 +46,7 @@ class Config:
   search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   max_prompt: int = 512
   max_response: int = 256
+  max_thought: int = SessionConfig.max_thought
   batch_size: int = 8
   samples: int = 16
   embedder: Any = HiddenStates()
@@ -201,6 +203,7 @@ def make_session_config(
     search=search_config(config.variant or task.variant, config.search, config.embedder),
     max_prompt=config.max_prompt,
     max_response=config.max_response,
+    max_thought=config.max_thought,
     batch_size=config.batch_size,
     embedder=config.embedder,
     soft_verdicts=config.soft_verdicts,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.methods import recording
+from rain_jax.methods import recording, thoughts
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
@@ -64,6 +64,7 @@ class BatchProgress:
   rewinds: int
 
 
+@thoughts.thinking
 def rain(
   session: Session,
   seed: int,
@@ -160,6 +161,10 @@ def watch(
   after every step of a batch.
   """
   session_config = session.config
+  by_id = {query.record.id: query for query in session.queries}
+  session, lost = thoughts.think(session, seed, skip)
+  for one in lost:
+    yield SearchStep(by_id[one.record.id], [], [], one)
   for queries in session.batches(skip):
     held = dict(enumerate(queries))
     keys = {slot: query.key(seed) for slot, query in held.items()}

@@ -59,6 +59,8 @@ class SessionConfig:
     search: hyperparameters of the search.
     max_prompt: longest prompt in tokens; longer ones are reported, not answered.
     max_response: longest response in tokens.
+    max_thought: longest thought in tokens, of a format with `thinking`; one that is longer is
+      reported, and its prompt not answered.
     batch_size: prompts searched for side by side.
     fit_prompts: make caches only as long as the longest prompt needs, not for `max_prompt`.
     embedder: makes path embeddings; see `rain_jax.policy.embedders`.
@@ -75,6 +77,7 @@ class SessionConfig:
   search: SearchConfig
   max_prompt: int = 512
   max_response: int = 256
+  max_thought: int = 1024
   batch_size: int = 8
   fit_prompts: bool = True
   embedder: Any = HiddenStates()
@@ -100,7 +103,7 @@ class SessionConfig:
     Raises:
       PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
     """
-    compiled = compile_preference(self.preference, loaded.tokenizer)
+    compiled = compile_preference(self.preference, loaded.tokenizer, self.format)
     if self.calibration is not None:
       self.calibration.check(loaded.fingerprint, self.preference.label, compiled.digest)
     return compiled
@@ -139,6 +142,7 @@ class Response:
     recording: the whole search, where it was recorded.
     log_likelihood: of `tokens` after the prompt, in nats, by the model itself at temperature 1; None
       where they were not read.
+    reasoning: the model's thought before it, see `methods.thoughts`; else "".
   """
 
   record: Record
@@ -150,6 +154,15 @@ class Response:
   error: str | None = None
   recording: Recording | None = None
   log_likelihood: float | None = None
+  reasoning: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Thought:
+  """What a model thought before its answer, "" if it answered at once, and the work of it."""
+
+  text: str
+  work: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,12 +174,14 @@ class Query:
     proposing: token ids after which the response is generated.
     evaluating: token ids of the same conversation as the verdict reads it.
     ends: the prompt ends in a text end.
+    thought: what `proposing` ends in, once it has been sampled.
   """
 
   record: Record
   proposing: list[int]
   evaluating: list[int]
   ends: bool
+  thought: Thought | None = None
 
   def key(self, seed: int) -> jax.Array:
     """Its random key, from the run's seed and the prompt's id alone."""
@@ -267,6 +282,12 @@ class Session:
     other.lm = dataclasses.replace(self.lm, search=search)
     return other
 
+  def answering(self, queries: Sequence[Query]) -> "Session":
+    """The same session for some of its own queries."""
+    other = copy.copy(self)
+    other.queries = list(queries)
+    return other
+
   def serving(self, records: Sequence[Record]) -> "Session":
     """The same session for other prompts, as if it had been made for them.
 
@@ -279,6 +300,8 @@ class Session:
 
   def _read(self, records: Sequence[Record]) -> None:
     """Sorts prompts into queries and rejected ones, and fits `max_prompt` to the queries."""
+    # What came of each thought, by seed and prompt: methods that are asked in turn share them.
+    self.thoughts: dict[tuple[int, str], Query | Response] = {}
     self.queries: list[Query] = []
     self.rejected: list[Response] = []
     for record in records:
@@ -291,12 +314,19 @@ class Session:
     self._check_context()
     self._tell_of_system()
     room = longest if self.config.fit_prompts else self.config.max_prompt
-    self.max_prompt = 32 * math.ceil(room / 32)
+    self.max_prompt = 32 * math.ceil((room + self.thought_room) / 32)
+
+  @property
+  def thought_room(self) -> int:
+    """Tokens that a thought may take after a prompt, with the white space after its mark."""
+    form = self.config.format
+    return self.config.max_thought + len(form.think_end) if form.thinking else 0
 
   def _check_context(self) -> None:
     """Tells once a run that texts are longer than the model was made for; ends it beyond twice."""
     context, asked = self.loaded.model.config.context, max(map(len, self.preference.suffix_ids))
     before, judged = len(self.prefix_ids), len(self.preference.prefix_ids) + asked
+    before += self.thought_room
     lengths = [max(before + len(q.proposing), judged + len(q.evaluating)) for q in self.queries]
     longest = max(lengths, default=-self.config.max_response) + self.config.max_response
     if longest <= context:

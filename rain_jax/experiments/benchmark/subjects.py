@@ -25,6 +25,7 @@ from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, load_preference
 from rain_jax.tasks import Record
 from rain_jax.text import vocab
+from rain_jax.text.formats import DIALOGUE
 from rain_jax.types import Array, DataError, SearchConfig
 
 
@@ -139,9 +140,9 @@ class MeasuredSession(Session):
     lm = dataclasses.replace(subject.lm, search=search or subject.lm.search)
     self.lm, self.preference, self.max_prompt = lm, lm.preference, lm.max_prompt
     self.params = cast(Params, {**subject.params, "override": override})
-    unused: Any = None  # format and preference, which make tokens of texts
+    unused: Any = None  # the preference, which makes tokens of texts
     self.config = SessionConfig(
-      unused, unused, lm.search, lm.max_prompt, lm.max_response, batch_size=batch
+      DIALOGUE, unused, lm.search, lm.max_prompt, lm.max_response, batch_size=batch
     )
     side = lambda ids, i: list(ids[i % len(ids)])
     self.queries = [
@@ -150,8 +151,8 @@ class MeasuredSession(Session):
         side(subject.proposing, i),
         side(subject.evaluating, i),
         subject.ends,
-        i,
-        batch,
+        place=i,
+        batch=batch,
       )
       for i in range(batch)
     ]
