@@ -50,18 +50,22 @@ class Config:
   calibration: str | os.PathLike | None = None
 
 
-def load(path_or_name: str, dtype: str = "float32") -> "Rain":
+def load(
+  path_or_name: str, dtype: str = "float32", revision: str = "", adapter: str = ""
+) -> "Rain":
   """Loads a model: "demo" (comes with the package), a checkpoint folder, a GGUF file or a hub name.
 
   Args:
     path_or_name: LLaMA-like checkpoint in safetensors or GGUF, or one that
       `scripts/convert_checkpoint.py` made; `package:NAME` for the GGUF file in an installed package.
     dtype: float32, bfloat16, or int8 for weights in 8 bits.
+    revision: branch, tag or commit of a hub name.
+    adapter: LoRA adapter in PEFT's format to merge, a folder or a hub name.
 
   Raises:
     models.hf.CheckpointError: what is wrong with the checkpoint, in one line.
   """
-  return Rain(load_checkpoint(path_or_name, dtype))
+  return Rain(load_checkpoint(path_or_name, dtype, revision=revision, adapter=adapter))
 
 
 class Rain:

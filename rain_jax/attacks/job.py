@@ -52,8 +52,8 @@ def run(
   # Goals as they are: suffixes are what is sought.
   task = dataclasses.replace(from_config.task_of(config, config["tasks"][0]), suffixes="")
   records = from_config.records_of(config, task)
-  paths = [config["model"]["path"], *settings["models"]]
-  models = [load(path, config["model"]["dtype"]) for path in paths]
+  others = [load(path, config["model"]["dtype"]) for path in settings["models"]]
+  models = [from_config.load_on(config["model"]), *others]
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
   session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
   name = config["tasks"][0]

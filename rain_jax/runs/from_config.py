@@ -5,7 +5,7 @@ A configuration is nested plain values; `configs/common.py` has every key.
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -123,4 +123,14 @@ def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
     )
     return mesh if mesh.size > 1 else None
 
-  return load(config["model"]["path"], config["model"]["dtype"], mesh_of)
+  return load_on(config["model"], mesh_of)
+
+
+def load_on(
+  section: Mapping[str, Any],
+  mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+) -> LoadedModel:
+  """The model of a configuration's section `model`; see `loading.load`."""
+  # Configurations of earlier versions have no such keys.
+  options = {key: section.get(key, "") for key in ("revision", "adapter")}
+  return load(section["path"], section["dtype"], mesh_of, **options)

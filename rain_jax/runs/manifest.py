@@ -38,7 +38,11 @@ _LATER_ATTACKS = (*_LATER, "templates", "formats", "prompts")
 # Where a run is computed, not what: it may change from one start to the next.
 _PLACES = ("mesh",)
 # Keys that a configuration of an older version lacks, with the value that says the same.
-_LATER_KEYS = {"calibration": "", "prompts": {"bad_rows": "refuse"}}
+_LATER_KEYS = {
+  "calibration": "",
+  "prompts": {"bad_rows": "refuse"},
+  "model": {"revision": "", "adapter": ""},
+}
 # What readers of a run take from its manifest, with the kind of each; of lists, texts.
 _READ: Mapping[str, type] = {
   **dict.fromkeys(("model.path", "config.preference", "config.judge", "config.format.name"), str),
