@@ -14,6 +14,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.revision = ""  # branch, tag or commit of a hub name; "" for its main branch
   config.model.adapter = ""  # LoRA adapter of PEFT to merge: a folder or a hub name
 
+  config.verdict = ml_collections.ConfigDict()
+  config.verdict.model = (
+    ""  # another model that gives the verdicts, as model.path; "" the model itself
+  )
+
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   # fmt: off
   config.methods = ("vanilla", "rain")  # vanilla, rain, segments, best_of_n, smooth_llm, guard, choose

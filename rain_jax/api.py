@@ -51,7 +51,11 @@ class Config:
 
 
 def load(
-  path_or_name: str, dtype: str = "float32", revision: str = "", adapter: str = ""
+  path_or_name: str,
+  dtype: str = "float32",
+  revision: str = "",
+  adapter: str = "",
+  verdict: str = "",
 ) -> "Rain":
   """Loads a model: "demo" (comes with the package), a checkpoint folder, a GGUF file or a hub name.
 
@@ -61,11 +65,13 @@ def load(
     dtype: float32, bfloat16, or int8 for weights in 8 bits.
     revision: branch, tag or commit of a hub name.
     adapter: LoRA adapter in PEFT's format to merge, a folder or a hub name.
+    verdict: another model of the same tokenizer, which gives the verdicts; "" for the model itself.
 
   Raises:
     models.hf.CheckpointError: what is wrong with the checkpoint, in one line.
   """
-  return Rain(load_checkpoint(path_or_name, dtype, revision=revision, adapter=adapter))
+  loaded = load_checkpoint(path_or_name, dtype, revision=revision, adapter=adapter)
+  return Rain(loaded.judged_by(load_checkpoint(verdict, dtype)) if verdict else loaded)
 
 
 class Rain:
@@ -165,7 +171,7 @@ class Rain:
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
       raise DataError(f"prompts={prompts!r:.60}: expected a list of texts.")
     records = [Record(str(place), prompt) for place, prompt in enumerate(prompts)]
-    session_config = make_session_config(preference, config, self.loaded.tokenizer)
+    session_config = make_session_config(preference, config, self.loaded.judging.tokenizer)
     if session_config in self._sessions:
       return self._sessions[session_config].serving(records)
     return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))

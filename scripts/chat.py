@@ -24,10 +24,10 @@ def main() -> None:
   """Talks until the end of input, /quit or Ctrl-C."""
   config = _CONFIG.value.to_dict()
   config_check.check(config)
-  loaded = from_config.load_on(config["model"])
+  loaded = from_config.load_on(config)
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   session_config = from_config.make_session_config(
-    config, from_config.task_of(config, config["tasks"][0]), embedder, loaded.tokenizer
+    config, from_config.task_of(config, config["tasks"][0]), embedder, loaded.judging.tokenizer
   )
   conversation = chat.Conversation(loaded, session_config, config["seed"])
   try:

@@ -48,7 +48,7 @@ def main() -> None:
   if _FIT.value:
     config["calibration"] = ""
   examples = preference_check.load_examples(_EXAMPLES.value) if _EXAMPLES.value else []
-  loaded = from_config.load_on(config["model"])
+  loaded = from_config.load_on(config)
   if _DEMO.value:
     task = from_config.task_of(config, config["tasks"][0])
     preference = preferences.load_preference(task.preference, loaded.tokenizer)

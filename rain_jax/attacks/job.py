@@ -53,9 +53,11 @@ def run(
   task = dataclasses.replace(from_config.task_of(config, config["tasks"][0]), suffixes="")
   records = from_config.records_of(config, task)
   others = [load(path, config["model"]["dtype"]) for path in settings["models"]]
-  models = [from_config.load_on(config["model"]), *others]
+  models = [from_config.load_on(config), *others]
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
-  session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
+  session_config = from_config.make_session_config(
+    config, task, embedder, models[0].judging.tokenizer
+  )
   name = config["tasks"][0]
   made = manifest.make(config, models, {name: session_config}, {name: records})
   out = directory.Run.open(workdir, made, check=lambda line: _fault(line, settings))

@@ -30,6 +30,7 @@ class LoadedModel:
     name: what the user called it.
     fingerprint: hash of the weights, an adapter's included.
     mesh: what the weights are spread over, None for one device.
+    verdict: another model, which gives the verdicts; None where the model judges itself.
   """
 
   model: Model
@@ -37,6 +38,27 @@ class LoadedModel:
   name: str
   fingerprint: str
   mesh: jax.sharding.Mesh | None = None
+  verdict: "LoadedModel | None" = None
+
+  @property
+  def judging(self) -> "LoadedModel":
+    """The model that gives the verdicts."""
+    return self.verdict or self
+
+  def judged_by(self, other: "LoadedModel") -> "LoadedModel":
+    """The same model with its verdicts given by another.
+
+    Raises:
+      CheckpointError: the other one reads other tokens.
+    """
+    own, theirs = (one.tokenizer.get_vocab() for one in (self, other))
+    if odd := sorted(token for token, number in own.items() if theirs.get(token) != number):
+      raise CheckpointError(
+        f"{other.name}: its tokenizer has {len(odd)} of the {len(own)} tokens of {self.name} as"
+        f" another number or not at all, such as {odd[0]!r:.40}; a verdict's model reads the tokens"
+        " that the other one writes: take one of its family"
+      )
+    return dataclasses.replace(self, verdict=other)
 
 
 def load(

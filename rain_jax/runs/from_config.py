@@ -123,14 +123,19 @@ def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
     )
     return mesh if mesh.size > 1 else None
 
-  return load_on(config["model"], mesh_of)
+  return load_on(config, mesh_of)
 
 
 def load_on(
-  section: Mapping[str, Any],
+  config: Mapping[str, Any],
   mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
 ) -> LoadedModel:
-  """The model of a configuration's section `model`; see `loading.load`."""
+  """The model, and that of its verdicts if it is another, over a mesh; see `loading.load`."""
+  section = config["model"]
   # Configurations of earlier versions have no such keys.
   options = {key: section.get(key, "") for key in ("revision", "adapter")}
-  return load(section["path"], section["dtype"], mesh_of, **options)
+  loaded = load(section["path"], section["dtype"], mesh_of, **options)
+  judge = config.get("verdict", {}).get("model", "")
+  if not judge:
+    return loaded
+  return loaded.judged_by(load(judge, section["dtype"], lambda _: loaded.mesh))

@@ -5,6 +5,7 @@ from tests.helpers import results
 
 CONFIG = {
   "model": {"path": "", "dtype": "float32", "revision": "", "adapter": ""},
+  "verdict": {"model": ""},
   "tasks": ("dialogue",),
   "methods": ("rain", "best_of_n", "vanilla"),
   "preference": "",

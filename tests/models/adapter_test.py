@@ -106,7 +106,8 @@ def test_a_run_loads_what_its_configuration_names(tmp_path):
   checkpoints.write_adapter(lora, demo.MODEL_DIR)
   section = {"path": "demo", "dtype": "float32"}
   plain, adapted = (
-    from_config.load_on(section | more) for more in ({}, {"adapter": str(lora), "revision": ""})
+    from_config.load_on({"model": section | more})
+    for more in ({}, {"adapter": str(lora), "revision": ""})
   )
   assert plain.fingerprint != adapted.fingerprint
   before, after = (jax.tree.leaves(one.model.params) for one in (plain, adapted))

@@ -99,7 +99,7 @@ def made_small(words, whole):
   """Flags after those of a command, by its script."""
   script, given = words[0].rpartition("/")[2], " ".join(words)
   # Another preference, format or embedder, or soft verdicts, are another program.
-  common = not re.search(r"config\.(preference|format|soft_verdicts|embedder|tasks)", given)
+  common = not re.search(r"config\.(preference|format|soft_verdicts|embedder|tasks|verdict)", given)
   if script == "generate.py":
     searches = whole or common and any(f"--config={name}" in words for name in SEARCHING)
     judges = JUDGES if "judge=truth,info" in given else {}
