@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.methods import defences
+from rain_jax.methods.adaptive import adaptive
 from rain_jax.methods.choose import choose
 from rain_jax.methods.rain import SearchStep, rain, watch
 from rain_jax.methods.sampling import best_of_n, equal_samples, vanilla
@@ -50,6 +51,7 @@ METHODS = {
   "vanilla": Method(vanilla),
   "rain": Method(rain, watch=watch),
   "segments": Method(segments),
+  "adaptive": Method(adaptive),
   "best_of_n": Method(
     best_of_n,
     options=lambda config, stopping=never: {"samples": config["best_of_n"]["samples"]},

@@ -144,7 +144,7 @@ class LanguageModel:
         count=zeros(),
       ),
       usage=no_usage(batch),
-      drafted=segments.nothing(self, batch, dtype) if search_config.mode == "segments" else None,
+      drafted=None if search_config.mode == "exact" else segments.nothing(self, batch, dtype),
     )
 
   @staticmethod
@@ -187,8 +187,8 @@ class LanguageModel:
     )
     text = scanner.empty(()).replace(ends=proposing.ends)
     if state.drafted is not None:
-      drafted = segments.forget(state.drafted, jnp.arange(state.text.length.shape[0]) == slot)
-      state = state.replace(drafted=drafted)
+      here = jnp.arange(state.text.length.shape[0]) == slot
+      state = state.replace(drafted=segments.begin(state.drafted, here, proposing.ends))
     return state.replace(
       proposing=first,
       evaluating=second,
@@ -203,6 +203,8 @@ class LanguageModel:
       cache, commit.mask, commit.page, commit.tokens, commit.length
     )
     tokens = jnp.where(commit.mask[:, None], commit.tokens, NO_TOKEN)
+    if state.drafted is not None:
+      state = state.replace(drafted=segments.forget(state.drafted, commit.mask))
     return state.replace(
       proposing=move(state.proposing),
       evaluating=move(state.evaluating),
@@ -220,6 +222,12 @@ class LanguageModel:
   def commit_draft(self, params: Params, state: PolicyState, mask: Array) -> PolicyState:
     """Makes the best drafts part of both contexts; see `types.Drafter`."""
     return segments.commit_draft(state, mask)
+
+  def rewind(
+    self, params: Params, state: PolicyState, mask: Array, begin: Array, end: Array
+  ) -> PolicyState:
+    """Takes back what was committed after `begin` tokens; see `types.Reviser`."""
+    return segments.rewind(self, params, state, mask, begin, end)
 
   # -- evaluation -----------------------------------------------------------------
 
@@ -260,8 +268,9 @@ class LanguageModel:
     total = paths.ends(cache)[..., -1]
     growing = request.mode == types.GROW
     wanted = request.first_visit | growing
-    # A growing node's last token is read again, for the logits after it.
-    begin = jnp.where(growing, total - 1, caches.known(cache, paths))
+    # A growing node's last token is read again, for the logits after it, and so is that of a
+    # root after which drafts were made.
+    begin = jnp.where(growing, total - 1, jnp.minimum(caches.known(cache, paths), total - 1))
     at = begin[..., None] + jnp.arange(L)
     valid = wanted[..., None] & (at < total[..., None])
     token, place, page, offset = caches.locate(cache, paths, at)
