@@ -11,6 +11,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.path = "demo"  # "demo", a folder, a GGUF file, package:NAME, or a hub name
   config.model.dtype = "float32"  # float32, bfloat16, or int8 weights
+  config.model.revision = ""  # branch, tag or commit of a hub name; "" for its main branch
+  config.model.adapter = ""  # LoRA adapter of PEFT to merge: a folder or a hub name
+
+  config.verdict = ml_collections.ConfigDict()
+  config.verdict.model = (
+    ""  # another model that gives the verdicts, as model.path; "" the model itself
+  )
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   # fmt: off

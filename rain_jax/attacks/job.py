@@ -59,10 +59,12 @@ def run(
       "format.thinking: gcg looks for answers that begin at once; leave it away, or attack by"
       " best_of_n."
     )
-  paths = [config["model"]["path"], *settings["models"]]
-  models = [load(path, config["model"]["dtype"]) for path in paths]
+  others = [load(path, config["model"]["dtype"]) for path in settings["models"]]
+  models = [from_config.load_on(config), *others]
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
-  session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
+  session_config = from_config.make_session_config(
+    config, task, embedder, models[0].judging.tokenizer
+  )
   name = config["tasks"][0]
   made = manifest.make(config, models, {name: session_config}, {name: records})
   out = directory.Run.open(workdir, made, check=lambda line: _fault(line, settings))

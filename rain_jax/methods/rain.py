@@ -251,7 +251,7 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
     response=response.text,
     finish=response.finish_reason,
     verdict=response.verdict,
-    preference=session.config.aligned_with,
+    preference=session.aligned_with,
     counters=response.counters,
     search=dataclasses.asdict(session.config.search),
     nodes=recorder.nodes,

@@ -25,7 +25,7 @@ from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.language_model import LanguageModel, VerdictModel
 from rain_jax.policy.params import Correction, Override, make_params
 from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
@@ -98,14 +98,14 @@ class SessionConfig:
     return f"{self.preference.label} ({self.calibration.described()})"
 
   def compiled(self, loaded: LoadedModel) -> CompiledPreference:
-    """The preference for a model's tokenizer.
+    """The preference for the tokenizer of the model that is asked.
 
     Raises:
       PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
     """
-    compiled = compile_preference(self.preference, loaded.tokenizer, self.format)
+    compiled = compile_preference(self.preference, loaded.judging.tokenizer, self.format)
     if self.calibration is not None:
-      self.calibration.check(loaded.fingerprint, self.preference.label, compiled.digest)
+      self.calibration.check(loaded.judging.fingerprint, self.preference.label, compiled.digest)
     return compiled
 
 
@@ -207,6 +207,7 @@ class Session:
     ends = session_config.format.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
     self._read(records)
+    judge = None if loaded.verdict is None else loaded.verdict.model
     self.lm = LanguageModel(
       graphdef=loaded.model.graphdef,
       config=config,
@@ -216,6 +217,7 @@ class Session:
       max_prompt=self.max_prompt,
       max_response=session_config.max_response,
       soft_verdicts=session_config.soft_verdicts,
+      verdict=None if judge is None else VerdictModel(judge.graphdef, judge.config),
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=session_config.verdict_noise)
@@ -226,8 +228,21 @@ class Session:
         jnp.asarray(session_config.calibration.scales, jnp.float32),
       )
     self.params = make_params(
-      loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh
+      loaded.model.params,
+      tables,
+      self.lm,
+      self.prefix_ids,
+      override,
+      correction,
+      self.mesh,
+      None if judge is None else judge.params,
     )
+
+  @property
+  def aligned_with(self) -> str:
+    """The preference, and who is asked, for people."""
+    by = self.loaded.verdict
+    return self.config.aligned_with + (f", judged by {one_line(by.name)}" if by else "")
 
   @property
   def mesh(self) -> jax.sharding.Mesh | None:
@@ -270,8 +285,9 @@ class Session:
     """The memory that a search for its prompts will need."""
     prefix = self.params["proposing_prefix"].keys.shape[-2]
     count, slots = self.workers
+    judge = None if self.loaded.verdict is None else self.loaded.verdict.model
     return memory_plan.plan(
-      self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh
+      self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh, judge
     )
 
   def searching(self, search: SearchConfig) -> "Session":
@@ -324,22 +340,30 @@ class Session:
 
   def _check_context(self) -> None:
     """Tells once a run that texts are longer than the model was made for; ends it beyond twice."""
-    context, asked = self.loaded.model.config.context, max(map(len, self.preference.suffix_ids))
-    before, judged = len(self.prefix_ids), len(self.preference.prefix_ids) + asked
-    before += self.thought_room
-    lengths = [max(before + len(q.proposing), judged + len(q.evaluating)) for q in self.queries]
-    longest = max(lengths, default=-self.config.max_response) + self.config.max_response
-    if longest <= context:
-      return
-    said = (
-      f"{one_line(self.loaded.name)}: prompt, response and the verdict's question take up to"
-      f" {longest} tokens, the model was made for {context}"
-    )
-    if longest > 2 * context:
-      raise DataError(f"{said}: lower limits.max_prompt or limits.max_response.")
-    if self.loaded.tokenizer not in _TOLD:
-      _TOLD.add(self.loaded.tokenizer)
-      _LOG.warning("%s; what it writes and judges beyond these may be wrong", said)
+    before = len(self.prefix_ids) + self.thought_room
+    asked = max(map(len, self.preference.suffix_ids))
+    judged = len(self.preference.prefix_ids) + asked
+    sides = {
+      "proposing": (self.loaded, [before + len(q.proposing) for q in self.queries]),
+      "evaluating": (self.loaded.judging, [judged + len(q.evaluating) for q in self.queries]),
+    }
+    if self.loaded.verdict is None:
+      both = [max(pair) for pair in zip(*(lengths for _, lengths in sides.values()))]
+      sides = {"both": (self.loaded, both)}
+    for loaded, lengths in sides.values():
+      context = loaded.model.config.context
+      longest = max(lengths, default=-self.config.max_response) + self.config.max_response
+      if longest <= context:
+        continue
+      said = (
+        f"{one_line(loaded.name)}: prompt, response and the verdict's question take up to"
+        f" {longest} tokens, the model was made for {context}"
+      )
+      if longest > 2 * context:
+        raise DataError(f"{said}: lower limits.max_prompt or limits.max_response.")
+      if loaded.tokenizer not in _TOLD:
+        _TOLD.add(loaded.tokenizer)
+        _LOG.warning("%s; what it writes and judges beyond these may be wrong", said)
 
   def _tell_of_system(self) -> None:
     """Tells once a run that system messages have no role of their own."""

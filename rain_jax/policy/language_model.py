@@ -75,6 +75,19 @@ class PolicyState(flax.struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
+class VerdictModel:
+  """The static part of a model that judges another's text.
+
+  Attributes:
+    graphdef: its structure.
+    config: its shapes.
+  """
+
+  graphdef: nnx.GraphDef
+  config: ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class LanguageModel:
   """`types.Model` made of a language model; static, its arrays are in `params`.
 
@@ -88,6 +101,7 @@ class LanguageModel:
     max_response: tokens of the longest response (R).
     read_chunk: text tokens read per verdict call; longer texts take several.
     soft_verdicts: see `self_evaluation.values`.
+    verdict: another model that gives the verdicts, of the same vocabulary; None is self-evaluation.
   """
 
   graphdef: nnx.GraphDef
@@ -99,6 +113,7 @@ class LanguageModel:
   max_response: int
   read_chunk: int = 24
   soft_verdicts: bool = False
+  verdict: VerdictModel | None = None
 
   @property
   def embedding_size(self) -> int:
@@ -112,14 +127,14 @@ class LanguageModel:
     search_config = self.search
     V, L = search_config.max_visited, search_config.max_set_length
     length = self.max_prompt + self.max_response + L
-    cache = lambda: caches.init(self.config, batch, length, V, L, dtype)
+    cache = lambda side: caches.init(context.shapes(self, side), batch, length, V, L, dtype)
     zeros = lambda *shape: jnp.zeros((batch,) + shape, jnp.int32)
     # Every verdict of a query fits: moves of a response, times iterations of a move.
     moves = self.max_response // L + len(search_config.set_lengths)
     entries = moves * (search_config.max_iterations + search_config.extra_iterations)
     return PolicyState(
-      proposing=cache(),
-      evaluating=cache(),
+      proposing=cache("proposing"),
+      evaluating=cache("evaluating"),
       text=scanner.empty((batch,)),
       node_text=scanner.empty((batch, V)),
       hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),

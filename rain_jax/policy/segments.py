@@ -81,7 +81,7 @@ def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
     ),
     text=scanner.empty((batch,)),
     proposing=decoding.scratch(lm, dtype, batch, R),
-    evaluating=decoding.scratch(lm, dtype, batch, R),
+    evaluating=decoding.scratch(lm, dtype, batch, R, side="evaluating"),
     judged=zeros,
     hidden=jnp.zeros((batch, config.hidden_size), dtype),
     known=jnp.zeros(batch, bool),

@@ -6,7 +6,7 @@ every key. Here they become frozen dataclasses.
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -128,4 +128,19 @@ def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
     )
     return mesh if mesh.size > 1 else None
 
-  return load(config["model"]["path"], config["model"]["dtype"], mesh_of)
+  return load_on(config, mesh_of)
+
+
+def load_on(
+  config: Mapping[str, Any],
+  mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+) -> LoadedModel:
+  """The model, and that of its verdicts if it is another, over a mesh; see `loading.load`."""
+  section = config["model"]
+  # Configurations of earlier versions have no such keys.
+  options = {key: section.get(key, "") for key in ("revision", "adapter")}
+  loaded = load(section["path"], section["dtype"], mesh_of, **options)
+  judge = config.get("verdict", {}).get("model", "")
+  if not judge:
+    return loaded
+  return loaded.judged_by(load(judge, section["dtype"], lambda _: loaded.mesh))

