@@ -106,8 +106,8 @@ def plan(
   if backend.lays_caches_anew():
     # In the loops caches lie as scatters want them, heads along the lanes; one side's context is
     # there as attention reads it, too; and of the tables with two words a token each row is a tile.
-    size = config.head_size
-    passing += (contexts + pools) * (-(-size // _LANES) * _LANES) // size + contexts // 2
+    wide = -(-config.head_size // _LANES) * _LANES
+    passing += (contexts + pools) * wide // config.head_size + contexts // 2
     passing += nbytes((tables.hash, tables.shift)) * _LANES // 2
   sizes = {
     "weights": nbytes(model.params, weights),
