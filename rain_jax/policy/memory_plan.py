@@ -22,6 +22,7 @@ from rain_jax.policy.language_model import LanguageModel
 from rain_jax.policy.params import Side
 from rain_jax.text.vocab import TokenTables
 
+_LANES = 128  # to which a TPU pads the innermost axis of an array
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
 # Keys by which a run is made smaller, and a benchmark.
 RUN = {
@@ -109,8 +110,11 @@ def plan(
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
     passing += prefixes + contexts
   if backend.lays_caches_anew():
-    # As scatters want them in the loops, and contexts once more as attention reads them.
-    passing += 2 * contexts + pools
+    # In the loops caches lie as scatters want them, heads along the lanes; one side's context is
+    # there as attention reads it, too; and of the tables with two words a token each row is a tile.
+    wide = -(-config.head_size // _LANES) * _LANES
+    passing += (contexts + pools) * wide // config.head_size + contexts // 2
+    passing += nbytes((tables.hash, tables.shift)) * _LANES // 2
   others = {}
   if verdict is not None:
     placed = None if mesh is None else shardings(verdict, mesh)
