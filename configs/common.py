@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   # fmt: off
-  config.methods = ("vanilla", "rain")  # vanilla, rain, segments, best_of_n, smooth_llm, guard, choose
+  config.methods = ("vanilla", "rain")  # vanilla, rain, adaptive, segments, best_of_n, smooth_llm, guard, choose
   # fmt: on
   config.preference = ""  # a bundled name or a YAML file, perhaps with its form, as harmless:words
   config.calibration = ""  # of the verdicts, a file that check_preference.py --fit wrote

@@ -131,8 +131,9 @@ class Rain:
       raise DataError(f"samples={config.samples!r:.60}: expected {ranges.SAMPLES}.")
     session = self.session(prompts, preference, config)
     options = chosen.options({"best_of_n": {"samples": config.samples}})
-    if chosen.watch:
-      memory_plan.check(session.plan(), arrays.bytes_available())
+    needed = methods.largest_plan(session, [method])
+    if needed is not None:
+      memory_plan.check(needed, arrays.bytes_available())
     answers: Iterator[Response]
     if record and chosen.watch is not None:
       steps = chosen.watch(session, seed, **options)
