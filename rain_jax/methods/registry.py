@@ -8,7 +8,7 @@ from rain_jax.methods import defences
 from rain_jax.methods.choose import choose
 from rain_jax.methods.rain import SearchStep, rain, watch
 from rain_jax.methods.sampling import best_of_n, equal_samples, vanilla
-from rain_jax.methods.segments import segments
+from rain_jax.methods.segments import drafting, segments
 from rain_jax.methods.session import Response, Session
 from rain_jax.types import DataError, never
 
@@ -33,6 +33,8 @@ class Method:
     after: names of methods that are asked before it, whose results may decide its options.
     incomplete: whether options leave something open that those results have to decide.
     complete: options from a session, the options so far and those results.
+    slots: the session whose searches answer by this method, in slots that can be fed while they
+      run (`rain.rounds`); None for a method that answers prompts batch by batch.
     any_prompt: answers any prompt, with nothing beside it and the options: the Python API has it,
       and attacks can be made against it.
   """
@@ -43,13 +45,14 @@ class Method:
   after: tuple[str, ...] = ()
   incomplete: Callable[[Options], bool] = lambda options: False
   complete: Callable[[Session, Options, Results], Options] = lambda session, options, of: options
+  slots: Callable[[Session], Session] | None = None
   any_prompt: bool = True
 
 
 METHODS = {
   "vanilla": Method(vanilla),
-  "rain": Method(rain, watch=watch),
-  "segments": Method(segments),
+  "rain": Method(rain, watch=watch, slots=lambda session: session),
+  "segments": Method(segments, slots=drafting),
   "best_of_n": Method(
     best_of_n,
     options=lambda config, stopping=never: {"samples": config["best_of_n"]["samples"]},

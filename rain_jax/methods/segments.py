@@ -25,7 +25,12 @@ def segments(
     skip: ids of prompts to leave out.
     on_progress: called every few steps.
   """
-  yield from rain(session.searching(without_tree(session.config.search)), seed, skip, on_progress)
+  yield from rain(drafting(session), seed, skip, on_progress)
+
+
+def drafting(session: Session) -> Session:
+  """The same session with a search that has no tree."""
+  return session.searching(without_tree(session.config.search))
 
 
 def without_tree(search: SearchConfig) -> SearchConfig:
