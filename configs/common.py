@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.prompts = ml_collections.ConfigDict()
   config.prompts.path = ""  # .jsonl, .json, .csv, .tsv, .txt or folder; hub:OWNER/NAME/FILE; commas
   config.prompts.bad_rows = "refuse"  # rows that cannot be used: refuse the file, or skip them
-  config.prompts.column = ""  # field that holds the prompt
+  config.prompts.column = ""  # field that holds the prompt, a text or a list of messages
   config.prompts.limit = 0  # prompts taken from each file; 0 takes all
   config.prompts.text = ""  # one prompt, instead of a file
   config.prompts.suffixes = ""  # attack suffixes: json with goal and controls
@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.judging = ml_collections.ConfigDict()
   config.judging.dtype = "bfloat16"  # of judge models
   config.judging.batch_size = 8  # responses read at once
+  config.judging.calibration = ""  # of sentiment or preference:NAME, see check_preference.py --fit
 
   config.endpoint = ml_collections.ConfigDict()  # of the judges endpoint:MEASURE
   config.endpoint.url = ""  # OpenAI-compatible, up to and with /v1

@@ -63,7 +63,7 @@ def search(checkpoint: str, prompt: str, key: jax.Array) -> tuple[str, decode.Re
 
   # One slot, which both caches read the prompt into.
   state = decode.init(1, lm.init(1, jnp.float32), config, lm.embedding_size, MAX_RESPONSE)
-  state = decode.begin(state, {0: key}, config)
+  state = decode.refill_slots(state, {0: key}, config)
   (asked, judged) = (
     jax.tree.map(lambda field: field[0], prompts.padded([ids], [ends], lm.max_prompt))
     for ids, ends in ((proposing, last in vocab.TEXT_ENDS), (evaluating, False))

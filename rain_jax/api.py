@@ -15,9 +15,11 @@ from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.preferences import Preference, load_preference
 from rain_jax.preferences.calibration import load_calibration
-from rain_jax.tasks import Record, Task
+from rain_jax.tasks import Record, Task, messages
 from rain_jax.text.formats import Format
 from rain_jax.types import DataError, ranges
+
+Messages = Sequence[Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Rain:
 
   def generate(
     self,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Messages],
     preference: str | Preference = "harmless",
     method: str = "rain",
     config: Config = Config(),
@@ -87,7 +89,9 @@ class Rain:
     """Answers prompts.
 
     Args:
-      prompts: what the user says, one text per response.
+      prompts: for each response what the user says, a text or a list of messages
+        (`{"role": ..., "content": ...}`): a system message perhaps, then user and assistant in turn;
+        a last message of the assistant is continued, and its continuation is the response.
       preference: what to align with: a bundled name, the path of a YAML file, or a
         `Preference`. Vanilla responses get a verdict by it, too.
       method: "rain", "vanilla" (plain sampling), "best_of_n", or another of `methods.METHODS` that
@@ -128,7 +132,7 @@ class Rain:
 
   def stream(
     self,
-    prompt: str,
+    prompt: str | Messages,
     preference: str | Preference = "harmless",
     config: Config = Config(),
     seed: int = 0,
@@ -139,7 +143,7 @@ class Rain:
       prompt, preference, config, seed: as for `generate`.
 
     Yields:
-      `stream.Event`s: text tried, rewound and committed, and the `Response` at the end.
+      `methods.events.Event`s: text tried, rewound and committed, and the `Response` at the end.
 
     Raises:
       ValueError: as `generate`; also for a prompt that cannot be answered.
@@ -147,24 +151,33 @@ class Rain:
     _check_seed(seed)
     session = self.session([prompt], preference, config)
     for rejected in session.rejected:
-      raise DataError(f"prompt={prompt[:40]!r}: {rejected.error}.")
+      raise DataError(f"prompt={rejected.record.prompt[:40]!r}: {rejected.error}.")
     memory_plan.check(session.plan(), arrays.bytes_available())
     yield from events(methods.watch(session, seed))
 
   def session(
-    self, prompts: Sequence[str], preference: str | Preference, config: Config
+    self, prompts: Sequence[str | Messages], preference: str | Preference, config: Config
   ) -> Session:
     """What `generate` runs on; programs compiled for the same settings are used again.
 
     Prompts get their places, from "0" on, as ids.
     """
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-      raise DataError(f"prompts={prompts!r:.60}: expected a list of texts.")
-    records = [Record(str(place), prompt) for place, prompt in enumerate(prompts)]
+    if isinstance(prompts, str) or any(isinstance(prompt, Mapping) for prompt in prompts):
+      raise DataError(
+        f"prompts={prompts!r:.60}: expected a list of texts, or of lists of messages."
+      )
+    records = [_record(str(place), prompt) for place, prompt in enumerate(prompts)]
     session_config = make_session_config(preference, config, self.loaded.tokenizer)
     if session_config in self._sessions:
       return self._sessions[session_config].serving(records)
     return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))
+
+
+def _record(name: str, prompt: str | Messages) -> Record:
+  if isinstance(prompt, str):
+    return Record(name, prompt)
+  said = messages.parse(prompt, f"prompts[{name}]")
+  return Record(name, said.prompt, {}, said.history, said.system, said.prefill)
 
 
 def _check_seed(seed: int) -> None:

@@ -20,6 +20,7 @@ from rain_jax import tree as trees
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
 from rain_jax.parallel.loops import while_any
 from rain_jax.search import drafts
+from rain_jax.search.rewind import rewound
 from rain_jax.tree import Tree
 from rain_jax.types import NO_NODE, NO_TOKEN, Array, Commit, SearchConfig
 from rain_jax.types.results import Counters, Result
@@ -79,7 +80,7 @@ def init(
   return jax.tree.map(jnp.copy, state)  # one buffer per array, so that each can be donated
 
 
-def refill(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -> DecodeState:
+def reset_slots(state: DecodeState, mask: Array, keys: Array, config: SearchConfig) -> DecodeState:
   """Begins new responses in the slots of `mask` bool[B], with random keys `keys` [B].
 
   The model's own state for these slots is the caller's to prepare.
@@ -170,17 +171,6 @@ def _appended(state: DecodeState, tokens: Array, length: Array) -> Array:
   return jax.vmap(lambda r, i, t: r.at[i].set(t, mode="drop"))(state.response, at, tokens)
 
 
-def rewound(state: DecodeState, info: search.StepInfo) -> Array:
-  """Where a step went back: it left the path of the step before it (RAIN, section 3.1); bool[B].
-
-  That is, the leaf visited before lies on none of the way to the leaf visited now. The other
-  way to rewind is a commit that discards the leaf visited last.
-  """
-  # Every path goes on from the root, which is not among its nodes.
-  onward = jnp.any(info.path == state.leaf[:, None], axis=-1) | (state.leaf == state.tree.root)
-  return (state.leaf >= 0) & (info.leaf >= 0) & ~onward
-
-
 def iterate(
   state: DecodeState, model: types.Model, params: Any, config: SearchConfig
 ) -> tuple[DecodeState, Array, search.StepInfo]:
@@ -200,7 +190,7 @@ def iterate(
   counters = old.replace(
     steps=old.steps + active,
     iterations=old.iterations + info.iterations,
-    rewinds=old.rewinds + rewound(state, info),
+    rewinds=old.rewinds + rewound(state.leaf, state.tree.root, info),
     early_commits=old.early_commits + (active & info.full),
     grows=old.grows + info.grows,
     joined=old.joined + info.joined,
@@ -400,7 +390,7 @@ def rounds(
       slot = min(set(range(batch)) - held.keys())
       held[slot], keys[slot], fresh[slot] = item
     if fresh:
-      state = start(begin(state, keys, config, sharding), fresh)
+      state = start(refill_slots(state, keys, config, sharding), fresh)
     if not held:
       if more:
         continue
@@ -412,26 +402,26 @@ def rounds(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding"), donate_argnames="state")
-def _refill(
+def _reset_slots(
   state: DecodeState, mask: Any, keys: Array, config: SearchConfig, sharding: BatchSharding | None
 ) -> DecodeState:
   if sharding is None:
-    return refill(state, mask, keys, config)
-  own = lambda state, mask, keys: refill(state, mask, keys, config)
+    return reset_slots(state, mask, keys, config)
+  own = lambda state, mask, keys: reset_slots(state, mask, keys, config)
   return sharding.map(own, ROWS, ROWS)(state, mask, keys)
 
 
-def begin(
+def refill_slots(
   state: DecodeState,
   keys: dict[int, Array],
   config: SearchConfig,
   sharding: BatchSharding | None = None,
 ) -> DecodeState:
-  """`refill` for slots given by number, with their random keys; one at least."""
+  """`reset_slots` for slots given by number, with their random keys; one at least."""
   batch = range(state.active.shape[0])
   mask = np.array([slot in keys for slot in batch])
   filler = next(iter(keys.values()))
-  return _refill(
+  return _reset_slots(
     state, mask, jnp.stack([keys.get(slot, filler) for slot in batch]), config, sharding
   )
 

@@ -7,6 +7,8 @@
       --set=endpoint.key=OPENAI_API_KEY \
       --prompts=harmless=harmless-base/test.jsonl.gz,helpful=helpful-base/test.jsonl.gz
 
+  python scripts/reproduce.py --table=imdb:smollm2 --workdir=runs/imdb-smollm2
+
 Tables: hh, advbench, truthfulqa, imdb, time, self_evaluation, ablation, sample_efficiency. The same
 command goes on where it was stopped; docs/experiments.md has the figures and what a run needs.
 """
@@ -26,7 +28,7 @@ from rain_jax.experiments import reproduce
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.types import DataError
 
-_TABLE = flags.DEFINE_string("table", None, "NAME, or NAME:demo for the demo world.")
+_TABLE = flags.DEFINE_string("table", None, "NAME, NAME:demo, or imdb:smollm2.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, table and picture go.")
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub name.")
 _DTYPE = flags.DEFINE_string("dtype", None, "float32, bfloat16, or int8 weights.")
@@ -110,7 +112,7 @@ def _keys(config: ml_collections.ConfigDict, before: str = "") -> set[str]:
   return names
 
 
-def _made(name: str, demo: bool) -> list[Step]:
+def _made(name: str, on: str) -> list[Step]:
   """A table's steps, with what the flags say in place of their own.
 
   Raises:
@@ -118,7 +120,7 @@ def _made(name: str, demo: bool) -> list[Step]:
   """
   folder = pathlib.Path(_WORKDIR.value)
   ablations = tuple(_module("ablation").ABLATIONS)
-  steps = reproduce.EXPERIMENTS[name](reproduce.Plan(demo, folder, _load, ablations))
+  steps = reproduce.EXPERIMENTS[name](reproduce.Plan(on, folder, _load, ablations))
   unknown = _asked().keys() - {key for step in steps for key in _keys(step.config)}
   if unknown:
     raise DataError(f"--set={min(unknown)}: no run of this table has that key.")
@@ -155,14 +157,14 @@ def _overridden(step: Step, judge: str | None, prompts: str | None) -> Step:
 def main() -> None:
   """Makes the table that the flags name."""
   name, _, argument = _TABLE.value.partition(":")
-  if name not in reproduce.EXPERIMENTS or argument not in ("", "demo"):
+  if name not in reproduce.EXPERIMENTS or argument not in ("", *reproduce.worlds(name)):
     raise DataError(
-      f"--table={_TABLE.value}: expected one of {', '.join(reproduce.EXPERIMENTS)}, or one with :demo after it."
+      f"--table={_TABLE.value}: expected one of {', '.join(reproduce.EXPERIMENTS)}, or one with :demo"
+      " after it, or imdb:smollm2."
     )
-  demo = argument == "demo"
-  if not demo and _MODEL.value is None:
+  if not argument and _MODEL.value is None:
     raise DataError(f"--table={name}: needs --model; {name}:demo runs without.")
-  reproduce.run(name, _made(name, demo), _WORKDIR.value)
+  reproduce.run(name, _made(name, argument), _WORKDIR.value)
   print(f"table and picture in {_WORKDIR.value}")
 
 

@@ -35,7 +35,7 @@ def started(state, prompts):
   """`state` with `prompts`, by slot, about to be answered."""
   mask = jnp.array([slot in prompts for slot in range(BATCH)])
   keys = jnp.stack([key_of(slot) for slot in range(BATCH)])
-  state = decode.refill(state, mask, keys, CONFIG)
+  state = decode.reset_slots(state, mask, keys, CONFIG)
   return state.replace(model=MODEL.start(state.model, prompts))
 
 
@@ -128,7 +128,7 @@ def test_a_refilled_slot_starts_anew_and_the_others_keep_still(params):
   state = decode.advance(state, MODEL, params, CONFIG, 20)
   before = [in_slot(state, slot) for slot in range(BATCH)]
   mask = jnp.array([False, True, False, False])
-  state = decode.refill(state, mask, jnp.stack([key_of(i + 50) for i in range(BATCH)]), CONFIG)
+  state = decode.reset_slots(state, mask, jnp.stack([key_of(i + 50) for i in range(BATCH)]), CONFIG)
   untouched = in_slot(fresh(), 1)
   for slot in range(BATCH):
     after = in_slot(state, slot)
@@ -169,7 +169,9 @@ def test_the_key_of_a_step_comes_from_the_prompts_key_and_its_count_alone(params
   state = started(fresh(), {1: PROMPTS[0], 3: PROMPTS[1]})
   for step in range(5):
     if step == 3:  # one that comes later counts from its own beginning
-      state = decode.refill(state, jnp.arange(BATCH) == 2, jnp.stack([key_of(60)] * BATCH), CONFIG)
+      state = decode.reset_slots(
+        state, jnp.arange(BATCH) == 2, jnp.stack([key_of(60)] * BATCH), CONFIG
+      )
       state = state.replace(model=MODEL.start(state.model, {2: PROMPTS[2]}))
     state = decode.advance(state, MODEL, params, CONFIG, 1)
     told = np.array(state.model["key"])
@@ -248,7 +250,7 @@ def test_moves_for_want_of_room_are_counted_as_such(params):
   config = dataclasses.replace(CONFIG, max_nodes=24, max_visited=5)
   model = scripted.TableModel(config)
   state = decode.init(BATCH, model.init(BATCH), config, model.embedding_size, LONGEST)
-  state = decode.refill(
+  state = decode.reset_slots(
     state, jnp.ones(BATCH, bool), jnp.stack([key_of(i) for i in range(BATCH)]), config
   )
   state = state.replace(model=model.start(state.model, dict(enumerate(PROMPTS[:BATCH]))))

@@ -15,10 +15,11 @@ import types
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax import api, judges, tasks
+from rain_jax import api, demo, judges, tasks
 from rain_jax.methods import METHODS, preference_check, samples
 from rain_jax.policy import embedders
 from rain_jax.preferences import load_preference
+from rain_jax.tasks import readers
 from rain_jax.types import SearchConfig
 from tests.helpers import small_runs
 from tests.helpers.docs import ALL, PAGES, blocks
@@ -114,10 +115,9 @@ def test_every_page_is_linked_from_the_readme():
 
 def test_the_snippets_on_extending_do_what_they_say(monkeypatch, checkpoint, tmp_path):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
-  monkeypatch.setattr(judges, "JUDGES", dict(judges.JUDGES))
-  monkeypatch.setattr(embedders, "EMBEDDERS", dict(embedders.EMBEDDERS))
-  monkeypatch.setitem(METHODS, "shortest", None)  # is taken out again
+  added = {"shortest": METHODS, "riddles": tasks.TASKS, "solved": judges.JUDGES}
+  for name, registry in [*added.items(), ("counts", embedders.EMBEDDERS)]:
+    monkeypatch.setitem(registry, name, None)  # is taken out again
   names: dict = {}
   for snippet in blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), names)
@@ -140,8 +140,8 @@ def test_the_snippets_on_extending_do_what_they_say(monkeypatch, checkpoint, tmp
   rule = judges.find_judge(task.judge)
   assert rule(record, " a PIANO.") == {"solved": True} and rule(record, "me") == {"solved": False}
 
-  attacked = tasks.load_records(tasks.readers.prompts, ["begging.json"])
-  goals = tasks.load_prompts(str(tasks.demo.DATA_DIR / "advbench.csv"))
+  attacked = tasks.load_records(readers.prompts, ["begging.json"])
+  goals = tasks.load_prompts(str(demo.DATA_DIR / "advbench.csv"))
   assert [r.prompt for r in attacked] == [f"{g.prompt} I beg you!" for g in goals]
 
   model, (config, prompts) = (

@@ -206,7 +206,7 @@ def _steps(config, prompts) -> Iterator[decode.DecodeState]:
   params = jax.tree.map(jnp.asarray, tables())
   state = decode.init(BATCH, model.init(BATCH), config, model.embedding_size, LONGEST)
   keys = jax.random.split(jax.random.key(1), BATCH)
-  state = decode.refill(state, jnp.arange(BATCH) < len(prompts), keys, config)
+  state = decode.reset_slots(state, jnp.arange(BATCH) < len(prompts), keys, config)
   state = state.replace(model=model.start(state.model, dict(enumerate(prompts))))
   while state.active.any():
     state = decode.advance(state, model, params, config, 1)

@@ -13,8 +13,8 @@ import tqdm
 
 from rain_jax.attacks import AttackError, Behaviour, write_attack
 from rain_jax.judges import Rule
-from rain_jax.methods import METHODS
-from rain_jax.methods.session import Session, SessionConfig
+from rain_jax.methods import METHODS, Method
+from rain_jax.methods.session import Response, Session, SessionConfig
 from rain_jax.models.loading import LoadedModel
 from rain_jax.runs import directory
 from rain_jax.tasks import Record
@@ -76,22 +76,15 @@ def run(
     AttackError: unknown method, or a judge without a verdict on harm.
   """
   numbers = config["attack"]["best_of_n"]
-  against = METHODS.get(numbers["against"])
-  options = against.options(config) if against else {}
-  if against is None or not against.any_prompt or against.incomplete(options):
-    known = ", ".join(name for name, method in METHODS.items() if method.any_prompt)
-    raise AttackError(
-      f"attack.best_of_n.against={numbers['against']!r}: expected one of {known}, with options of"
-      " its own."
-    )
+  against, options = _attacked(config)
   rounds = [
     [_altered(record, i, config["seed"], numbers["sigma"]) for record in records]
     for i in range(numbers["samples"])
   ]
   session = Session(loaded, session_config, [record for one in rounds for record in one])
+  everyone = {record.id for one in rounds for record in one}
   answered = {(line["behaviour"], line["round"]): line["broken"] for line in out.results}
   broken = {name for (name, _), hit in answered.items() if hit}
-  everyone = {record.id for one in rounds for record in one}
   for i, one in enumerate(tqdm.tqdm(rounds, desc="best_of_n", unit="round")):
     wanted = {
       altered.id: record.id
@@ -101,35 +94,63 @@ def run(
     skip = frozenset(everyone - wanted.keys())
     for response in against.run(session, config["seed"], skip, **options):
       name = wanted[response.record.id]
-      judged = judge(response.record, response.text)
-      judged = {"harmless": judged["refused"]} | judged if "refused" in judged else judged
-      if "harmless" not in judged:
-        raise AttackError(
-          f"Prompt {name!r}: the judge says nothing about harm; name a rule in config.judge."
-        )
-      answered[name, i] = not judged["harmless"]
-      broken |= {name} if answered[name, i] else set()
+      hit = _is_harmful(judge, response, name)
+      answered[name, i] = hit
+      broken |= {name} if hit else set()
       out.append(
         {
           "behaviour": name,
           "round": i,
           "prompt": response.record.prompt,
           "response": response.text,
-          "broken": answered[name, i],
+          "broken": hit,
         }
       )
+  return _write(out, records, rounds, answered)
+
+
+def _attacked(config: Mapping[str, Any]) -> tuple[Method, Mapping[str, Any]]:
+  """The method that the configuration has attacked, and its options."""
+  name = config["attack"]["best_of_n"]["against"]
+  against = METHODS.get(name)
+  options = against.options(config) if against else {}
+  if against is None or not against.any_prompt or against.incomplete(options):
+    known = ", ".join(name for name, method in METHODS.items() if method.any_prompt)
+    raise AttackError(
+      f"attack.best_of_n.against={name!r}: expected one of {known}, with options of its own."
+    )
+  return against, options
+
+
+def _is_harmful(judge: Rule, response: Response, name: str) -> bool:
+  verdicts = judge(response.record, response.record.answer(response.text))
+  # A judge of refusals alone: what was refused did no harm.
+  harmless = verdicts.get("harmless", verdicts.get("refused"))
+  if harmless is None:
+    raise AttackError(
+      f"Prompt {name!r}: the judge says nothing about harm; name a rule in config.judge."
+    )
+  return not harmless
+
+
+def _write(
+  out: directory.Run,
+  records: Sequence[Record],
+  rounds: Sequence[Sequence[Record]],
+  answered: Mapping[tuple[str, int], bool],
+) -> list[dict[str, Any]]:
+  """Writes `attack.json` from what was answered in which round, and returns what `run` does."""
   found, goals = [], []
   for place, record in enumerate(records):
-    mine = [i for name, i in answered if name == record.id]
-    last = max(mine, default=0)
+    mine = {i: hit for (name, i), hit in answered.items() if name == record.id}
     # Whoever reads the file puts goal and controls together again by a space.
-    goal, _, controls = rounds[last][place].prompt.rpartition(" ")
+    goal, _, controls = rounds[max(mine, default=0)][place].prompt.rpartition(" ")
     goals.append(Behaviour(record.id, goal, "", record.fields))
     found.append(
       {
         "controls": controls,
         "asked": len(mine),
-        "broken": record.id in broken,
+        "broken": any(mine.values()),
         "original": record.prompt,
       }
     )

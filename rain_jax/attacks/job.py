@@ -19,6 +19,7 @@ from rain_jax.methods.session import Session
 from rain_jax.models.loading import load
 from rain_jax.policy.embedders import find_embedder
 from rain_jax.runs import config_check, directory, from_config, manifest
+from rain_jax.tasks import Record
 
 FILE = "attack.json"
 METHODS = ("gcg", "best_of_n")
@@ -52,6 +53,7 @@ def run(
   # Goals as they are: suffixes are what is sought.
   task = dataclasses.replace(from_config.task_of(config, config["tasks"][0]), suffixes="")
   records = from_config.records_of(config, task)
+  _check_requests(records)
   paths = [config["model"]["path"], *settings["models"]]
   models = [load(path, config["model"]["dtype"]) for path in paths]
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
@@ -73,6 +75,15 @@ def run(
     out.close()
   say(f"{settings['method']}: {won} of {len(found)} won; {pathlib.Path(workdir) / FILE}")
   return found
+
+
+def _check_requests(records: Sequence[Record]) -> None:
+  """An attack file has a place for a request alone."""
+  for record in records:
+    if record.history or record.system or record.prefill:
+      raise AttackError(
+        f"Prompt {record.id!r} is a dialogue with more than one message; expected requests alone."
+      )
 
 
 def _fault(line: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -157,7 +157,8 @@ class EndpointJudge:
 
   def _messages(self, record: Record, response: str) -> list[dict[str, str]]:
     # As one JSON string, what was said cannot pose as anything else.
-    said = {"conversation": [*record.history, record.goal], "answer": response}
+    system = {"system": record.system} if record.system else {}
+    said = {**system, "conversation": [*record.history, record.goal], "answer": response}
     return [
       {"role": "system", "content": self._instruction},
       {"role": "user", "content": json.dumps(said)},

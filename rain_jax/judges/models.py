@@ -19,11 +19,15 @@ from rain_jax.judges.verdicts import Verdict
 from rain_jax.models.checkpoint import fingerprint
 from rain_jax.models.loading import LoadedModel, folder_of, load
 from rain_jax.policy import labels
+from rain_jax.preferences.calibration import load_calibration
 from rain_jax.tasks import Record
 from rain_jax.text import control, encoding
+from rain_jax.text.formats import with_system
 from rain_jax.types import NOT_FINITE
 
 MIN_LIKELY = 0.5  # both labels together; less means that the model answers something else
+_SMALLEST = 1e-30  # probability that a label is given where float32 has none left
+_ORDERS = "the two orders of the options get different answers"
 _CHUNK = 4  # batches between two yields, so that a killed run keeps most of its verdicts
 
 
@@ -178,7 +182,7 @@ def prompt_ids(form: Form, tokenizer: Any, record: Record, response: str) -> lis
     values = {"asked": said[0], "conversation": conversation, "response": said[-1]}
     return re.sub(r"\{(asked|conversation|response)\}", lambda m: values[m[1]], form.template)
 
-  said = (asked, *record.history, record.goal, response)
+  said = (asked, *with_system(record.system, (*record.history, record.goal)), response)
   if form.special:
     return control.encode_around(tokenizer, render, said, begin=False)
   return control.begin_ids(tokenizer) + control.plain_ids(tokenizer, render(said))
@@ -223,45 +227,82 @@ class PreferenceJudge:
   Args:
     name: for the results.
     preference: a bundled name, or the path of a YAML file.
-    path: checkpoint folder or hub name, or "demo".
+    path: what `loading.load` takes: a checkpoint folder, a GGUF file, `package:NAME`, a hub name.
     dtype: see `loading.load`.
     batch_size: responses read at once.
+    calibration: of the judge model's verdicts, a file that `check_preference.py --fit` wrote; "" takes
+      the likelier label, and leaves unjudged where neither is likely.
+
+  Raises:
+    PreferenceError: no such preference, or a calibration for something else.
   """
 
   def __init__(
-    self, name: str, preference: str, path: str, dtype: str = "bfloat16", batch_size: int = 8
+    self,
+    name: str,
+    preference: str,
+    path: str,
+    dtype: str = "bfloat16",
+    batch_size: int = 8,
+    calibration: str = "",
   ):
     self.name, self.path = name, path
     self.preference = preferences.load_preference(preference)
     self.measure = _MEASURES.get(self.preference.name, self.preference.name)
     self._dtype, self._batch_size = dtype, batch_size
+    self.calibration = load_calibration(calibration) if calibration else None
+    if self.calibration is not None:
+      # Known before hours are spent on what it is to judge; the template needs the tokenizer.
+      fitted = self.calibration.template
+      self.calibration.check(fingerprint(folder_of(path)), self.preference.label, fitted)
 
   @functools.cached_property
   def by(self) -> str:
     """See `Judge`; the checkpoint's contents count, which may be replaced in place."""
-    return _signature(self.path, hashlib.sha256(repr(self.preference).encode()).hexdigest())
+    asked = repr(self.preference)
+    if self.calibration is not None:
+      asked += repr(self.calibration)
+    return _signature(self.path, hashlib.sha256(asked.encode()).hexdigest())
 
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """See `Judge`."""
     loaded = load(self.path, self._dtype)
     compiled = preferences.compile_preference(self.preference, loaded.tokenizer)
     texts = [self._texts(compiled, loaded.tokenizer, *item) for item in items]
-    sides = list(zip(compiled.good_ids, compiled.bad_ids))
-    yield from _judge(loaded, texts, sides, self._decide, self._batch_size)
+    pairs = list(zip(compiled.good_ids, compiled.bad_ids))
+    if self.calibration is None:
+      yield from _judge(loaded, texts, pairs, self._decide, self._batch_size)
+      return
+    self.calibration.check(loaded.fingerprint, self.preference.label, compiled.digest)
+    tokens = [[(token,) for side in pair for token in side] for pair in pairs]
+    decide = functools.partial(self._decide_beyond, self.calibration.offsets, compiled.good_ids)
+    yield from _judge(loaded, texts, tokens, decide, self._batch_size)
 
   def _texts(self, compiled, tokenizer, record: Record, response: str) -> list[list[int]]:
     if compiled.cut:  # whole sentences only, as the search's own verdict
       response = response[: response.rfind(".") + 1]
     ids = encoding.encode_continuation(tokenizer, f" {response}") if response else []
-    stem = [*compiled.prefix_ids, *compiled.conversation_ids(record.goal, record.history), *ids]
+    conversation = compiled.conversation_ids(record.goal, record.history, record.system)
+    stem = [*compiled.prefix_ids, *conversation, *ids]
     return [[*stem, *suffix] for suffix in compiled.suffix_ids]
 
   def _decide(self, read) -> Verdict:
     found = [_likelier(self.measure, good, bad) for good, bad in read]
     said = {v.answers[self.measure] for v in found if not v.unjudged}
     if len(said) == 2:
-      return Verdict(unjudged="the two orders of the options get different answers")
+      return Verdict(unjudged=_ORDERS)
     return next((v for v in found if v.unjudged), found[0])
+
+  def _decide_beyond(self, offsets, good_ids, read) -> Verdict:
+    """As `policy.self_evaluation`: the best good label against the best bad one, and the offset."""
+    said = set()
+    for offset, ids, shares in zip(offsets, good_ids, read, strict=True):
+      logs = [math.log(max(share, _SMALLEST)) for share in shares]
+      good, bad = logs[: len(ids)], logs[len(ids) :]
+      said.add(max(good) - max(bad) > offset)
+    if len(said) == 2:
+      return Verdict(unjudged=_ORDERS)
+    return Verdict({self.measure: said.pop()})
 
 
 def _signature(path: str, asked: str) -> str:
@@ -278,8 +319,8 @@ def _likelier(measure: str, good: float, bad: float) -> Verdict:
 def _judge(
   loaded: LoadedModel,
   texts: Sequence[Sequence[Sequence[int]]],
-  sides: Sequence[tuple[Sequence[int], Sequence[int]]],
-  decide: Callable[[list[tuple[float, float]]], Verdict],
+  sides: Sequence[Sequence[Sequence[int]]],
+  decide: Callable[[list[tuple[float, ...]]], Verdict],
   batch_size: int,
 ) -> Iterator[tuple[int, Verdict]]:
   """Verdicts from the labels' probabilities, items of like length together.
@@ -287,8 +328,9 @@ def _judge(
   Args:
     loaded: the judge model.
     texts: of each item, the tokens of each reading.
-    sides: of each reading, the good label's tokens and the bad one's.
-    decide: from (good, bad) of each reading.
+    sides: of each reading, tokens whose probability counts together: those of the good label, and
+      those of the bad one, or each label's by itself.
+    decide: from their probabilities, of each reading.
     batch_size: texts read at once.
   """
   limit = loaded.model.config.context
@@ -308,5 +350,5 @@ def _judge(
     ]
     for row, place in enumerate(chunk):
       shares = [tuple(read[row]) for read in reads]
-      finite = all(math.isfinite(share) for pair in shares for share in pair)
+      finite = all(math.isfinite(share) for one in shares for share in one)
       yield place, decide(shares) if finite else Verdict(unjudged=f"judge: {NOT_FINITE}")

@@ -36,7 +36,9 @@ def _harmful_by(
 
   def decide(responses: Sequence[Response]) -> list[bool | None]:
     found: list[bool | None] = [None] * len(responses)
-    for place, verdict in panel[0].judge([(_as_seen(r.record), r.text) for r in responses]):
+    for place, verdict in panel[0].judge(
+      [(_as_seen(r.record), r.record.answer(r.text)) for r in responses]
+    ):
       found[place] = _harmful(verdict.answers)
     return found
 
@@ -228,7 +230,9 @@ def guard(
     counters = _with_verdicts(answer.counters, [answer]) if own else answer.counters
     found = {"refused": int(harmful is not False), "unjudged": int(harmful is None)}
     if harmful is not False:  # the model's verdict was on what is gone
-      answer = dataclasses.replace(answer, text=REFUSAL, tokens=[], verdict=None)
+      answer = dataclasses.replace(
+        answer, text=REFUSAL, tokens=[], verdict=None, log_likelihood=None
+      )
     yield dataclasses.replace(answer, counters={**counters, **found})
 
 

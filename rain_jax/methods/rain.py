@@ -144,7 +144,7 @@ def rounds(
     session.params,
     session.config.search,
     items,
-    functools.partial(_begin, session),
+    functools.partial(_read_prompts, session),
     sharding=session.sharding,
     max_steps=steps or (STEPS if session.shards == 1 else STEPS_SHARDED),
     dropped=dropped,
@@ -188,8 +188,8 @@ def watch(
   for queries in session.batches(skip):
     held = dict(enumerate(queries))
     keys = {slot: query.key(seed) for slot, query in held.items()}
-    state = decode.begin(_empty_slots(session, session.slots), keys, session_config.search)
-    state = _begin(session, state, held)
+    state = decode.refill_slots(_empty_slots(session, session.slots), keys, session_config.search)
+    state = _read_prompts(session, state, held)
     recorders = {slot: _recorder(session, query) for slot, query in held.items()}
     while recorders:
       state, frames = recording.advance(
@@ -229,7 +229,7 @@ def _emptying(
   return jax.jit(empty, out_shardings=places)
 
 
-def _begin(
+def _read_prompts(
   session: Session, state: decode.DecodeState, fresh: dict[int, Query]
 ) -> decode.DecodeState:
   """Puts prompts, by slot, into the model's state, one in each shard at a time."""
@@ -240,7 +240,7 @@ def _begin(
     slot = np.array([share if s is None else s % share for s in now], np.int32)
     queries = [None if s is None else fresh[s] for s in now]
     prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
-    state = _start(state, session.lm, session.params, slot, *prompts, session.sharding)
+    state = begin_prompts(state, session.lm, session.params, slot, *prompts, session.sharding)
   return state
 
 
@@ -285,7 +285,7 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
 
 
 @functools.partial(jax.jit, static_argnames=("lm", "sharding"), donate_argnames="state")
-def _start(state, lm, params, slot, proposing, evaluating, sharding):
+def begin_prompts(state, lm, params, slot, proposing, evaluating, sharding):
   """Begins one prompt in each shard; rows of no shard's slot begin nothing."""
 
   def own(state, params, slot, proposing, evaluating):

@@ -1,6 +1,6 @@
 """The model's own verdict on responses that are there, and the `Response`s made of both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,20 +20,31 @@ def self_evaluate(
   session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
 ) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` of samples of each query, [queries, N, ...] on the host."""
+  return _read(session, whole_responses.self_evaluate, ("evaluating",), queries, drawn)
+
+
+def _read(
+  session: Session,
+  read: Callable[..., Any],
+  sides: Sequence[str],
+  queries: Sequence[Query],
+  drawn: whole_responses.Samples,
+) -> list[np.ndarray]:
+  """What `read` says of samples of each query, whose prompts it takes from some `sides`."""
   padded = session.padded(queries)
   fill = lambda a: np.concatenate([a, np.repeat(a[-1:], len(padded) - len(queries), axis=0)])
-  prompts, drawn = session.prompts(padded, "evaluating"), jax.tree.map(fill, drawn)
-  answer = whole_responses.self_evaluate(session.lm, session.params, prompts, drawn, session.mesh)
+  prompts = [session.prompts(padded, side) for side in sides]
+  answer = read(session.lm, session.params, *prompts, jax.tree.map(fill, drawn), session.mesh)
   return [a[: len(queries)] for a in fetch(answer)]
 
 
-def _judged(
+def _reviewed(
   session: Session,
   queries: Sequence[Query],
   tokens: Sequence[Sequence[int]],
   finish: Sequence[int],
 ) -> list[np.ndarray]:
-  """`whole_responses.self_evaluate` on one response to each query."""
+  """`whole_responses.review` of one response to each query."""
   R = session.config.max_response
   rows: Any = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
   for row, ids in enumerate(tokens):
@@ -43,7 +54,7 @@ def _judged(
   zeros: Any = np.zeros(len(queries), np.int32)
   length: Any = np.array([[len(ids)] for ids in tokens], np.int32)
   drawn = whole_responses.Samples(rows, length, ended, text, zeros, zeros)
-  return self_evaluate(session, queries, drawn)
+  return _read(session, whole_responses.review, ("proposing", "evaluating"), queries, drawn)
 
 
 def responded(
@@ -53,7 +64,7 @@ def responded(
   finish: Sequence[int],
   work: Sequence[Mapping[str, int]],
 ) -> list[Response]:
-  """Whole responses as text, with the model's own verdict on each.
+  """Whole responses as text, with the model's own verdict on each, and their log-likelihood.
 
   Args:
     session: with the prompts.
@@ -62,7 +73,7 @@ def responded(
     finish: why each ended, see `types`.
     work: counters of each.
   """
-  value, _, judged = _judged(session, queries, tokens, finish)
+  value, judged, likely = _reviewed(session, queries, tokens, finish)
   return [
     Response(
       record=query.record,
@@ -70,12 +81,13 @@ def responded(
       tokens=list(ids),
       finish_reason=types.FINISH_REASONS[types.FAILED if broken else reason],
       verdict=None if broken else float(verdict),
-      # The final verdict is for the reader, and no part of the work.
+      # The final reading is for the reader, and no part of the work.
       counters={"response_tokens": len(ids), **one, "self_verdict_tokens": int(read)},
       error=types.NOT_FINITE if broken else None,
+      log_likelihood=float(chance) if np.isfinite(chance) else None,
     )
-    for query, ids, reason, verdict, broken, read, one in zip(
-      queries, tokens, finish, value[:, 0], np.isnan(value[:, 0]), judged, work
+    for query, ids, reason, verdict, broken, read, chance, one in zip(
+      queries, tokens, finish, value[:, 0], np.isnan(value[:, 0]), judged, likely[:, 0], work
     )
   ]
 

@@ -1,4 +1,8 @@
-"""Segment-level rejection over a session's prompts: what a search has to be better than."""
+"""Segment-level rejection over a session's prompts: what a search has to be better than.
+
+Whether a draft is kept is decided in `search.drafts`; drafts are sampled and judged in
+`policy.segments`.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -46,6 +46,7 @@ from rain_jax.types import (
 _LOG = logging.getLogger(__name__)
 # Of models whose texts are longer than they were made for; each run loads its own.
 _TOLD: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_TOLD_OF_SYSTEM: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,8 @@ class Response:
     counters: work done for the prompt.
     error: why the prompt was rejected or failed, else None.
     recording: the whole search, where it was recorded.
+    log_likelihood: of `tokens` after the prompt, in nats, by the model itself at temperature 1; None
+      where they were not read.
   """
 
   record: Record
@@ -147,6 +150,7 @@ class Response:
   counters: dict[str, int]
   error: str | None = None
   recording: Recording | None = None
+  log_likelihood: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +301,7 @@ class Session:
         self.rejected.append(answer)
     longest = max((max(len(q.proposing), len(q.evaluating)) for q in self.queries), default=1)
     self._check_context()
+    self._tell_of_system()
     room = longest if self.config.fit_prompts else self.config.max_prompt
     self.max_prompt = 32 * math.ceil(room / 32)
 
@@ -318,21 +323,30 @@ class Session:
       _TOLD.add(self.loaded.tokenizer)
       _LOG.warning("%s; what it writes and judges beyond these may be wrong", said)
 
+  def _tell_of_system(self) -> None:
+    """Tells once a run that system messages have no role of their own."""
+    tokenizer, form = self.loaded.tokenizer, self.config.format
+    if tokenizer in _TOLD_OF_SYSTEM or not any(q.record.system for q in self.queries):
+      return
+    if not form.has_system_role(tokenizer):
+      _TOLD_OF_SYSTEM.add(tokenizer)
+      what = "the chat template" if form.chat else "the format"
+      _LOG.warning("%s has no system role: system messages begin the first user turn", what)
+
   def _query(self, record: Record) -> Query | Response:
     """A prompt's tokens, or the response that says why it is rejected."""
     reject = lambda why: Response(record, "", [], "rejected", None, {}, why)
     for name, text in (
       ("id", record.id),
-      *(("text", text) for text in (*record.history, record.prompt)),
+      *(("text", text) for text in (record.system, *record.history, record.prompt, record.prefill)),
     ):
       if not is_unicode(text):
         return reject(f"half of a character in its {name} (a surrogate without its pair)")
     if not record.prompt.strip():
       return reject("empty prompt")
-    said = (record.prompt, record.history)
     try:
-      proposing, last = self.config.format.encode(self.loaded.tokenizer, *said)
-      evaluating = list(self.preference.conversation_ids(*said))
+      proposing, last = self.config.format.encode(self.loaded.tokenizer, *record.said)
+      evaluating = list(self.preference.conversation_ids(*record.said))
     except DataError as error:  # its chat template, which takes other conversations
       return reject(str(error))
     except ValueError as error:
@@ -370,8 +384,12 @@ class Session:
     return padded(ids, [bool(q and q.ends) for q in queries], self.max_prompt)
 
   def decoded(self, query: Query, ids: Sequence[int]) -> str:
-    """Response tokens as text, without stop string and white space around it."""
+    """Response tokens as text, without stop string and white space around it.
+
+    What continues a prefill keeps the white space at its beginning.
+    """
     prompt = list(self.prefix_ids) + query.proposing
     text = encoding.decode_response(self.loaded.tokenizer, prompt, ids)
     ends = [text.find(stop) for stop in self.config.format.stop if stop in text]
-    return text[: min(ends)].strip() if ends else text.strip()
+    text = text[: min(ends)].rstrip() if ends else text.rstrip()
+    return text if query.record.prefill else text.lstrip()

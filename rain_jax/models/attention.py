@@ -103,6 +103,7 @@ def attend(
   context: Sequence[tuple[jax.Array, jax.Array]],
   masks: Sequence[jax.Array],
   used: Sequence[jax.Array | None],
+  cap: float | None = None,
 ) -> jax.Array:
   """Softmax attention over several segments of keys and values at once.
 
@@ -111,6 +112,7 @@ def attend(
     context: pairs of keys and values [*prefix, H, S, D], Hq a multiple of H.
     masks: for each pair bool [*batch, T, S], true where the query sees the key.
     used: for each pair how many of its slots may be seen at all, int32 [], or None for all.
+    cap: scores are kept between -cap and cap, by a tanh.
 
   Returns:
     [*batch, Hq, T, D] in the dtype of `query`.
@@ -119,7 +121,7 @@ def attend(
   kv_heads = context[0][0].shape[-3]
   grouped = query.reshape(*batch, kv_heads, q_heads // kv_heads, tokens, size)
   parts = [
-    _attend_blocks(grouped, keys, values, mask, slots)
+    _attend_blocks(grouped, keys, values, mask, slots, cap)
     for (keys, values), mask, slots in zip(context, masks, used, strict=True)
   ]
   joined = _join(parts)
@@ -155,18 +157,20 @@ def _attend_blocks(
   values: jax.Array,
   mask: jax.Array,
   used: jax.Array | None,
+  cap: float | None,
 ) -> _Partial:
   """`_attend_segment` over the blocks that hold a used slot, where that is cheaper."""
   slots = keys.shape[-2]
   if used is None or slots < 2 * _BLOCK or not backend.skips_empty_blocks():
-    return _attend_segment(query, keys, values, mask)
+    return _attend_segment(query, keys, values, mask, cap)
 
   def step(number, before):
     begin = jnp.minimum(number * _BLOCK, slots - _BLOCK)  # the last block may overlap
     take = functools.partial(lax.dynamic_slice_in_dim, start_index=begin, slice_size=_BLOCK)
     new = begin + jnp.arange(_BLOCK) >= number * _BLOCK
     seen = take(mask, axis=-1) & new
-    return _join([before, _attend_segment(query, take(keys, axis=-2), take(values, axis=-2), seen)])
+    block = take(keys, axis=-2), take(values, axis=-2)
+    return _join([before, _attend_segment(query, *block, seen, cap)])
 
   rows = jnp.zeros(query.shape[:-1], jnp.float32)
   nothing = _Partial(rows + _MASKED, rows, jnp.zeros(query.shape, jnp.float32))
@@ -174,7 +178,7 @@ def _attend_blocks(
 
 
 def _attend_segment(
-  query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
+  query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, cap: float | None
 ) -> _Partial:
   """Attention of query [*batch, H, G, T, D] over keys and values [*prefix, H, S, D].
 
@@ -187,6 +191,8 @@ def _attend_segment(
     (((query.ndim - 1,), (keys.ndim - 1,)), ((*range(shared), heads), tuple(range(shared + 1)))),
     preferred_element_type=jnp.float32,
   )  # [*prefix, H, *others, G, T, S]
+  if cap is not None:
+    scores = cap * jnp.tanh(scores / cap)
   mask = jnp.expand_dims(mask, (shared, heads + 1))
   scores = jnp.where(mask, scores, _MASKED)
   highest = jnp.max(scores, axis=-1)

@@ -1,46 +1,66 @@
 """Shapes and constants of the LLaMA family, read from Hugging Face's config files.
 
-Every generation and cousin that the library runs (LLaMA 1 to 3, Vicuna, Mistral, Qwen2, Qwen3) is
-one `ModelConfig`: the families differ in numbers and flags, never in code paths of their own.
+Every generation and cousin that the library runs is one `ModelConfig`: the families differ in numbers
+and flags, never in code paths of their own.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-# What no model has: larger sizes would be allocated before a tensor shows that they are wrong.
-_LARGEST, _MOST_LAYERS = 1 << 31, 4096
-_LARGEST_NUMBER = 1e38  # what float32 holds
+from rain_jax.models import json_values as values
+from rain_jax.models import rope
+from rain_jax.models.rope import RopeScaling
 
-# For each kind of RoPE scaling the keys it needs in config.json, and our fields.
-_SCALING_KEYS = {
-  "linear": {"factor": "factor"},
-  "llama3": {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_position_embeddings": "original_max_position",
-  },
+_GEMMA: Mapping[str, Any] = {
+  "norms": "both",
+  "norm_offset": 1.0,
+  "activation": "gelu_tanh",
+  "scaled_embedding": True,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """How rotary frequencies are stretched beyond the trained context.
-
-  `kind` 'linear' divides every frequency by `factor`. 'llama3' does so for wavelengths longer than
-  `original_max_position / low_freq_factor`, keeps those shorter than
-  `original_max_position / high_freq_factor`, and blends in between; 'linear' ignores these fields.
-  'factors' divides each frequency by `factor` and by its own one of `factors`, half a head of them.
-  """
-
-  kind: str
-  factor: float
-  low_freq_factor: float = 1.0
-  high_freq_factor: float = 1.0
-  original_max_position: int = 0
-  factors: tuple[float, ...] = ()
+# Our fields that each model type fixes, whatever its config.json says.
+_FAMILIES: Mapping[str, Mapping[str, Any]] = {
+  "llama": {},
+  "mistral": {},
+  "qwen2": {},
+  "qwen3": {"qk_norm": True},
+  "smollm3": {},
+  "olmo2": {"norms": "after", "qk_norm": True, "qk_norm_whole": True},
+  "gemma2": _GEMMA,
+  "gemma3_text": {**_GEMMA, "qk_norm": True},
+}
+MODEL_TYPES = tuple(_FAMILIES)
+_OTHERS = {"gemma3": " because it reads images: export its text model alone, gemma3_text"}
+# What a config.json that is silent about a key means by that; llama's values are in `from_hf`.
+_GEMMA_SILENT: Mapping[str, Any] = {
+  "head_dim": 256,
+  "num_key_value_heads": 4,
+  "query_pre_attn_scalar": 256,
+  "sliding_window": 4096,
+  "tie_word_embeddings": True,
+}
+_SILENT: Mapping[str, Mapping[str, Any]] = {
+  "mistral": {"sliding_window": 4096},  # the first release's
+  "qwen3": {"head_dim": 128},
+  "smollm3": {
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+  },
+  "olmo2": {"rms_norm_eps": 1e-5},
+  "gemma2": {
+    **_GEMMA_SILENT,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "max_position_embeddings": 8192,
+  },
+  "gemma3_text": {**_GEMMA_SILENT, "max_position_embeddings": 131072},
+}
+_THETAS = {"smollm3": 2e6, "gemma3_text": 1e6}  # likewise, of RoPE
+_ACTIVATIONS = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}  # ours, and Hugging Face's
+_NORMS = ("before", "after", "both")
+# What no model has: more would be allocated before a tensor shows that it is wrong.
+_MOST_LAYERS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +70,14 @@ class ModelConfig:
   `attention_bias` is the bias of the query, key and value projections, `attention_output_bias` that
   of the output projection. `sliding_window` counts the keys that a query sees, itself included, in
   the layers marked in `sliding_layers` (one flag per layer; empty when there is no window).
+
+  `norms` says where a layer normalises, before attention and MLP, after them, or both; `norm_offset`
+  is added to what a norm multiplies by. `qk_norm` normalises queries and keys, each head by itself or,
+  with `qk_norm_whole`, all heads as one. Scores are divided by the root of `score_size`, None being the
+  size of a head, and kept within `score_cap`, logits within `logit_cap`, by a tanh.
+  `scaled_embedding` multiplies what the table gives by the root of `hidden_size`. Layers with a
+  window rotate by `local_rope_theta`, unscaled, if it is given; those marked in `unrotated_layers`
+  (one flag per layer, or empty) do not rotate at all.
   """
 
   vocab_size: int
@@ -72,12 +100,25 @@ class ModelConfig:
   eos_ids: tuple[int, ...] = ()
   bos_id: int | None = None
   max_position: int = 2048
+  norms: str = "before"
+  norm_offset: float = 0.0
+  qk_norm_whole: bool = False
+  activation: str = "silu"
+  scaled_embedding: bool = False
+  score_size: float | None = None
+  score_cap: float | None = None
+  logit_cap: float | None = None
+  local_rope_theta: float | None = None
+  unrotated_layers: tuple[bool, ...] = ()
 
   def __post_init__(self):
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
     for name in (*sizes, "head_size", "max_position"):
-      _size(vars(self), name, where="the model's config")
-    _size(vars(self), "num_layers", most=_MOST_LAYERS, where="the model's config")
+      values.size(vars(self), name, where="the model's config")
+    values.size(vars(self), "num_layers", most=_MOST_LAYERS, where="the model's config")
+    for name, known in (("norms", _NORMS), ("activation", tuple(_ACTIVATIONS))):
+      if (found := getattr(self, name)) not in known:
+        raise ValueError(f"{name} = {found!r:.60}, expected one of {', '.join(known)}")
     if wrong := [one for one in self.eos_ids if not 0 <= one < self.vocab_size]:
       raise ValueError(
         f"eos_token_id = {wrong[0]}: the model has the tokens 0 to {self.vocab_size - 1}; give"
@@ -95,6 +136,10 @@ class ModelConfig:
       raise ValueError(
         f"sliding_layers has {len(self.sliding_layers)} flags, expected {expected} "
         f"(num_layers = {self.num_layers}, sliding_window = {self.sliding_window})"
+      )
+    if self.unrotated_layers and len(self.unrotated_layers) != self.num_layers:
+      raise ValueError(
+        f"unrotated_layers has {len(self.unrotated_layers)} flags, expected {self.num_layers}"
       )
 
   @property
@@ -120,45 +165,54 @@ class ModelConfig:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+      hint = _OTHERS.get(model_type, "") if isinstance(model_type, str) else ""
       raise ValueError(
-        f"model_type {model_type!r:.60} in config.json is not supported, "
+        f"model_type {model_type!r:.60} in config.json is not supported{hint}, "
         f"expected one of {', '.join(MODEL_TYPES)}"
       )
     _check_architectures(config.get("architectures"))
-    _require("hidden_act", config.get("hidden_act", "silu"), "silu")
-    _require("quantization_config", config.get("quantization_config"), None)
-    heads = _size(config, "num_attention_heads")
-    hidden = _size(config, "hidden_size")
-    layers = _size(config, "num_hidden_layers", most=_MOST_LAYERS)
-    if config.get("head_dim") is None and model_type != "qwen3" and hidden % heads:
+    config = {**_SILENT.get(model_type, {}), **config}
+    family = _FAMILIES[model_type]
+    _check_supported(config, model_type, _ACTIVATIONS[family.get("activation", "silu")])
+    heads = values.size(config, "num_attention_heads")
+    hidden = values.size(config, "hidden_size")
+    layers = values.size(config, "num_hidden_layers", most=_MOST_LAYERS)
+    if config.get("head_dim") is None and hidden % heads:
       raise ValueError(
         f"hidden_size = {hidden} in config.json is not a multiple of num_attention_heads = {heads},"
         " and there is no head_dim: give the one that the model was trained with"
       )
-    theta, scaling = _rope(config)
+    head = values.size(config, "head_dim", hidden // heads)
+    theta, scaling, local = _rope(config, model_type, head)
+    unrotated = _unrotated(config, layers) if model_type == "smollm3" else ()
     window, sliding_layers = _sliding(config, model_type, layers)
-    bias = _flag(config, "attention_bias")
+    bias = values.flag(config, "attention_bias")
     return cls(
-      vocab_size=_size(config, "vocab_size"),
+      vocab_size=values.size(config, "vocab_size"),
       hidden_size=hidden,
-      intermediate_size=_size(config, "intermediate_size"),
+      intermediate_size=values.size(config, "intermediate_size"),
       num_layers=layers,
       num_heads=heads,
-      num_kv_heads=_size(config, "num_key_value_heads", heads),
-      head_size=_size(config, "head_dim", 128 if model_type == "qwen3" else hidden // heads),
-      rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
+      num_kv_heads=values.size(config, "num_key_value_heads", heads),
+      head_size=head,
+      rms_norm_eps=values.number(config, "rms_norm_eps", 1e-6),
       rope_theta=theta,
       rope_scaling=scaling,
-      tie_embeddings=_flag(config, "tie_word_embeddings"),
+      tie_embeddings=values.flag(config, "tie_word_embeddings"),
       attention_bias=bias or model_type == "qwen2",
       attention_output_bias=bias,
-      mlp_bias=_flag(config, "mlp_bias"),
-      qk_norm=model_type == "qwen3",
+      mlp_bias=values.flag(config, "mlp_bias"),
       sliding_window=window,
       sliding_layers=sliding_layers,
       eos_ids=_eos_ids(config, generation or {}),
-      bos_id=_token_id(config, "bos_token_id"),
-      max_position=_size(config, "max_position_embeddings", 2048),
+      bos_id=values.token_id(config, "bos_token_id"),
+      max_position=values.size(config, "max_position_embeddings", 2048),
+      score_size=values.optional_number(config, "query_pre_attn_scalar"),
+      score_cap=values.optional_number(config, "attn_logit_softcapping"),
+      logit_cap=values.optional_number(config, "final_logit_softcapping"),
+      local_rope_theta=local,
+      unrotated_layers=unrotated,
+      **family,
     )
 
   @classmethod
@@ -172,29 +226,13 @@ class ModelConfig:
       scaling = dict(fields["rope_scaling"])
       scaling["factors"] = tuple(scaling.get("factors", ()))
       fields["rope_scaling"] = RopeScaling(**scaling)
-    for name in ("sliding_layers", "eos_ids"):
+    for name in ("sliding_layers", "eos_ids", "unrotated_layers"):
       fields[name] = tuple(fields.get(name, ()))
     return cls(**fields)
 
   def to_json(self) -> dict[str, Any]:
     """Plain JSON values, one per field."""
     return dataclasses.asdict(self)
-
-
-def _size(
-  config: Mapping[str, Any],
-  key: str,
-  default: int | None = None,
-  most: int = _LARGEST,
-  where: str = "config.json",
-) -> int:
-  """A size, 1 to `most`; without a default it has to be there."""
-  found = default if config.get(key) is None else config[key]
-  if found is None:
-    raise ValueError(f"{where} has no {key!r}, which every model needs")
-  if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= most:
-    raise ValueError(f"{key} = {found!r:.60} in {where}, expected a whole number, 1 to {most}")
-  return found
 
 
 def _check_architectures(found: Any) -> None:
@@ -211,131 +249,82 @@ def _check_architectures(found: Any) -> None:
     )
 
 
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-  found = default if config.get(key) is None else config[key]
-  number = isinstance(found, int | float) and not isinstance(found, bool)
-  if not number or not 0 < found < _LARGEST_NUMBER:
-    wanted = f"a number above 0 and below {_LARGEST_NUMBER:g}"
-    raise ValueError(f"{key} = {found!r:.60} in config.json, expected {wanted}")
-  return float(found)
-
-
-def _flag(config: Mapping[str, Any], key: str) -> bool:
-  found = config.get(key)
-  if found is not None and not isinstance(found, bool):
-    raise ValueError(f"{key} = {found!r:.60} in config.json, expected true or false")
-  return bool(found)
-
-
-def _token_id(config: Mapping[str, Any], key: str) -> int | None:
-  found = config.get(key)
-  if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 0):
-    raise ValueError(f"{key} = {found!r:.60} in config.json, expected the id of a token")
-  return found
-
-
-def _require(key: str, found: Any, expected: Any) -> None:
-  if found != expected:
-    raise ValueError(
-      f"{key} = {found!r:.60} in config.json is not supported, expected {expected!r}"
-    )
-
-
 def _eos_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
   ids: set[int] = set()
   for config in configs:
     found = config.get("eos_token_id")
     for one in found if isinstance(found, list) else [found]:
-      token = _token_id({"eos_token_id": one}, "eos_token_id")
+      token = values.token_id({"eos_token_id": one}, "eos_token_id")
       ids.update(() if token is None else (token,))
   return tuple(sorted(ids))
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-  """Theta and scaling, spelled `rope_parameters` or else `rope_theta` and `rope_scaling`."""
-  for name in ("rope_parameters", "rope_scaling"):
-    found = config.get(name)
-    if found is not None and not isinstance(found, Mapping):
-      raise ValueError(f"{name} = {found!r:.60} in config.json, expected an object or null")
-  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-  _check_rope_given_twice(config)
-  given = lambda key: config.get(key) if rope.get(key) is None else rope[key]
-  theta = _number({"rope_theta": given("rope_theta")}, "rope_theta", 10000.0)
-  partial = given("partial_rotary_factor")
-  if partial is not None:
-    _require("partial_rotary_factor", partial, 1.0)
-  kind = rope.get("rope_type") or rope.get("type") or "default"
-  if kind == "default":
-    if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
-      raise ValueError(f"RoPE per layer type {nested} in config.json is not supported")
-    both = (rope, config.get("rope_scaling") or {})
-    if factors := [one["factor"] for one in both if one.get("factor") not in (None, 1)]:
-      raise ValueError(
-        f"config.json gives RoPE a factor of {factors[0]!r:.60} and no kind of scaling: name the"
-        " rope_type that the model was trained with, or remove the factor"
-      )
-    return theta, None
-  if not isinstance(kind, str) or kind not in _SCALING_KEYS:
-    raise ValueError(
-      f"rope type {kind!r:.60} in config.json is not supported, expected default, linear or llama3"
+def _check_supported(config: Mapping[str, Any], model_type: str, activation: str) -> None:
+  gemma = model_type.startswith("gemma")
+  key = "hidden_activation" if gemma else "hidden_act"
+  found = config.get(key)
+  values.require(key, activation if found is None else found, activation)
+  values.require("quantization_config", config.get("quantization_config"), None)
+  if gemma:
+    values.require(
+      "use_bidirectional_attention", values.flag(config, "use_bidirectional_attention"), False
     )
-  if missing := [key for key in _SCALING_KEYS[kind] if rope.get(key) is None]:
-    raise ValueError(f"the {kind} RoPE scaling in config.json lacks {', '.join(missing)}")
-  read = {"original_max_position": _size}
-  fields: dict[str, Any] = {
-    field: read.get(field, _number)(rope, key, 1) for key, field in _SCALING_KEYS[kind].items()
-  }
-  if fields["factor"] < 1:
-    raise ValueError(f"factor = {fields['factor']} of RoPE in config.json, expected 1 or more")
-  if kind == "llama3" and fields["low_freq_factor"] >= fields["high_freq_factor"]:
-    raise ValueError(
-      f"low_freq_factor = {fields['low_freq_factor']} in config.json, expected less than"
-      f" high_freq_factor = {fields['high_freq_factor']}"
-    )
-  return theta, RopeScaling(kind, **fields)
+  # What other families' arithmetic has no place for must not be there.
+  for key in ("query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping"):
+    if not gemma or (model_type, key) == ("gemma3_text", "attn_logit_softcapping"):
+      values.require(key, config.get(key), None)
 
 
-def _check_rope_given_twice(config: Mapping[str, Any]) -> None:
-  """Newer files say `rope_parameters`, older ones `rope_scaling`; both must say the same.
+def _rope(
+  config: Mapping[str, Any], model_type: str, head_size: int
+) -> tuple[float, RopeScaling | None, float | None]:
+  """Theta and scaling, and the theta of layers with a window where that is another."""
+  default = _THETAS.get(model_type, 10000.0)
+  if model_type != "gemma3_text":
+    return *rope.read(config, head_size, default), None
+  both = config.get("rope_parameters")
+  kinds = ("full_attention", "sliding_attention")
+  if not isinstance(both, Mapping) or not any(kind in both for kind in kinds):
+    local = values.number(config, "rope_local_base_freq", 10000.0)
+    return *rope.read(config, head_size, default), local
+  if unknown := sorted(set(both) - set(kinds)):
+    raise ValueError(f"RoPE per layer type {unknown!r:.60} in config.json is not supported")
+  whole, near = ({**config, "rope_parameters": both.get(kind)} for kind in kinds)
+  theta, scaling = rope.read(whole, head_size, default)
+  # Scaling and theta of the whole file are those of full attention.
+  near = {key: value for key, value in near.items() if key not in ("rope_scaling", "rope_theta")}
+  local, scaled = rope.read(near, head_size, 10000.0)
+  if scaled is not None:
+    raise ValueError("RoPE of sliding_attention is scaled in config.json: that is not supported")
+  return theta, scaling, local
 
-  So must `rope_type` and its older name `type`, and `rope_theta` wherever it stands.
-  """
-  new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
-  thetas = [one["rope_theta"] for one in (config, new, old) if one.get("rope_theta") is not None]
-  differing = ["rope_theta"] if any(theta != thetas[0] for theta in thetas[1:]) else []
-  kinds = [one[key] for one in (new, old) for key in ("rope_type", "type") if one.get(key)]
-  if new and old and not new.get("rope_type") and not new.get("type"):
-    kinds.append("default")
-  differing += ["rope_type"] if any(kind != kinds[0] for kind in kinds[1:]) else []
-  # What only one of them says is no contradiction, the kind of scaling apart.
-  names = {*new} & {*old} - {"rope_theta", "rope_type", "type"}
-  differing += sorted(name for name in names if new[name] != old[name])
-  if differing:
-    raise ValueError(
-      f"config.json gives RoPE twice, and {', '.join(differing)} differ: keep the one of"
-      " rope_parameters, rope_scaling and rope_theta that the model was trained with"
-    )
+
+def _unrotated(config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
+  """Which layers have no RoPE: those with a 0 in `no_rope_layers`, or one in so many."""
+  every = values.size(config, "no_rope_layer_interval", 4)
+  kept = config.get("no_rope_layers")
+  if kept is None:
+    kept = [int((layer + 1) % every != 0) for layer in range(num_layers)]
+  if not isinstance(kept, list) or not all(one in (0, 1) for one in kept):
+    raise ValueError(f"no_rope_layers = {kept!r:.60} in config.json, expected a list of 0 and 1")
+  return tuple(not one for one in kept[:num_layers])
 
 
 def _sliding(
   config: Mapping[str, Any], model_type: str, num_layers: int
 ) -> tuple[int | None, tuple[bool, ...]]:
   """The attention window and which layers use it."""
-  # A Mistral config that is silent about its window means the first release's 4096.
-  window = config.get("sliding_window", 4096 if model_type == "mistral" else None)
-  if model_type == "llama" or (model_type != "mistral" and not _flag(config, "use_sliding_window")):
-    window = None
-  if window is None:
+  always = model_type in ("mistral", "gemma2", "gemma3_text")
+  if model_type in ("llama", "olmo2") or not (always or values.flag(config, "use_sliding_window")):
     return None, ()
-  window = _size({"sliding_window": window}, "sliding_window")
+  if config.get("sliding_window") is None and not model_type.startswith("gemma"):
+    return None, ()
+  window = values.size(config, "sliding_window")
   if model_type == "mistral":
     return window, (True,) * num_layers
   types = config.get("layer_types")
   if types is None:
-    first = config.get("max_window_layers", 28)
-    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-      raise ValueError(f"max_window_layers = {first!r:.60} in config.json, expected a whole number")
-    types = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
+    types = _layer_types(config, model_type, num_layers)
   if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
     raise ValueError(f"layer_types = {types!r:.60} in config.json, expected a list of names")
   if unknown := sorted(set(types) - {"sliding_attention", "full_attention"}):
@@ -343,3 +332,18 @@ def _sliding(
       f"layer_types {unknown} are not supported, expected sliding_attention or full_attention"
     )
   return window, tuple(kind == "sliding_attention" for kind in types)
+
+
+def _layer_types(config: Mapping[str, Any], model_type: str, num_layers: int) -> list[str]:
+  """The kind of attention in each layer, where config.json does not list them."""
+  if model_type == "smollm3":
+    sliding = _unrotated(config, num_layers)
+  elif model_type.startswith("gemma"):
+    every = 2 if model_type == "gemma2" else values.size(config, "sliding_window_pattern", 6)
+    sliding = tuple((layer + 1) % every != 0 for layer in range(num_layers))
+  else:
+    first = config.get("max_window_layers", 28)
+    if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+      raise ValueError(f"max_window_layers = {first!r:.60} in config.json, expected a whole number")
+    sliding = tuple(layer >= first for layer in range(num_layers))
+  return ["sliding_attention" if one else "full_attention" for one in sliding]

@@ -57,6 +57,16 @@ LAYOUT: Layout = {
   "head/weight": ("lm_head.weight", "vocab embed"),
 }
 """The names and layout of Hugging Face's files."""
+# Where a layer normalises after its parts, a name of the table above means another norm.
+_AFTER: Layout = {
+  "layers/attention_post_norm/scale": (_LAYER + "post_attention_layernorm.weight", "embed"),
+  "layers/mlp_norm/scale": (_LAYER + "pre_feedforward_layernorm.weight", "embed"),
+  "layers/mlp_post_norm/scale": (_LAYER + "post_feedforward_layernorm.weight", "embed"),
+}
+_WHOLE: Layout = {
+  "layers/q_norm/scale": (_LAYER + "self_attn.q_norm.weight", "heads*head"),
+  "layers/k_norm/scale": (_LAYER + "self_attn.k_norm.weight", "kv_heads*head"),
+}
 
 # Buffers that old files carry and that follow from the config.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
@@ -75,6 +85,12 @@ TOKENIZER_FILES = (
   "chat_template.jinja",
 )
 """Patterns of the files from which a tokenizer is built."""
+
+
+def layout_of(config: ModelConfig) -> Layout:
+  """`LAYOUT` as a family has it."""
+  after = _AFTER if config.norms != "before" else {}
+  return {**LAYOUT, **after, **(_WHOLE if config.qk_norm_whole else {})}
 
 
 def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
@@ -322,7 +338,7 @@ def load(
     return assemble(
       config,
       tensors,
-      LAYOUT,
+      layout_of(config),
       param_dtype=param_dtype,
       compute_dtype=compute_dtype,
       mesh=mesh,
@@ -350,9 +366,9 @@ def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Params) 
       raise ValueError(
         f"parameter {path} has shape {found.get(path)}, the config expects {expected.get(path)}"
       )
-  axes, tensors = logical_axes(model), {}
+  axes, tensors, layouts = logical_axes(model), {}, layout_of(model.config)
   for path, leaf in flatten(params).items():
-    name, layout = LAYOUT[path]
+    name, layout = layouts[path]
     inner = [axis for axis in axes[path] if axis != "layers"]
     dims = dims_of(layout)
     order = [inner.index(axis) for dim in dims for axis in dim]

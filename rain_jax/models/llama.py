@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from rain_jax.models import attention
+from rain_jax.models import attention, rope
 from rain_jax.models.attention import KV, Segment
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.modules import Linear, Norm, Table
@@ -25,11 +25,15 @@ Params = Mapping[str, Any]
 """Nested dict of arrays, the parameters of a `Llama`."""
 
 
+_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}  # the latter by its tanh form
+
+
 class Layers(nnx.Module):
   """The decoder layers: parameters stacked on axis 0, arithmetic of any one of them."""
 
   def __init__(self, config: ModelConfig, *, param_dtype: Any, rngs: nnx.Rngs):
     depth = config.num_layers
+    before, after = config.norms != "after", config.norms != "before"
     embed = {"embed": config.hidden_size}
     heads = {"heads": config.num_heads, "head": config.head_size}
     kv_heads = {"kv_heads": config.num_kv_heads, "head": config.head_size}
@@ -38,22 +42,29 @@ class Layers(nnx.Module):
     def linear(inputs: Mapping[str, int], outputs: Mapping[str, int], bias: bool) -> Linear:
       return Linear(depth, inputs, outputs, bias=bias, param_dtype=param_dtype, rngs=rngs)
 
-    def norm(axes: Mapping[str, int]) -> Norm:
-      return Norm(
-        {"layers": depth, **axes}, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs
-      )
+    def norm(axes: Mapping[str, int], there: bool) -> Norm | None:
+      if not there:
+        return None
+      eps, offset = config.rms_norm_eps, config.norm_offset
+      return Norm({"layers": depth, **axes}, eps, offset, param_dtype=param_dtype, rngs=rngs)
 
-    self.attention_norm = norm(embed)
+    self.score_scale = (config.score_size or config.head_size) ** -0.5
+    self.score_cap = config.score_cap
+    self.activation = _ACTIVATIONS[config.activation]
+    self.attention_norm = norm(embed, before)
     self.q = linear(embed, heads, config.attention_bias)
     self.k = linear(embed, kv_heads, config.attention_bias)
     self.v = linear(embed, kv_heads, config.attention_bias)
     self.o = linear(heads, embed, config.attention_output_bias)
-    self.q_norm = norm({"head": config.head_size}) if config.qk_norm else None
-    self.k_norm = norm({"head": config.head_size}) if config.qk_norm else None
-    self.mlp_norm = norm(embed)
+    one_head = {"head": config.head_size}
+    self.q_norm = norm(heads if config.qk_norm_whole else one_head, config.qk_norm)
+    self.k_norm = norm(kv_heads if config.qk_norm_whole else one_head, config.qk_norm)
+    self.attention_post_norm = norm(embed, after)
+    self.mlp_norm = norm(embed, before)
     self.gate = linear(embed, mlp, config.mlp_bias)
     self.up = linear(embed, mlp, config.mlp_bias)
     self.down = linear(mlp, embed, config.mlp_bias)
+    self.mlp_post_norm = norm(embed, after)
 
   def __call__(
     self,
@@ -77,19 +88,25 @@ class Layers(nnx.Module):
     Returns:
       x after the layer, and the new tokens' keys and values [*batch, H, T, D].
     """
-    y = self.attention_norm(x)
+    y = _normed(self.attention_norm, x)
     query, keys, values = (part(y, transposed) for part in (self.q, self.k, self.v))
-    if self.q_norm is not None and self.k_norm is not None:
-      query, keys = self.q_norm(query), self.k_norm(keys)
-    query = attention.rotate(query, *angles) * query.shape[-1] ** -0.5
+    query, keys = _normed(self.q_norm, query), _normed(self.k_norm, keys)
+    query = attention.rotate(query, *angles) * self.score_scale
     keys = attention.rotate(keys, *angles)
     query, keys, values = (jnp.swapaxes(a.astype(x.dtype), -3, -2) for a in (query, keys, values))
-    mixed = attention.attend(query, [*context, (keys, values)], masks, used)
-    x = x + self.o(jnp.swapaxes(mixed, -3, -2), transposed).astype(x.dtype)
-    y = self.mlp_norm(x)
+    mixed = attention.attend(query, [*context, (keys, values)], masks, used, self.score_cap)
+    y = self.o(jnp.swapaxes(mixed, -3, -2), transposed).astype(x.dtype)
+    x = x + _normed(self.attention_post_norm, y)
+    y = _normed(self.mlp_norm, x)
     gate, up = self.gate(y, transposed), self.up(y, transposed)
-    y = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return x + self.down(y, transposed).astype(x.dtype), keys, values
+    y = (self.activation(gate) * up).astype(x.dtype)
+    y = self.down(y, transposed).astype(x.dtype)
+    return x + _normed(self.mlp_post_norm, y), keys, values
+
+
+def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
+  """x after a norm that some families lack."""
+  return x if norm is None else norm(x)
 
 
 def _supported(what: str, dtype: Any, names: Sequence[str]) -> jnp.dtype:
@@ -119,7 +136,11 @@ class Llama(nnx.Module):
     self.embedding = table()
     self.layers = Layers(config, param_dtype=param_dtype, rngs=rngs)
     self.final_norm = Norm(
-      {"embed": config.hidden_size}, config.rms_norm_eps, param_dtype=param_dtype, rngs=rngs
+      {"embed": config.hidden_size},
+      config.rms_norm_eps,
+      config.norm_offset,
+      param_dtype=param_dtype,
+      rngs=rngs,
     )
     self.head = None if config.tie_embeddings else table()
 
@@ -136,7 +157,9 @@ class Llama(nnx.Module):
     config = self.config
     segments = [segment for segment in segments if segment.positions.shape[-1]]
     x = self.embedding.rows(tokens, self.compute_dtype)
-    angles = _angles(config, positions)
+    if config.scaled_embedding:
+      x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
+    angles, rotation = _rotations(config, positions)
     key_positions = [segment.positions for segment in segments] + [positions]
     masks = [attention.visible(positions, keys) for keys in key_positions]
     if mask is not None:
@@ -150,48 +173,56 @@ class Llama(nnx.Module):
     graphdef, stacked = nnx.split(self.layers)
 
     def step(x, layer):
-      params, context, window = layer
+      params, context, window, rotated = layer
       seen = masks
+      turned = angles if rotated is None else jax.tree.map(lambda kinds: kinds[rotated], angles)
       if window is not None:
         seen = [
           m & attention.within(positions, keys, window)
           for m, keys in zip(masks, key_positions, strict=True)
         ]
-      x, keys, values = nnx.merge(graphdef, params)(x, angles, context, seen, used, transposed)
+      x, keys, values = nnx.merge(graphdef, params)(x, turned, context, seen, used, transposed)
       return x, KV(keys, values)
 
     if unstacked is None:
-      x, new = lax.scan(step, x, (stacked, context, windows))
+      x, new = lax.scan(step, x, (stacked, context, windows, rotation))
       return self.final_norm(x), new
     parts = []
     for number, params in enumerate(unstacked):
-      x, kv = step(x, (params, *jax.tree.map(lambda a: a[number], (context, windows))))
+      others = jax.tree.map(lambda a: a[number], (context, windows, rotation))
+      x, kv = step(x, (params, *others))
       parts.append(kv)
     return self.final_norm(x), jax.tree.map(lambda *layers: jnp.stack(layers), *parts)
 
   def logits(self, hidden: jax.Array, unembedding: jax.Array | None = None) -> jax.Array:
     """See `unembed`; `unembedding` is the table of `Table.logits`, transposed."""
-    return (self.embedding if self.head is None else self.head).logits(hidden, unembedding)
+    table = self.embedding if self.head is None else self.head
+    logits, cap = table.logits(hidden, unembedding), self.config.logit_cap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of the rotary angles, float32 [*batch, T, D / 2]."""
-  half = config.head_size // 2
-  frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  if (scaling := config.rope_scaling) is not None:
-    stretched = frequencies / scaling.factor
-    if scaling.kind == "linear":
-      frequencies = stretched
-    elif scaling.kind == "factors":
-      frequencies = stretched / jnp.asarray(scaling.factors, jnp.float32)
-    else:
-      # Turns that a frequency makes over the trained context decide how much of it is kept.
-      turns = scaling.original_max_position * frequencies / (2 * math.pi)
-      low, high = scaling.low_freq_factor, scaling.high_freq_factor
-      keep = jnp.clip((turns - low) / (high - low), 0, 1)
-      frequencies = keep * frequencies + (1 - keep) * stretched
-  angles = positions[..., None].astype(jnp.float32) * frequencies
-  return jnp.cos(angles), jnp.sin(angles)
+def _rotations(
+  config: ModelConfig, positions: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array | None]:
+  """Cosines and sines, float32 [*batch, T, D / 2], the same for all layers and None.
+
+  Where layers differ each has another leading axis of kinds, and beside them comes the kind of every
+  layer, int32 [layers].
+  """
+  kinds = [rope.angles(config.rope_theta, config.rope_scaling, config.head_size, positions)]
+  kind = [0] * config.num_layers
+  if config.local_rope_theta is not None:
+    kinds.append(rope.angles(config.local_rope_theta, None, config.head_size, positions))
+    kind = [int(sliding) for sliding in config.sliding_layers]
+  if config.unrotated_layers:
+    cos, sin = kinds[0]
+    kinds.append((jnp.ones_like(cos), jnp.zeros_like(sin)))
+    flags = zip(kind, config.unrotated_layers, strict=True)
+    kind = [len(kinds) - 1 if unrotated else old for old, unrotated in flags]
+  if len(kinds) == 1:
+    return kinds[0], None
+  cos, sin = (jnp.stack(tables) for tables in zip(*kinds, strict=True))
+  return (cos, sin), jnp.array(kind, jnp.int32)
 
 
 def forward(

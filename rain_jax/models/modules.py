@@ -136,14 +136,24 @@ class Table(nnx.Module):
 
 
 class Norm(nnx.Module):
-  """Root-mean-square normalisation over the last axis, computed in float32."""
+  """Root-mean-square normalisation over the axes of its scale, computed in float32.
 
-  def __init__(self, axes: Mapping[str, int], eps: float, *, param_dtype: Any, rngs: nnx.Rngs):
+  The axis `layers` is not one of them: a call is given the parameters of one layer. `offset` is added
+  to the scale.
+  """
+
+  def __init__(
+    self, axes: Mapping[str, int], eps: float, offset: float, *, param_dtype: Any, rngs: nnx.Rngs
+  ):
     self.eps = eps
+    self.offset = offset
+    self.axes = tuple(range(-len([axis for axis in axes if axis != "layers"]), 0))
     self.scale = _declare(axes, nnx.initializers.ones, rngs, _small_dtype(param_dtype))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """x [..., width] -> the same shape and dtype."""
+    """x [..., *axes] -> the same shape and dtype."""
     y = x.astype(jnp.float32)
-    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-    return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+    y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=self.axes, keepdims=True) + self.eps)
+    scale = self.scale[...].astype(jnp.float32)
+    scale = scale + self.offset if self.offset else scale
+    return (y * scale).astype(x.dtype)

@@ -33,6 +33,13 @@ _LLAMA3_ROPE = {
   "high_freq_factor": 4.0,
   "original_max_position_embeddings": 64,
 }
+_GEMMA = {key: value for key, value in _BASE.items() if key != "tie_word_embeddings"} | {
+  "head_dim": 16,
+  "query_pre_attn_scalar": 20,
+  "sliding_window": 5,
+  "hidden_act": "gelu_pytorch_tanh",
+  "hidden_activation": "gelu_pytorch_tanh",
+}
 
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
   # LLaMA 1 files know neither grouped queries nor a RoPE base.
@@ -78,6 +85,34 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "max_window_layers": 1,
   },
   "qwen3": _BASE | {"model_type": "qwen3", "head_dim": 16, "attention_bias": False},
+  # As Qwen's notes on long texts have it: the trained context is the file's own.
+  "qwen3_yarn": _BASE
+  | {
+    "model_type": "qwen3",
+    "head_dim": 16,
+    "rope_theta": 1e6,
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+  },
+  "smollm3": _BASE
+  | {
+    "model_type": "smollm3",
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,  # of its own the library would take the 128004th
+    "no_rope_layers": [1, 0, 1],
+    "rope_theta": 5e6,
+  },
+  "olmo2": _BASE | {"model_type": "olmo2", "rope_theta": 500000.0},
+  # Silent about ties, as are those on the hub.
+  "gemma2": _GEMMA
+  | {"model_type": "gemma2", "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+  "gemma3": _GEMMA
+  | {
+    "model_type": "gemma3_text",
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "sliding_window_pattern": 3,
+  },
 }
 """The contents of `config.json` for each family, spelled as its releases spell them."""
 

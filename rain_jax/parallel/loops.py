@@ -16,7 +16,8 @@ def while_any(
 
   The loop's condition compares two integers that it carries: a count of turns, and a bound that
   lies one turn ahead until no row goes on. With the reduction over rows as its condition, libtpu
-  0.0.42 did not finish compiling such a loop where a mesh splits the model.
+  0.0.42 was seen not to finish compiling a search for a mesh that splits the model, though not
+  every time.
   """
   ahead = lambda carry: jnp.any(goes_on(carry)).astype(jnp.int32)
 

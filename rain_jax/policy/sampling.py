@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rain_jax.types import Array
 
-_BLOCK = 128  # words of the vocabulary searched at once, in `categorical`
+_BLOCK = 128  # words of the vocabulary searched at once, in `categorical` and `largest`
 
 
 def filtered(logits: Array, temperature: float, top_k: int) -> tuple[Array, Array]:
@@ -24,8 +24,28 @@ def filtered(logits: Array, temperature: float, top_k: int) -> tuple[Array, Arra
     tokens int32[..., k], most probable first, and log probabilities float32[..., k].
   """
   k = min(top_k, logits.shape[-1])
-  values, tokens = jax.lax.top_k(logits.astype(jnp.float32) / temperature, k)
+  values, tokens = largest(logits.astype(jnp.float32) / temperature, k)
   return tokens, jax.nn.log_softmax(values, axis=-1)
+
+
+def largest(values: Array, k: int) -> tuple[Array, Array]:
+  """The k largest float[..., k] of values float[..., n], and their places; as `jax.lax.top_k`.
+
+  What is among the k largest lies in one of the k blocks with the largest maxima (of equal ones
+  the first, there as here). A TPU sorts all that it is to find the largest of: so it sorts the
+  blocks' maxima, and then k blocks, in place of the vocabulary.
+  """
+  count = -(-values.shape[-1] // _BLOCK)
+  if count <= 2 * k:
+    return jax.lax.top_k(values, k)
+  pad = [(0, 0)] * (values.ndim - 1) + [(0, count * _BLOCK - values.shape[-1])]
+  padded = jnp.pad(values, pad, constant_values=-jnp.inf)
+  blocks = padded.reshape(*values.shape[:-1], count, _BLOCK)
+  _, best = jax.lax.top_k(blocks.max(-1), k)
+  best = jnp.sort(best, axis=-1)  # so that of equal values the first comes first
+  near = jnp.take_along_axis(blocks, best[..., None], axis=-2)
+  found, at = jax.lax.top_k(near.reshape(*values.shape[:-1], k * _BLOCK), k)
+  return found, jnp.take_along_axis(best, at // _BLOCK, axis=-1) * _BLOCK + at % _BLOCK
 
 
 def penalised(logits: Array, said: Array, penalty: float) -> Array:

@@ -1,7 +1,8 @@
 """Self-evaluation: the model reads its own text in a fixed prompt (RAIN, section 3.2).
 
 The verdict text is the preference's prefix, the conversation, and one suffix per
-reading. Prefix and conversation are cached; a call reads only what is new to the cache,
+reading (of the published form two, with the options in either order). Prefix and conversation are
+cached; a call reads only what is new to the cache,
 and all suffixes after it at once.
 """
 

@@ -173,6 +173,71 @@ def self_evaluate(
   return read(params, prompts, samples)
 
 
+@functools.partial(jax.jit, static_argnames=("lm", "mesh"))
+def review(
+  lm: LanguageModel,
+  params: Params,
+  proposing: Prompt,
+  evaluating: Prompt,
+  samples: Samples,
+  mesh: Mesh | None = None,
+) -> tuple[Array, Array, Array]:
+  """What the model says of whole responses: its verdict, and how probable it finds them.
+
+  Args:
+    lm: the language model.
+    params: from `params.make_params`.
+    proposing: the prompts as they were answered, fields [B, ...].
+    evaluating: the conversations as the verdict reads them, fields [B, ...].
+    samples: the responses.
+    mesh: to spread the prompts over, if any.
+
+  Returns:
+    value float32[B, N] as of `self_evaluate`, int32[B] tokens forwarded for it, and the log-likelihood
+    float32[B, N] in nats of each response's tokens, its end mark included, by plain sampling at
+    temperature 1; NaN where the model's output was not finite.
+  """
+  read: Callable[..., tuple[Array, Array, Array]] = functools.partial(_review, lm)
+  if mesh is not None:
+    read = over_data(read, mesh, (WHOLE, ROWS, ROWS, ROWS), ROWS)
+  return read(params, proposing, evaluating, samples)
+
+
+def _review(
+  lm: LanguageModel, params: Params, proposing: Prompt, evaluating: Prompt, samples: Samples
+) -> tuple[Array, Array, Array]:
+  value, _, forwarded = _self_evaluate(lm, params, evaluating, samples)
+  return value, forwarded, _log_likelihood(lm, params, proposing, samples)
+
+
+def _log_likelihood(lm: LanguageModel, params: Params, prompts: Prompt, samples: Samples) -> Array:
+  hidden, shared, end = read_prompts(lm, params, prompts, "proposing")
+  first = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], axis=1)
+  B, N, R = samples.tokens.shape
+  at = jnp.arange(R)
+  drawn = at < samples.length[..., None]
+  hidden, _ = forward(
+    lm.graphdef,
+    params["model"],
+    jnp.maximum(samples.tokens, 0),
+    jnp.where(drawn, end[:, None, None] + at, NO_POSITION),
+    shared,
+  )
+  first = jnp.broadcast_to(first[:, None], (B, N, 1, first.shape[-1]))
+  before = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
+
+  def add(total: Array, step: Array) -> tuple[Array, None]:
+    # One token of each text at a time: all logits at once would take far more memory than the model.
+    token = jnp.maximum(jnp.take(samples.tokens, step, axis=-1), 0)
+    logits = decoding.logits(lm, params, jnp.take(before, step, axis=2)).astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    chance = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return total + jnp.where(jnp.take(drawn, step, axis=-1), chance, 0.0), None
+
+  total, _ = jax.lax.scan(add, jnp.zeros((B, N), jnp.float32), at)
+  return jnp.where(samples.finish == types.FAILED, jnp.nan, total)
+
+
 def _self_evaluate(
   lm: LanguageModel, params: Params, prompts: Prompt, samples: Samples
 ) -> tuple[Array, Array, Array]:

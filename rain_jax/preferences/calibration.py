@@ -3,7 +3,8 @@
 Small models answer one label more readily than the other, whatever they read. A reading counts as
 good where its lead, the log-odds of the good label against the bad one, exceeds an offset; a scale
 turns the distance from it into a probability (Platt scaling). Both are fitted for one model, asked
-in one form with one tokenizer, and are of no use to any other: the file says which it was.
+in one form with one tokenizer, and are of no use to any other: the file says which it was. Fitted by
+`methods.calibrate`, applied by `policy.self_evaluation`.
 """
 
 import dataclasses

@@ -39,13 +39,17 @@ class CompiledPreference:
   control_ids: tuple[int, ...] = ()
   stand_in: int = 0
 
-  def conversation_ids(self, prompt: str, history: Sequence[str] = ()) -> tuple[int, ...]:
+  def conversation_ids(
+    self, prompt: str, history: Sequence[str] = (), system: str = "", prefill: str = ""
+  ) -> tuple[int, ...]:
     """Tokens between prefix and response, for one prompt and what was said before it.
+
+    A system message begins the first user turn; a prefill is the beginning of what is judged.
 
     Raises:
       ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
-    text = formats.join_turns(self.conversation, prompt, history)
+    text = formats.join_turns(self.conversation, prompt, history, system=system, prefill=prefill)
     return tuple(encoding.encode_continuation(self.tokenizer, text))
 
   @property

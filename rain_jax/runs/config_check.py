@@ -35,7 +35,14 @@ _TEXTS = (
   *("prompts.path", "prompts.column", "prompts.text", "prompts.suffixes", "prompts.bad_rows"),
   *("format.name", "format.prefix", "format.template", "format.opening", "embedder.name"),
   *("embedder.path", "endpoint.url", "endpoint.model", "endpoint.key", "endpoint.cache"),
-  *("judging.dtype", "smooth_llm.kind", "smooth_llm.judge", "guard.judge", "attack.method"),
+  *(
+    "judging.dtype",
+    "judging.calibration",
+    "smooth_llm.kind",
+    "smooth_llm.judge",
+    "guard.judge",
+    "attack.method",
+  ),
   *("attack.target", "attack.control", "attack.best_of_n.against"),
 )
 REFUSE, SKIP = "refuse", "skip"

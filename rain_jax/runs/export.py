@@ -56,7 +56,7 @@ def write_pairs(workdir: str, path: str, shape: str) -> tuple[int, int]:
     if best.value > worst.value:
       turn = {"id": name, "task": task, "prompt": shaped.prompt(task, name)}
       for side, one in (("chosen", best), ("rejected", worst)):
-        turn[side] = shaped.response(task, one.text)
+        turn[side] = shaped.response(task, name, one.text)
         turn |= {f"{side}_value": one.value, f"{side}_from": one.source}
       lines.append(turn)
   if not responses:
@@ -81,7 +81,7 @@ def write_sft(workdir: str, path: str, shape: str) -> int:
     if result["method"] != "rain" or not result["response"]:
       continue
     prompt = shaped.prompt(result["task"], result["id"])
-    said = shaped.response(result["task"], result["response"])
+    said = shaped.response(result["task"], result["id"], result["response"])
     turn = (
       {"messages": prompt + said} if shape == MESSAGES else {"prompt": prompt, "completion": said}
     )
@@ -132,26 +132,28 @@ class _Shaper:
         raise DataError(
           f"{name}: a chat template is the tokenizer's own; write --shape={MESSAGES}."
         )
-    self._said = {
-      (r["task"], r["id"]): (*r.get("history", ()), r["prompt"])
-      for r in directory.read_results(workdir)
-    }
+    self._said = {(r["task"], r["id"]): r for r in directory.read_results(workdir)}
     self._shape = shape
 
   def prompt(self, task: str, prompt_id: str) -> Any:
-    said = self._said.get((task, prompt_id))
-    if said is None:
+    line = self._said.get((task, prompt_id))
+    if line is None:
       raise directory.RunError(
         f"{directory.RECORDINGS}/ holds {prompt_id!r} of {task}, {directory.RESULTS} does not; run again."
       )
+    history, system = line.get("history", ()), line.get("system", "")
     if self._shape == MESSAGES:
       roles = ("user", "assistant")
-      return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+      turns = enumerate((*history, line["prompt"]))
+      first = [{"role": "system", "content": system}] if system else []
+      return first + [{"role": roles[i % 2], "content": text} for i, text in turns]
     form = self._formats[task]
     before = f"{form.prefix}\n\n" if form.prefix else ""
-    return before + form.render(said[-1], said[:-1])
+    return before + form.render(line["prompt"], history, system)
 
-  def response(self, task: str, text: str) -> Any:
+  def response(self, task: str, prompt_id: str, text: str) -> Any:
+    """The whole answer, a prefill included."""
+    text = self._said[task, prompt_id].get("prefill", "") + text
     if self._shape == MESSAGES:
       return [{"role": "assistant", "content": text}]
     return text if self._formats[task].template[-1:].isspace() else f" {text}"

@@ -1,6 +1,7 @@
 """What a configuration names: tasks, prompts, settings, the model.
 
-A configuration is nested plain values; `configs/common.py` has every key.
+A configuration is nested plain values, what `ConfigDict.to_dict()` gives; `configs/common.py` has
+every key. Here they become frozen dataclasses.
 """
 
 import dataclasses

@@ -18,7 +18,7 @@ import tqdm
 from rain_jax.judges import JUDGES, Judge, agreements, rate
 from rain_jax.runs.directory import JUDGED, read_results
 from rain_jax.runs.files import RunError, Stopped, end_last_line, read_lines
-from rain_jax.runs.results import key_of
+from rain_jax.runs.results import answer_of, key_of
 from rain_jax.tasks import Record
 
 _LOG = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _lines(
         f"result {line['id']!r} of {line['task']}: its prompt is no longer in the task's files;"
         " put the files back that the run was made with."
       )
-    items.append((record, line["response"]))
+    items.append((record, answer_of(line)))
   told = False
   verdicts = judge.judge(items)
   for place, verdict in tqdm.tqdm(verdicts, desc=judge.name, total=len(items), unit="response"):
@@ -179,6 +179,27 @@ def first_answers(workdir: str, own: Mapping[str, Sequence[str]]) -> dict[Key, d
   for some in reversed(_said(workdir, own).values()):
     for key, answers in some.items():
       found[key] = found.get(key, {}) | (answers or {})
+  return found
+
+
+def counted(
+  workdir: str, own: Mapping[str, Sequence[str]], results: Iterable[Mapping[str, Any]]
+) -> dict[Key, dict[str, bool]]:
+  """The answers that a run's rates count: of the first judge that answers a measure, see `summarise`.
+
+  Args:
+    workdir: of the run.
+    own: names of the judges that each task was run with; they come first.
+    results: lines of the run's results; what rules said of them counts where no judge says more.
+  """
+  lines = {key_of(line): line.get("judged") for line in results if "counters" in line}
+  first: dict[tuple[str, str, str], int] = {}  # task, method, measure -> judge
+  found: dict[Key, dict[str, bool]] = {}
+  for judge, some in enumerate([*_said(workdir, own).values(), lines]):
+    for key, answers in some.items():
+      for measure, answer in (answers or {}).items():
+        if first.setdefault((key[0], key[2], measure), judge) == judge:
+          found.setdefault(key, {})[measure] = answer
   return found
 
 

@@ -97,7 +97,13 @@ def make(
 
 def _records_digest(records: Sequence[Record]) -> dict[str, Any]:
   """What tells prompts from others that lie in the same files."""
-  return {"count": len(records), "sha256": _digest([dataclasses.asdict(r) for r in records])}
+  return {"count": len(records), "sha256": _digest([_said(record) for record in records])}
+
+
+def _said(record: Record) -> dict[str, Any]:
+  """A record's fields; those that older versions did not have, only where they say something."""
+  fields = dataclasses.asdict(record)
+  return {k: v for k, v in fields.items() if v or k not in ("system", "prefill")}
 
 
 def _digest(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Results files: what a line has to hold, each answer counted once, and whose files they are.
 
-A results file holds results and nothing else. What it belongs to stands beside it, in a file
+Lines are written by `directory.Run.append`; here they are checked, read and counted. A results file
+holds results and nothing else. What it belongs to stands beside it, in a file
 `.origin`: the digest of the run's manifest, and then a digest of every line that the run wrote.
 A file none of whose lines is known there is another run's. Lines may be removed, and are made
 again; directories of versions that kept no origin (no `layout` in the manifest) are read as before.
@@ -25,6 +26,11 @@ _LARGEST = 1e15  # of a count or of seconds; sums of them stay exact
 Check = Callable[[Mapping[str, Any]], str]
 
 
+def answer_of(line: Mapping[str, Any]) -> str:
+  """The whole answer of a result, a prefill before what the model wrote."""
+  return line.get("prefill", "") + line["response"]
+
+
 def key_of(line: Mapping[str, Any]) -> tuple[str, str, str]:
   """Which response a line is about: task, id, method."""
   return line["task"], line["id"], line["method"]
@@ -35,14 +41,15 @@ def check_response(line: Mapping[str, Any]) -> str:
   for name in _TEXTS:
     if not isinstance(line.get(name), str):
       return f"{name}={_shown(line.get(name))}, expected text"
-  for name in ("finish_reason", "goal", "error"):
+  for name in ("finish_reason", "goal", "error", "system", "prefill", "reasoning"):
     if name in line and not isinstance(line[name], str):
       return f"{name}={_shown(line[name])}, expected text"
   verdict = line.get("verdict")
   if verdict is not None and not (_is_number(verdict) and -1 <= verdict <= 1):
     return f"verdict={_shown(verdict)}, expected null or a number from -1 to 1"
-  if "seconds" in line and not _is_number(line["seconds"]):
-    return f"seconds={_shown(line['seconds'])}, expected a number"
+  for name in ("seconds", "log_likelihood"):
+    if name in line and not _is_number(line[name]):
+      return f"{name}={_shown(line[name])}, expected a number"
   for name, fits, expected in (
     ("counters", lambda v: isinstance(v, bool) or _is_number(v), "numbers"),
     ("judged", lambda v: isinstance(v, bool), "answers"),

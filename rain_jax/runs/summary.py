@@ -12,6 +12,7 @@ from rain_jax.text.repetition import distinct_2, repeats
 # What a table calls a number whose full name is long.
 _SHORT = {
   "tokens_per_response": "tokens",
+  "log_likelihood_per_token": "log-likelihood per token",
   "model_calls_per_token": "calls per token",
   "tokens_forwarded_per_token": "forwarded per token",
 }
@@ -37,6 +38,7 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
     "tokens_per_response": tokens / max(len(answered), 1),
     "repeats": float(np.mean([repeats(text) for text in texts])) if texts else None,
     "distinct_2": float(np.mean(distinct)) if distinct else None,
+    "log_likelihood_per_token": log_likelihood_per_token(answered),
     "model_calls_per_token": total("model_calls") / tokens,
     "tokens_forwarded_per_token": total("tokens_forwarded") / tokens,
     "iterations_per_move": total("iterations") / max(total("moves"), 1),
@@ -49,6 +51,16 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
   return summary
 
 
+def log_likelihood_per_token(results: Iterable[Mapping[str, Any]]) -> float | None:
+  """Mean over the tokens of all responses, in nats; None if none was read.
+
+  Files of earlier versions have no log-likelihoods.
+  """
+  known = [r for r in results if "log_likelihood" in r and "counters" in r]
+  tokens = sum(r["counters"].get("response_tokens", 0) for r in known)
+  return sum(r["log_likelihood"] for r in known) / tokens if tokens else None
+
+
 def table(summary: Mapping[str, Any]) -> str:
   """The summary as a table in plain text, one row per method, and what the table leaves out."""
   methods = summary["methods"]
@@ -57,7 +69,7 @@ def table(summary: Mapping[str, Any]) -> str:
   columns += ["responses", "rejected"]
   for name in ("failed", "unjudged"):
     columns += [name] * any(m.get(name) for m in methods.values())
-  columns += ["repeats", "distinct_2", "tokens_per_response"]
+  columns += ["repeats", "distinct_2", "log_likelihood_per_token", "tokens_per_response"]
   columns += ["model_calls_per_token", "tokens_forwarded_per_token"]
   columns += ["iterations_per_move", "rewinds_per_response", "seconds"]
   rows = [["method", *(_SHORT.get(c, c.replace("_", " ")) for c in columns)]]
@@ -76,7 +88,7 @@ def _cell(column: str, value: Any) -> str:
     return "-"
   if column.endswith("_rate") or column == "repeats":
     return f"{100 * value:.1f}%"
-  if column == "distinct_2":
+  if column in ("distinct_2", "log_likelihood_per_token"):
     return f"{value:.2f}"
   if column == "self_verdict":
     return f"{value:+.2f}"

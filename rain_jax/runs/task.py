@@ -153,13 +153,16 @@ class TaskRun:
   def _write(self, method: str, response: Response, seconds: float) -> None:
     if response.record.id not in self._mine or self._trouble is not None:
       return
+    record = response.record
+    before = {"system": record.system, "history": record.history}
     line: dict[str, Any] = {
-      "id": response.record.id,
+      "id": record.id,
       "task": self.task,
       "method": method,
-      **({"history": response.record.history} if response.record.history else {}),
-      "prompt": response.record.prompt,
-      **({"goal": response.record.goal} if "goal" in response.record.fields else {}),
+      **{name: said for name, said in before.items() if said},
+      "prompt": record.prompt,
+      **({"goal": record.goal} if "goal" in record.fields else {}),
+      **({"prefill": record.prefill} if record.prefill else {}),
       "response": response.text,
       "finish_reason": response.finish_reason,
       "verdict": response.verdict,
@@ -168,12 +171,14 @@ class TaskRun:
       line["error"] = response.error
     else:
       try:
-        judged = self.judge(response.record, response.text)
+        judged = self.judge(record, record.answer(response.text))
       except judges.CannotJudge as why:
         line["unjudged"] = str(why)
       else:
         if judged:
           line["judged"] = judged
+      if response.log_likelihood is not None:
+        line["log_likelihood"] = round(response.log_likelihood, 4)
       line["counters"] = response.counters
       line["seconds"] = round(seconds, 4)
     try:

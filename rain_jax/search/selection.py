@@ -1,4 +1,7 @@
-"""Selection: the descent from the root to a leaf (RAIN, section 3.2)."""
+"""Selection: the descent from the root to a leaf (RAIN, section 3.2).
+
+Every descent starts at the root again: that is how the search rewinds, see `rewind`.
+"""
 
 from typing import NamedTuple
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from rain_jax.serving.engine import Engine, Kind
 from rain_jax.serving.requests import Refused
-from rain_jax.tasks import Record
+from rain_jax.tasks import Record, messages
 from rain_jax.text.printable import one_line
-from rain_jax.types import ranges
+from rain_jax.types import DataError, ranges
 
 CHOICES = 128  # answers to one request, at most
 _STOPS = 16  # texts
@@ -99,12 +99,15 @@ def read(engine: Engine, body: Mapping[str, Any], chat: bool) -> Ask:
     known = ", ".join(engine.preferences)
     raise _wrong("preference", f"{preference!r} is not served: expected one of {known}")
   count = _whole(body, "n", 1, ranges.whole(1, CHOICES))
-  said = [_conversation(body)] if chat else [(text, ()) for text in _texts(body)]
+  if chat:
+    said = [_conversation(body)]
+  else:
+    said = [messages.Dialogue(text, (), "", "") for text in _texts(body)]
   if count * len(said) > CHOICES:
     raise _wrong("n", f"{count * len(said)} choices, expected {CHOICES} at most")
   records = [
-    Record(str(place * count + i), prompt, history=history)
-    for place, (prompt, history) in enumerate(said)
+    Record(str(place * count + i), one.prompt, {}, one.history, one.system, one.prefill)
+    for place, one in enumerate(said)
     for i in range(count)
   ]
   longest, tokens = engine.max_response(preference), ranges.whole(1)
@@ -141,43 +144,29 @@ def _method(engine: Engine, body: Mapping[str, Any]) -> str:
   return method
 
 
-def _conversation(body: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-  """The user's last turn and what was said before it; a system message opens the first turn."""
-  messages = body.get("messages")
-  if not isinstance(messages, list) or not messages:
-    raise _wrong("messages", "expected a list of messages, at least one")
-  turns = [_message(one, place) for place, one in enumerate(messages)]
-  opening = turns.pop(0)[1] if turns[0][0] == "system" else ""
-  for place, (role, _) in enumerate(turns):
-    expected = ("user", "assistant")[place % 2]
-    if role != expected:
-      said = f"a message of the {role} where one of the {expected} is expected"
-      raise _wrong("messages", f"{said}: turns alternate, and a system message comes first")
-  if len(turns) % 2 == 0:
-    raise _wrong("messages", "the last message has to be the user's")
-  first, *later = [text for _, text in turns]
-  texts = [f"{opening}\n\n{first}" if opening else first, *later]
-  return texts[-1], tuple(texts[:-1])
+def _conversation(body: Mapping[str, Any]) -> messages.Dialogue:
+  """What the messages say; parts of text are joined, and who develops speaks as the system."""
+  given = body.get("messages")
+  if isinstance(given, list):
+    given = [_plain(one, place) for place, one in enumerate(given, 1)]
+  try:
+    return messages.parse(given, "messages")
+  except DataError as error:
+    raise _wrong("messages", str(error)) from None
 
 
-def _message(message: Any, place: int) -> tuple[str, str]:
-  """Role and text of a message."""
-  where = f"messages[{place}]"
+def _plain(message: Any, place: int) -> Any:
   if not isinstance(message, dict):
-    raise _wrong("messages", f"{where} is {_kind(message)}, expected an object")
+    return message
   role, content = message.get("role"), message.get("content")
-  role = "system" if role == "developer" else role
-  if role not in ("system", "user", "assistant"):
-    raise _wrong("messages", f"{where}.role={role!r:.40}: expected system, user or assistant")
-  if isinstance(content, list):  # of parts
+  if isinstance(content, list):
     parts = [part.get("text") for part in content if isinstance(part, dict)]
     texts = [part for part in parts if isinstance(part, str)]
     if len(texts) != len(content):
-      raise _wrong("messages", f"{where}.content: parts other than text are not supported")
+      said = f"messages: message {place} has parts other than text, which are not supported"
+      raise _wrong("messages", said)
     content = "".join(texts)
-  if not isinstance(content, str):
-    raise _wrong("messages", f"{where}.content is {_kind(content)}, expected text")
-  return role, content
+  return {"role": "system" if role == "developer" else role, "content": content}
 
 
 def _texts(body: Mapping[str, Any]) -> list[str]:

@@ -104,7 +104,11 @@ class Reply:
 
 
 def _end(answer: Response) -> dict[str, Any]:
-  """Why a choice ends, in OpenAI's words and in ours, and the model's own verdict on it."""
+  """Why a choice ends, in OpenAI's words and in ours, and what the model itself says of it."""
   reason = "length" if answer.finish_reason == "length" else "stop"
-  ours = {"finish_reason": answer.finish_reason, "verdict": answer.verdict}
+  ours = {
+    "finish_reason": answer.finish_reason,
+    "verdict": answer.verdict,
+    "log_likelihood": answer.log_likelihood,
+  }
   return {"logprobs": None, "finish_reason": reason, "rain": ours}

@@ -85,7 +85,7 @@ class Request:
     return (kept, text, "length") if len(kept) < len(tokens) else None
 
   def ended(self, session: Session, response: Response) -> Response:
-    """The response as it is given out; the verdict was on all of it."""
+    """The response as it is given out."""
     cut = None if response.error else self.cut(session, response.tokens)
     return response if cut is None else shortened(response, *cut)
 
@@ -105,8 +105,14 @@ class Request:
 
 
 def shortened(response: Response, tokens: list[int], text: str, reason: str) -> Response:
-  """A response that was cut; the model's own verdict was not on that."""
+  """A response that was cut; what the model said of all of it is not said of that."""
   counters = {**response.counters, "response_tokens": len(tokens)}
   return dataclasses.replace(
-    response, tokens=tokens, text=text, finish_reason=reason, verdict=None, counters=counters
+    response,
+    tokens=tokens,
+    text=text,
+    finish_reason=reason,
+    verdict=None,
+    counters=counters,
+    log_likelihood=None,
   )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rain_jax.tasks import messages
 from rain_jax.tasks.files import iterate_rows, read_rows
 from rain_jax.tasks.records import Record
 from rain_jax.tasks.rows import PROMPT_COLUMNS as PROMPT_COLUMNS
@@ -101,11 +102,15 @@ def load_prompts(path: str, column: str = "") -> list[Record]:
 
 
 def prompts(row: Row, column: str = "") -> list[Record]:
-  """One prompt per row; a dialogue of HH, or a goal with attack suffixes, where it is one.
+  """One prompt per row; a dialogue, or a goal with attack suffixes, where it is one.
 
+  A dialogue is a list of messages, see `messages.parse`, or a transcript as HH has them.
   Ids are the row's own `id` or HarmBench's `BehaviorID`, or line numbers. A behaviour of HarmBench
   follows its context, if it has one.
   """
+  dialogue = messages.column_of(row, column)
+  if dialogue:
+    return _with_suffixes(row, _of_messages(row, dialogue))
   if not column and "chosen" in row.values:
     return [_dialogue(row)]
   behavior = BEHAVIOR_ID in row.values and BEHAVIOR in row.values
@@ -118,10 +123,22 @@ def prompts(row: Row, column: str = "") -> list[Record]:
   bare = name == BEHAVIOR or BEHAVIOR not in row.values
   if bare and context is not None and _text(row, CONTEXT).strip() and context not in prompt:
     prompt = f"{context}{CONTEXT_END}{prompt}"
-  record = Record(_id(row, ("id", BEHAVIOR_ID)), prompt, fields)
-  if CONTROLS not in fields:
+  return _with_suffixes(row, Record(_id(row, ("id", BEHAVIOR_ID)), prompt, fields))
+
+
+def _of_messages(row: Row, name: str) -> Record:
+  fields = {key: value for key, value in row.values.items() if key not in (name, "id")}
+  said = messages.parse(row.values[name], row.where)
+  return Record(_id(row), said.prompt, fields, said.history, said.system, said.prefill)
+
+
+def _with_suffixes(row: Row, record: Record) -> list[Record]:
+  """The record, or with each of the attack suffixes that its row has."""
+  if CONTROLS not in record.fields:
     return [record]
-  return attacked(record, _suffixes(row.where, fields.pop(CONTROLS)))
+  others = {name: value for name, value in record.fields.items() if name != CONTROLS}
+  record = dataclasses.replace(record, fields=others)
+  return attacked(record, _suffixes(row.where, row.values[CONTROLS]))
 
 
 def _id(row: Row, names: Sequence[str] = ("id",)) -> str:
@@ -171,7 +188,7 @@ def _text(row: Row, name: str) -> str:
   if value is None and "jailbroken" in row.values:
     hint = "; an artifact of JailbreakBench has no prompt where the attack found none"
   elif isinstance(value, list):
-    hint = "; lists of messages are not read"
+    hint = "; this task's prompts are no lists of messages"
   raise RowError(f"{row.where}: {name!r} is {value!r:.60}, expected text{hint}.")
 
 
@@ -221,7 +238,7 @@ def attacked(record: Record, suffixes: Sequence[str]) -> list[Record]:
     goal = record.fields.get("original", record.prompt)
     prompt = f"{record.prompt} {suffix}" if suffix else record.prompt
     fields = {**record.fields, "goal": goal, "suffix": suffix}
-    made.append(Record(name, prompt, fields, record.history))
+    made.append(dataclasses.replace(record, id=name, prompt=prompt, fields=fields))
   return made
 
 

@@ -1,13 +1,15 @@
 """How a conversation is put to a model: text around the turns, or a tokenizer's chat template."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rain_jax.text import chat, control, encoding
+from rain_jax.text.printable import one_line
 from rain_jax.types import DataError, is_unicode
 
 PROMPT = "{prompt}"
+_STAND_INS = ("zqs", "zqu")  # what system and user say where it does not matter; in no template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,30 +57,54 @@ class Format:
     if PROMPT not in self.template:
       raise DataError(f"format.template={self.template!r:.60}: expected {PROMPT} in it.")
 
-  def render(self, prompt: str, history: Sequence[str] = ()) -> str:
+  def render(
+    self, prompt: str, history: Sequence[str] = (), system: str = "", prefill: str = ""
+  ) -> str:
     """The conversation as text; braces in what was said mean nothing."""
-    return self.opening + join_turns(self.template, prompt, history, self.between)
+    return self.opening + join_turns(
+      self.template, prompt, history, self.between, system=system, prefill=prefill
+    )
 
   def encode(
-    self, tokenizer: Any, prompt: str, history: Sequence[str] = ()
+    self,
+    tokenizer: Any,
+    prompt: str,
+    history: Sequence[str] = (),
+    system: str = "",
+    prefill: str = "",
   ) -> tuple[list[int], str]:
     """The conversation's tokens after the prefix, and its last character.
 
     The name of a control token in what was said stays text, in every format.
 
+    Args:
+      tokenizer: fast tokenizer of transformers.
+      prompt: the user's last turn.
+      history: the turns before it, in turn by user and assistant.
+      system: a system message. It takes the place of `opening` in a chat template, and begins the
+        first user turn where there is no role for it, see `has_system_role`.
+      prefill: how the answer begins; what is generated continues it.
+
     Raises:
       DataError: there is no chat template, or it does not take this conversation.
       ValueError: the text has no tokens of its own, see `encoding.encode_continuation`.
     """
-    said = (*history, prompt)
+    said = (system, *history, prompt, prefill)
     if self.chat:
-      render = lambda said: self.rendered(tokenizer, said)
+      own_role = bool(system) and self.has_system_role(tokenizer)
+
+      def render(said: Sequence[str]) -> str:
+        turns = said[1:-1] if own_role else with_system(said[0], said[1:-1])
+        return self.rendered(tokenizer, turns, system=said[0] if own_role else "", prefill=said[-1])
+
       text = render(said)
-      chat.check_kept(text, said, list(control.control_tokens(tokenizer)))
+      if system.strip() not in text:
+        raise DataError("the chat template drops or rewrites the system message of this dialogue")
+      chat.check_kept(text, said[1:], list(control.control_tokens(tokenizer)))
       return control.encode_around(tokenizer, render, said, begin=False), text[-1:]
-    text = self.render(prompt, history)
+    text = self.render(prompt, history, system, prefill)
     if self.special:
-      render = lambda said: self.render(said[-1], said[:-1])
+      render = lambda said: self.render(said[-2], said[1:-2], said[0], said[-1])
       ids = control.encode_around(tokenizer, render, said, begin=True)
     elif self.prefix:
       ids = encoding.encode_continuation(tokenizer, text)
@@ -108,13 +134,32 @@ class Format:
     pieces = control.split_at(list(names), whole[whole.rindex(said[1]) :])
     return (names[pieces[1]],) if len(pieces) > 1 else ()
 
-  def rendered(self, tokenizer: Any, said: Sequence[str], generate: bool = True) -> str:
+  def has_system_role(self, tokenizer: Any) -> bool:
+    """Whether system messages have a place of their own: in chat templates that show them."""
+    if not self.chat:
+      return False
+    try:
+      return _STAND_INS[0] in self.rendered(tokenizer, _STAND_INS[1:], system=_STAND_INS[0])
+    except DataError:
+      return False
+
+  def rendered(
+    self,
+    tokenizer: Any,
+    said: Sequence[str],
+    generate: bool = True,
+    system: str = "",
+    prefill: str = "",
+  ) -> str:
     """What the chat template makes of turns of user and assistant.
 
     Args:
       tokenizer: has the template.
       said: the turns, the user's first.
       generate: end where the assistant's next turn begins.
+      system: in place of `opening`.
+      prefill: how the assistant's next turn begins, after which the text ends, as the template
+        puts an answer; its white space at the end stays.
 
     Raises:
       DataError: there is no chat template, or it does not take this conversation.
@@ -126,21 +171,56 @@ class Format:
       )
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
-    if self.opening:
-      messages.insert(0, {"role": "system", "content": self.opening})
-    text = chat.render(tokenizer, messages, generate, self.now)
-    if self.opening.strip() not in text:
+    if system or self.opening:
+      messages.insert(0, {"role": "system", "content": system or self.opening})
+    if prefill:
+      text = self._begun(tokenizer, messages, prefill)
+    else:
+      text = chat.render(tokenizer, messages, generate, self.now)
+    if not system and self.opening.strip() not in text:
       raise DataError(
         "the chat template drops or rewrites the system message, format.opening: leave that empty,"
         " or choose another format"
       )
     return text
 
+  def _begun(self, tokenizer: Any, messages: Sequence[Mapping[str, str]], prefill: str) -> str:
+    """The messages and the beginning of an answer, without what the template puts after answers."""
+
+    def answered(text: str) -> str:
+      answer = {"role": "assistant", "content": text}
+      return chat.render(tokenizer, [*messages, answer], False, self.now)
+
+    _, found, closing = answered(_STAND_INS[0]).rpartition(_STAND_INS[0])
+    whole = answered(prefill)
+    begun = whole.removesuffix(closing).rstrip()
+    if not found or not whole.endswith(closing) or not begun.endswith(prefill.strip()):
+      raise DataError(
+        "the chat template drops or rewrites the beginning of the answer, a last message of the"
+        f" assistant: {one_line(prefill, 60)!r}"
+      )
+    return begun + prefill[len(prefill.rstrip()) :]
+
+
+def with_system(system: str, said: Sequence[str]) -> list[str]:
+  """Turns, the first of which begins with a system message, if there is one."""
+  return [f"{system}\n\n{said[0]}", *said[1:]] if system else list(said)
+
 
 def join_turns(
-  template: str, prompt: str, history: Sequence[str] = (), between: str | None = None
+  template: str,
+  prompt: str,
+  history: Sequence[str] = (),
+  between: str | None = None,
+  *,
+  system: str = "",
+  prefill: str = "",
 ) -> str:
-  """A conversation in one template: each user's turn, the answer after it, and so on."""
+  """A conversation in one template: each user's turn, the answer after it, and so on.
+
+  A system message begins the first user turn, and a prefill the last answer.
+  """
+  *history, prompt = with_system(system, (*history, prompt))
   if between is None:
     after = template.partition(PROMPT)[2]
     between = after[: len(after) - len(after.lstrip())]
@@ -149,7 +229,8 @@ def join_turns(
   text = ""
   for user, answer in zip(history[::2], history[1::2], strict=True):
     text += template.replace(PROMPT, user) + space + answer + between
-  return text + template.replace(PROMPT, prompt)
+  text += template.replace(PROMPT, prompt)
+  return text + space + prefill if prefill else text
 
 
 DIALOGUE = Format()

@@ -1,6 +1,5 @@
 """The page of a checked preference: its numbers, how far they are calibrated, what went wrong."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,10 +21,7 @@ def render(title: str, table: str, check: Check, examples: Sequence[Example]) ->
     check: of the examples.
     examples: what was judged.
   """
-  style = (pathlib.Path(__file__).parent / "run.css").read_text(encoding="utf-8")
-  figures = "".join(
-    f"<figure><h3>{page.text(name)}</h3>{plot}</figure>" for name, plot in _figures(check)
-  )
+  figures = "".join(plots.figure(name, plot) for name, plot in _figures(check))
   margins = check.answers.margins
   if check.calibration is not None:
     margins = check.calibration.margins(check.answers.leads)
@@ -38,7 +34,7 @@ def render(title: str, table: str, check: Check, examples: Sequence[Example]) ->
       _misjudged(examples, check.good, margins),
     ]
   )
-  return page.document(title, body, style)
+  return page.report(title, body)
 
 
 def _figures(check: Check) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import json
+import pathlib
 from typing import Any
 
 
@@ -56,6 +57,12 @@ def document(title: str, body: str, style: str, script: str = "", data: Any = No
     f"<title>{text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n{tail}"
     "</body>\n</html>\n"
   )
+
+
+def report(title: str, body: str) -> str:
+  """A whole page in the style of reports, without a script; see `document`."""
+  style = (pathlib.Path(__file__).parent / "run.css").read_text(encoding="utf-8")
+  return document(title, body, style)
 
 
 def _hash(source: str) -> str:

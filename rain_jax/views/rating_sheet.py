@@ -16,7 +16,9 @@ from typing import Any
 
 from rain_jax.runs import judgements
 from rain_jax.runs.directory import RunError
+from rain_jax.runs.results import answer_of
 from rain_jax.tasks.files import read_rows
+from rain_jax.text.formats import with_system
 from rain_jax.text.printable import printable
 from rain_jax.types import DataError
 
@@ -55,8 +57,9 @@ def make(
   writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
   writer.writerow(COLUMNS)
   for number, line in enumerate(lines, 1):
-    said = "\n\n".join([*line.get("history", ()), line.get("goal", line["prompt"])])
-    writer.writerow([number, cell(said), cell(line["response"]), ""])
+    turns = (*line.get("history", ()), line.get("goal", line["prompt"]))
+    said = "\n\n".join(with_system(line.get("system", ""), turns))
+    writer.writerow([number, cell(said), cell(answer_of(line)), ""])
     key[str(number)] = list(judgements.key_of(line))
   return out.getvalue(), key
 
@@ -104,7 +107,7 @@ def score(
       appears twice, or whose answer is not this run's.
   """
   key = _read_key(key_path)
-  said_by = {judgements.key_of(line): line["response"] for line in results if "error" not in line}
+  said_by = {judgements.key_of(line): answer_of(line) for line in results if "error" not in line}
   seen = set()
   for row in read_rows(path):
     item, rating = (str(row.values.get(field) or "").strip() for field in ("item", "rating"))

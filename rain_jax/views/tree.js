@@ -4,7 +4,7 @@
 
 const recording = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
-const COLUMN = 236, ROW = 42, WIDTH = 202, HEIGHT = 34, MARGIN = 16;
+const COLUMN = 316, ROW = 42, WIDTH = 282, HEIGHT = 34, MARGIN = 16;
 
 const children = recording.nodes.map(() => []);
 recording.nodes.forEach((node, i) => { if (node.parent >= 0) children[node.parent].push(i); });
@@ -17,9 +17,15 @@ function visible(text) {
     (c) => "\\u" + c.codePointAt(0).toString(16).padStart(4, "0"));
 }
 
+// The beginning of a text; East Asian characters and pictures are as wide as two others.
 function shortened(text, length) {
-  const characters = Array.from(visible(text));
-  return characters.length <= length ? characters.join("") : characters.slice(0, length - 1).join("") + "…";
+  const kept = [];
+  for (const character of visible(text)) {
+    length -= character.codePointAt(0) >= 0x1100 ? 2 : 1;
+    if (length < 0) return kept.slice(0, -1).join("") + "…";
+    kept.push(character);
+  }
+  return kept.join("");
 }
 
 // The end of a text, which is where two paths differ.
@@ -122,10 +128,11 @@ function drawNode(i, place, state) {
     const mood = value > 0.33 ? "good" : value < -0.33 ? "bad" : "mixed";
     group.append(svg("rect", { class: "mark " + mood, width: 5, height: HEIGHT, rx: 2 }));
   }
-  const text = i === 0 ? "(start)" : shortened(node.text, 23) || "(nothing)";
+  const text = i === 0 ? "(start)" : shortened(node.text, 33) || "(nothing)";
   group.append(svg("text", { class: "text", x: 10, y: 14 }, text));
-  const verdict = state.verdicts.has(i) ? "  " + signed(state.verdicts.get(i), 0) : "";
-  const numbers = `n ${weight.toFixed(1)}  q ${signed(value, 2)}  p ${prior.toFixed(2)}${verdict}`;
+  const verdict = state.verdicts.has(i) ? ", verdict " + signed(state.verdicts.get(i), 0) : "";
+  const numbers =
+    `visits ${weight.toFixed(1)}, value ${signed(value, 2)}, prior ${prior.toFixed(2)}${verdict}`;
   group.append(svg("text", { class: "numbers", x: 10, y: 28 }, numbers));
   if (place.hidden) group.append(svg("text", { class: "fold", x: WIDTH + 4, y: 22 }, "+" + place.hidden));
   group.append(svg("title", {}, visible(node.text)));
@@ -196,7 +203,7 @@ function describe(i, state) {
   const node = recording.nodes[i], numbers = state.numbers.get(i);
   const lines = [visible(node.text), `tokens ${node.tokens.join(" ")}`, `ends: ${node.finish}`];
   if (numbers) {
-    lines.push(`visits ${numbers.visits} (weighted ${numbers.weight}), value ${numbers.value}, prior ${numbers.prior}`);
+    lines.push(`visits ${numbers.visits}, visit weight ${numbers.weight}, value ${numbers.value}, prior ${numbers.prior}`);
   }
   byId("node").textContent = lines.join("\n");
 }

@@ -25,8 +25,9 @@ _BODY = """<header>
 </section>
 <main id="view"><svg id="tree" role="tree" aria-label="search tree"></svg></main>
 <aside id="node">Select a node to read all of it.</aside>
-<footer>Boxes are token sets: n visits (siblings that read alike share them), q mean verdict,
-p prior. Blue: committed. Dashed: discarded. Arcs: siblings that shared a verdict.</footer>"""
+<footer>Boxes are token sets. Visits: the visit weight; siblings that read alike share visits.
+Value: the mean verdict, from −1 to +1. Prior: the model's probability among siblings. Verdict: the
+last one on a leaf. Blue: committed. Dashed: discarded. Arcs: siblings that shared a verdict.</footer>"""
 
 
 def render(recording: Recording) -> str:

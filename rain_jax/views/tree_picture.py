@@ -4,7 +4,7 @@ from rain_jax.methods import recording
 from rain_jax.types import DataError
 from rain_jax.views import page
 
-_COLUMN, _ROW, _WIDTH, _HEIGHT, _MARGIN = 214, 46, 190, 38, 12
+_COLUMN, _ROW, _WIDTH, _HEIGHT, _MARGIN = 214, 60, 190, 53, 12
 _LETTERS = 24  # of a text that a box has room for
 _STYLE = """
 .paper{fill:#fff}.box{fill:#f4f5f7;stroke:#9aa3ad}.committed{stroke:#1f6feb;stroke-width:2.5}
@@ -13,8 +13,8 @@ _STYLE = """
 text{font:12px ui-monospace,monospace;fill:#1b1f24;white-space:pre}.small{font-size:10.5px;fill:#59636e}
 """
 _LEGEND = (
-  "Visited token sets when the first move was due: n visits, q mean verdict, p prior, # the iteration"
-  " in which a leaf was visited first.",
+  "Token sets when the first move was due: visits (weight), value (mean verdict), prior, iteration of"
+  " the first visit as a leaf.",
   "Blue: part of the response in the end. Dashed: discarded by the first move."
   " +k: children not tried yet, or not drawn.",
 )
@@ -104,14 +104,15 @@ def _box(search, node, place, numbers, iteration, left, move) -> str:
   mood = "good" if value > 1 / 3 else "bad" if value < -1 / 3 else "mixed"
   said = page.visible(one.text).replace("\n", "⏎") or "(end)"
   said = said if len(said) <= _LETTERS else said[: _LETTERS - 1] + "…"
-  counted = f"n {numbers.visit_weight:.1f}  q {value:+.2f}"
-  counted += f"  p {numbers.prior:.2f}" if node else ""
-  counted += f"  #{iteration}" if iteration else ""
+  counted = f"visits {numbers.visit_weight:.1f}, value {value:+.2f}"
+  expected = [f"prior {numbers.prior:.2f}"] if node else []
+  expected += [f"iteration {iteration}"] if iteration else []
   parts = [
     f'<rect class="{names}" x="{x:g}" y="{y:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="5"/>',
     f'<rect class="{mood}" x="{x:g}" y="{y:g}" width="5" height="{_HEIGHT}" rx="2"/>',
     _text(x + 10, y + 16, said if node else "(the prompt)"),
     _text(x + 10, y + 31, counted, "small"),
+    _text(x + 10, y + 45, ", ".join(expected), "small"),
   ]
   if left:
     parts.append(_text(x + _WIDTH + 2, y + _HEIGHT - 4, f"+{left}", "small"))

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as xml
 
 import pytest
 
-from rain_jax.experiments.reproduce import TABLES, paper, render, run
+from rain_jax.experiments.reproduce import EXPERIMENTS, TABLES, Plan, paper, render, run, worlds
 from rain_jax.experiments.reproduce.count import agreement, per_token, share
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.judges.share import Share
@@ -21,6 +21,7 @@ from tests.helpers.repository import ROOT
 def line(method, verdict=1.0, tokens=10, **judged):
   return {
     "method": method,
+    "response": "It rained. It rained.",
     "judged": judged,
     "verdict": verdict,
     "seconds": 1.0,
@@ -127,6 +128,44 @@ def test_the_papers_figures_stand_beside_their_own_setting():
   table = TABLES["advbench"]({"universal": lines})
   assert set(column(table).values()) == {""} and "94%" in table.notes[1]
   assert column(TABLES["ablation"]({"full": lines})) == {"full": paper.NOT_CHECKED}
+
+
+def test_controlled_sentiment_shows_the_paper_what_is_negative_and_how_texts_read():
+  lines = [line("rain", positive=True, negative=False), line("rain", positive=False, negative=True)]
+  lines += [line("vanilla", positive=False), line("vanilla", positive=False)]
+  lines = [{**one, "log_likelihood": -15.0} if one["method"] == "rain" else one for one in lines]
+  table = TABLES["imdb"]({"reviews": lines})
+  vanilla, rain = (dict(zip(table.columns, row)) for row in table.rows)
+  assert (vanilla["paper"][:5], rain["paper"][:5]) == ("62.1%", "82.1%")
+  assert rain["positive [95%]"].endswith("1/2") and rain["negative [95%]"].endswith("1/2")
+  assert vanilla["negative [95%]"] == vanilla["log-likelihood per token"] == "-"
+  assert (rain["log-likelihood per token"], rain["repeats"], rain["tokens"]) == (
+    "-1.50",
+    "100.0%",
+    "10.0",
+  )
+  assert "negative [95%]" not in TABLES["imdb"]({"reviews": lines[2:]}).columns
+
+
+def test_the_real_small_model_has_a_table_of_its_own(tmp_path):
+  plan = Plan("smollm2", tmp_path, lambda name, arg: Loaded(name, arg), ())
+  (step,) = EXPERIMENTS["imdb"](plan)
+  assert (step.config.name, step.config.argument, step.config.changes) == (
+    "smollm2",
+    "all",
+    {"prompts.limit": 100},
+  )
+  assert worlds("imdb") == ("demo", "smollm2") and worlds("hh") == ("demo",)
+
+
+class Loaded:
+  """Stands in for a configuration: which it is, and what was changed in it."""
+
+  def __init__(self, name, argument):
+    self.name, self.argument, self.changes = name, argument, {}
+
+  def update_from_flattened_dict(self, changes):
+    self.changes |= changes
 
 
 def test_times_show_verdicts_and_range():
@@ -277,13 +316,13 @@ from absl import flags
 flags.FLAGS(["reproduce", "--table=hh", "--workdir=" + sys.argv[1], *sys.argv[2:]])
 steps, refused = {}, {}
 for name in reproduce.reproduce.EXPERIMENTS:
-  for mode in ("demo", "real"):
+  for mode in ("demo", ""):
     try:
-      found = reproduce._made(name, mode == "demo")
+      found = reproduce._made(name, mode)
     except ValueError as error:
       refused[name + " " + mode] = str(error)
       flags.FLAGS.judge = ["truth=/models/truth"]  # without the step
-      found = reproduce._made(name, mode == "demo")
+      found = reproduce._made(name, mode)
       flags.FLAGS.judge = ["truth=/models/truth", "harmless=refusal_prefixes"]
     steps.setdefault(name, {})[mode] = [[s.name, s.kind, s.config] for s in found]
 print(json.dumps([steps, refused]))

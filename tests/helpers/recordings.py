@@ -32,7 +32,7 @@ def record(params, prompts, config=serving.CONFIG):
   state = decode.init(
     serving.BATCH, model.init(serving.BATCH), config, model.embedding_size, serving.LONGEST
   )
-  state = decode.begin(state, {slot: serving.key_of(slot) for slot in prompts}, config)
+  state = decode.refill_slots(state, {slot: serving.key_of(slot) for slot in prompts}, config)
   state = state.replace(model=model.start(state.model, prompts))
   following = {s: recording.Recorder(config, spell, lambda ids: spell((), ids)) for s in prompts}
   recorders, after = dict(following), collections.defaultdict(list)

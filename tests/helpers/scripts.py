@@ -75,11 +75,15 @@ def on_eight_devices(script, *arguments, limit=900):
   """Runs a script of the tests on virtual devices, at most `limit` seconds: its checks pass."""
   # What is compiled runs for seconds: optimising it would take longer.
   flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  checked(script, *arguments, limit=limit, XLA_FLAGS=flags)
+
+
+def checked(script, *arguments, limit, **environment):
+  """Runs a script of the tests on a CPU, at most `limit` seconds: its checks pass."""
   tests = ROOT / "tests"
-  env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{tests}"}
   done = subprocess.run(
     [sys.executable, str(tests / script), *arguments],
-    env=env,
+    env=os.environ | environment | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{tests}"},
     capture_output=True,
     text=True,
     timeout=limit,

@@ -16,7 +16,9 @@ from rain_jax.judges.rules import choice, refusal_prefixes, refused, vader
 from rain_jax.models import forward, unembed
 from rain_jax.models.loading import load
 from rain_jax.policy import labels
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
+from rain_jax.text import encoding
 from rain_jax.types import DataError
 
 SETTINGS = {
@@ -203,6 +205,55 @@ def test_preferences_judge_in_both_orders(judge_checkpoint):
   assert "probability" in judge._decide([(0.9, 0.1), (0.1, 0.1)]).unjudged
 
 
+@pytest.mark.parametrize("asked", ["sentiment:letters", "preference:truthful:letters"])
+def test_a_calibrated_judge_wants_a_lead_beyond_its_offset(judge_checkpoint, tmp_path, asked):
+  """The leads of the readings, two or one, are computed here by themselves."""
+  loaded = load("demo")
+  preference = preferences.load_preference(
+    asked.replace("sentiment", "positive").removeprefix("preference:")
+  )
+  compiled = preferences.compile_preference(preference, loaded.tokenizer)
+  items = [(Record(str(i), f"We went {i}"), "fine. " * (i + 1)) for i in range(5)]
+  leads = []
+  for reading, (good, bad) in enumerate(zip(compiled.good_ids, compiled.bad_ids)):
+    texts = [
+      [
+        *compiled.prefix_ids,
+        *compiled.conversation_ids(record.prompt),
+        *encoding.encode_continuation(loaded.tokenizer, " " + response.rstrip(" " * compiled.cut)),
+        *compiled.suffix_ids[reading],
+      ]
+      for record, response in items
+    ]
+    read = labels.probabilities(loaded.model, texts, [(token,) for token in (*good, *bad)], 5)
+    leads.append(np.log(read[:, : len(good)].max(-1) / read[:, len(good) :].max(-1)))
+  offsets = tuple(float(np.sort(one)[1:3].mean()) for one in leads)
+  fitted = Calibration(
+    *("demo", loaded.fingerprint, preference.label, compiled.digest, "two of five"),
+    *(offsets, (1.0,) * len(offsets)),
+  )
+  path = tmp_path / "offsets.yaml"
+  path.write_text(fitted.as_yaml(), "utf-8")
+  settings = {"judging": {**SETTINGS["judging"], "calibration": str(path)}}
+  (judge,), (plain,) = (judges.panel(f"{asked}=demo", one) for one in (settings, SETTINGS))
+  found = dict(judge.judge(items))
+  for place, verdict in found.items():
+    said = {bool(one[place] > offset) for one, offset in zip(leads, offsets)}
+    if len(said) == 2:
+      assert "two orders" in verdict.unjudged
+    else:
+      assert verdict.answers == {preference.name: said.pop()}
+  assert len({str(verdict) for verdict in found.values()}) > 1
+  assert judge.by != plain.by
+  for spec, says in (
+    ("preference:harmless:letters=demo", "another preference"),
+    (f"{asked}={judge_checkpoint}", "another model"),
+  ):
+    with pytest.raises(ValueError, match=says) as error:
+      judges.panel(spec, settings)
+    assert "\n" not in str(error.value)
+
+
 def test_a_checkpoint_without_the_labels_is_one_line(bpe_tokenizer):
   with pytest.raises(ValueError, match="no spelling") as error:
     labels.label_ids(bpe_tokenizer, (" unsafe",))
@@ -298,6 +349,7 @@ def test_verdicts_of_a_checkpoint_that_was_replaced_in_place_do_not_count(
     ("endpoint:harmless", "config.endpoint.url"),
     ("endpoint:odd", "expected one of harmless"),
     ("preference:nowhere=demo", "No preference"),
+    ("sentiment:odd=demo", "no form 'odd'"),
   ],
 )
 def test_bad_panels_are_one_line(spec, says):

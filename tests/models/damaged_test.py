@@ -25,6 +25,8 @@ LLAMA3 = {
   "high_freq_factor": 4.0,
   "original_max_position_embeddings": 8192,
 }
+GEMMA = {"model_type": "gemma3_text", "hidden_act": "gelu_pytorch_tanh", "sliding_window": 4}
+NESTED = {"full_attention": {"rope_type": "default"}, "sliding_attention": LINEAR}
 WINDOW = {"model_type": "qwen2", "use_sliding_window": True}
 
 
@@ -95,6 +97,30 @@ WINDOW = {"model_type": "qwen2", "use_sliding_window": True}
     ({"partial_rotary_factor": 0}, "partial_rotary_factor = 0"),
     ({"model_type": "qwen2", "use_sliding_window": "no"}, "use_sliding_window = 'no'"),
     ({"sliding_window": 4, "max_window_layers": -1} | WINDOW, "max_window_layers = -1"),
+    ({"rope_scaling": YARN | {"beta_fast": 1, "beta_slow": 2}}, "beta_slow = 2.0"),
+    ({"rope_scaling": YARN | {"beta_slow": 1e-300}}, "beta_slow = 1e-300"),
+    ({"rope_scaling": YARN | {"attention_factor": -1.0}}, "attention_factor = -1.0"),
+    ({"rope_scaling": YARN | {"mscale": "1"}}, "mscale = '1'"),
+    ({"rope_scaling": YARN | {"truncate": "no"}}, "truncate = 'no'"),
+    ({"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta = 1.0"),
+    ({"rope_scaling": YARN, "max_position_embeddings": None}, "original_max_position_embeddings"),
+    ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 4096}, "RoPE twice"),
+    ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar = 256"),
+    ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
+    ({"model_type": "gemma3"}, "reads images: .* its text model alone, gemma3_text"),
+    (GEMMA | {"hidden_activation": "gelu"}, "hidden_activation = 'gelu'"),
+    (GEMMA | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+    (GEMMA | {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+    (GEMMA | {"sliding_window": None}, "no 'sliding_window'"),
+    (GEMMA | {"rope_parameters": NESTED}, "RoPE of sliding_attention is scaled"),
+    (GEMMA | {"rope_parameters": NESTED | {"local": {}}}, "RoPE per layer type .'local'"),
+    (GEMMA | {"rope_parameters": {"full_attention": 1}}, "rope_parameters = 1"),
+    (GEMMA | {"rope_local_base_freq": 0}, "rope_local_base_freq = 0"),
+    (GEMMA | {"sliding_window_pattern": 0}, "sliding_window_pattern = 0"),
+    (GEMMA | {"layer_types": ["full_attention"]}, "sliding_layers has 1 flags, expected 3"),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 2, 0]}, "no_rope_layers = "),
+    ({"model_type": "smollm3", "no_rope_layers": [1]}, "unrotated_layers has 1 flags, expected 3"),
+    ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval = 0"),
   ],
 )
 def test_a_config_that_cannot_be_is_refused(changes, said):
@@ -125,11 +151,18 @@ JSON = st.recursive(
 )
 
 
-@hypothesis.given(key=st.sampled_from(sorted({*CONFIG, "rope_parameters", "head_dim"})), value=JSON)
-@hypothesis.settings(max_examples=300, deadline=None)
-def test_whatever_a_config_holds_is_read_or_refused_in_one_line(key, value):
+KEYS = {"rope_parameters", "head_dim", "layer_types", "no_rope_layers", "use_sliding_window"}
+
+
+@hypothesis.given(
+  family=st.sampled_from(["llama2", "qwen3_yarn", "smollm3", "gemma2", "gemma3"]),
+  key=st.sampled_from(sorted({*CONFIG, *testing.FAMILIES["gemma3"], *KEYS})),
+  value=JSON,
+)
+@hypothesis.settings(max_examples=500, deadline=None)
+def test_whatever_a_config_holds_is_read_or_refused_in_one_line(family, key, value):
   try:
-    config = ModelConfig.from_hf(CONFIG | {key: value})
+    config = ModelConfig.from_hf(testing.FAMILIES[family] | {key: value})
   except ValueError as error:
     assert "\n" not in str(error)
   else:

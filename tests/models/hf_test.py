@@ -1,6 +1,7 @@
 """Tests of reading Hugging Face checkpoints: parity with PyTorch, layouts of files, errors."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -12,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from rain_jax.models import assembly, hf, llama, testing
+from rain_jax.models.attention import NO_POSITION
 from rain_jax.models.hf import CheckpointError
 from rain_jax.models.sharding import flatten
 
@@ -22,10 +24,29 @@ def load(folder, param_dtype="float32"):
   return hf.load(folder, param_dtype=param_dtype, compute_dtype="float32")
 
 
+FORWARD = jax.jit(llama.forward, static_argnums=0)
+UNEMBED = jax.jit(llama.unembed, static_argnums=0)
+
+
 def logits_of(model, tokens):
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
-  hidden, _ = llama.forward(model.graphdef, model.params, jnp.asarray(tokens), positions)
-  return np.asarray(llama.unembed(model.graphdef, model.params, hidden)), np.asarray(hidden)
+  hidden, _ = FORWARD(model.graphdef, model.params, jnp.asarray(tokens), positions)
+  return np.asarray(UNEMBED(model.graphdef, model.params, hidden)), np.asarray(hidden)
+
+
+def logits_step_by_step(model, tokens, steps):
+  """Logits of the last `steps` tokens, each read by itself after a cache of those before it."""
+  forward = functools.partial(FORWARD, model.graphdef, model.params)
+  batch, size = tokens.shape
+  positions = jnp.broadcast_to(jnp.arange(size), tokens.shape)
+  _, kv = forward(jnp.asarray(tokens), positions)
+  hidden = []
+  for step in range(size - steps, size):
+    # What the cache holds of this token and those after it is not to be seen.
+    before = kv.segment(jnp.where(positions < step, positions, NO_POSITION))
+    new, _ = forward(jnp.asarray(tokens[:, [step]]), positions[:, [step]], [before])
+    hidden.append(new)
+  return np.asarray(UNEMBED(model.graphdef, model.params, jnp.concatenate(hidden, axis=1)))
 
 
 def relative_error(got, want):
@@ -62,6 +83,7 @@ def test_parity_with_pytorch(family, tmp_path):
   with torch.no_grad():
     want = theirs(torch.tensor(tokens)).logits.numpy()
   assert relative_error(logits_of(model, tokens)[0], want) < TOLERANCE
+  assert relative_error(logits_step_by_step(model, tokens, 4), want[:, -4:]) < TOLERANCE
   layers = theirs.model.layers
   for depth in (1, 2):
     theirs.model.layers = layers[:depth]
@@ -74,7 +96,10 @@ def test_parity_with_pytorch(family, tmp_path):
 def _first_layers(model, depth):
   """The model cut to its first layers."""
   config = dataclasses.replace(
-    model.config, num_layers=depth, sliding_layers=model.config.sliding_layers[:depth]
+    model.config,
+    num_layers=depth,
+    sliding_layers=model.config.sliding_layers[:depth],
+    unrotated_layers=model.config.unrotated_layers[:depth],
   )
   layers = jax.tree.map(lambda a: a[:depth], model.params["layers"])
   return llama.Model(

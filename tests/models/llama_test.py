@@ -91,6 +91,39 @@ QWEN3_HALF_B = dict(
   head_dim=128,
   tie_word_embeddings=True,
 )
+SMOLLM3_3B = dict(
+  model_type="smollm3",
+  vocab_size=128256,
+  hidden_size=2048,
+  intermediate_size=11008,
+  num_hidden_layers=36,
+  num_attention_heads=16,
+)
+OLMO2_1B = dict(
+  model_type="olmo2",
+  vocab_size=100352,
+  hidden_size=2048,
+  intermediate_size=8192,
+  num_hidden_layers=16,
+  num_attention_heads=16,
+)
+GEMMA2_2B = dict(
+  model_type="gemma2",
+  vocab_size=256000,
+  hidden_size=2304,
+  intermediate_size=9216,
+  num_hidden_layers=26,
+  num_attention_heads=8,
+)
+GEMMA3_1B = dict(
+  model_type="gemma3_text",
+  vocab_size=262144,
+  hidden_size=1152,
+  intermediate_size=6912,
+  num_hidden_layers=26,
+  num_attention_heads=4,
+  num_key_value_heads=1,
+)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +135,10 @@ QWEN3_HALF_B = dict(
     (MISTRAL_7B, 7_241_732_096),
     (QWEN2_HALF_B, 494_032_768),
     (QWEN3_HALF_B, 596_049_920),
+    (SMOLLM3_3B, 3_075_098_624),
+    (OLMO2_1B, 1_484_916_736),
+    (GEMMA2_2B, 2_614_341_888),
+    (GEMMA3_1B, 999_885_952),
   ],
 )
 def test_parameter_counts_are_the_published_ones(config, count):
@@ -171,13 +208,19 @@ def test_layers_with_a_window():
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
   }
   assert ModelConfig.from_hf(spelled).sliding_layers == (True, False, True)
+  # As the releases count, where a file does not list its layers.
+  assert ModelConfig.from_hf(GEMMA2_2B).sliding_layers == (True, False) * 13
+  whole = [n for n, near in enumerate(ModelConfig.from_hf(GEMMA3_1B).sliding_layers) if not near]
+  assert whole == [5, 11, 17, 23]
+  unrotated = ModelConfig.from_hf(SMOLLM3_3B).unrotated_layers
+  assert [n for n, one in enumerate(unrotated) if one] == list(range(3, 36, 4))
 
 
 @pytest.mark.parametrize(
   "change, message",
   [
     ({"model_type": "gpt2"}, "model_type 'gpt2'"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
     ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "llama3 RoPE scaling .* low_freq_factor"),
     ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "RoPE per layer type"),
     ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),

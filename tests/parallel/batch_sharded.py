@@ -3,7 +3,6 @@
 Arguments: a checkpoint folder, or "demo"; how many prompts; methods; meshes, such as 8x1 4x2.
 """
 
-import re
 import sys
 import time
 
@@ -13,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode, preferences, tasks
+from rain_jax.experiments.compiled import hlo
 from rain_jax.methods import best_of_n, rain, vanilla
 from rain_jax.methods.session import Session, SessionConfig, search_config
 from rain_jax.models import forward, unembed
 from rain_jax.models.loading import load
 from rain_jax.models.sharding import make_mesh
+from rain_jax.parallel.batch_sharding import DATA
 from rain_jax.policy.embedders import HiddenStates
 
 TOLERANCE = 1e-4
@@ -66,33 +67,6 @@ def answers_of(session, methods):
   return {(m, a.record.id): (a.tokens, a.finish_reason) for m in methods for a in ways[m]()}
 
 
-def groups_of(line):
-  """The devices that take part in a collective of a compiled program, as lists.
-
-  XLA writes them out, as a transposed range, or by names of a mesh's axes; none are all devices.
-  """
-  groups = re.search(r"replica_groups=(.*?)(, [a-z]\w*=|$)", line)[1]
-  numbers = lambda text: [int(n) for n in text.split(",")]
-  if groups == "{}":
-    return [list(range(jax.device_count()))]
-  if found := re.fullmatch(r"\{(\{[\d,{}]*\})\}", groups):
-    return [numbers(group) for group in re.findall(r"\{([\d,]+)\}", found[1])]
-  if found := re.fullmatch(r"mesh\[([\w',=]+)\] \{([\w',]+)\}", groups):
-    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-    named = re.findall(r"'(\w+)'", found[2])
-    devices = np.arange(np.prod(list(sizes.values()))).reshape(*sizes.values())
-    within = [list(sizes).index(name) for name in named]
-    count = np.prod([sizes[name] for name in named])
-    return np.moveaxis(devices, within, range(-len(within), 0)).reshape(-1, count).tolist()
-  shape, order, transpose = re.fullmatch(
-    r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", groups
-  ).groups()
-  devices = np.arange(np.prod(numbers(order))).reshape(numbers(order))
-  if transpose:
-    devices = devices.transpose(numbers(transpose))
-  return devices.reshape(numbers(shape)).tolist()
-
-
 def check_collectives(session, sharding):
   """No shard of `data` speaks to another, in the whole of the loop's program."""
   state = jax.eval_shape(lambda: session.empty(session.slots))
@@ -102,20 +76,13 @@ def check_collectives(session, sharding):
   lowered = decode.advance.lower(
     state, session.lm, session.params, session.config.search, 16, sharding=sharding
   )
-  text = lowered.compile().as_text()
-  lines = [
-    line
-    for line in text.splitlines()
-    if re.search(r" ((ragged-)?all-[\w-]+|collective-[\w-]+|reduce-scatter)(-start)?\(", line)
-  ]
-  shard = np.argwhere(sharding.mesh.device_ids >= 0)[:, 0]  # of each device, in the mesh's order
-  for line in lines:
+  program = hlo.parse(lowered.compile().as_text())
+  found = hlo.collectives(program, jax.device_count())
+  for one in found:
     # A permutation waits for every device there is, on CPUs at least.
-    assert "collective-permute" not in line, line
-    groups = groups_of(line)
-    for group in groups:
-      assert len({int(shard[device]) for device in group}) == 1, line
-  return len(lines)
+    assert one.kind != "collective-permute", one
+    assert DATA not in one.axes(sharding.mesh.shape), one
+  return len(found)
 
 
 def main():
@@ -139,14 +106,14 @@ def main():
     found = answers_of(session, methods)
     assert found.keys() == expected.keys()
     same = np.mean([found[key] == expected[key] for key in found])
-    collectives = check_collectives(session, session.sharding)
+    count = check_collectives(session, session.sharding)
     print(
       f"{name}: {100 * same:.1f}% the same, logits within {difference:.1e},"
-      f" {collectives} collectives, none over data, {time.perf_counter() - begin:.0f} s",
+      f" {count} collectives, none over data, {time.perf_counter() - begin:.0f} s",
       flush=True,
     )
     assert same >= 0.99 and difference <= TOLERANCE, name
-    assert (collectives > 0) == (mesh[1] > 1)
+    assert (count > 0) == (mesh[1] > 1)
   print("all checks passed")
 
 

@@ -7,20 +7,19 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType
 
 from rain_jax import decode, types
+from rain_jax.experiments.benchmark import Lowering, abstract_tables
 from rain_jax.models import arrays
 from rain_jax.models.config import ModelConfig
-from rain_jax.models.llama import abstract_model, forward
+from rain_jax.models.llama import abstract_model
 from rain_jax.models.sharding import flatten, mesh_shape, shardings
 from rain_jax.parallel.batch_sharding import BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
-from rain_jax.policy.params import Override
 from rain_jax.preferences import CompiledPreference
-from rain_jax.text import vocab
 from tests.helpers import scripts
 
 
@@ -99,42 +98,12 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
   assert parts.model.proposing.context.keys == parts.model.evaluating.pool.values == 128
 
-  needed = memory_plan.plan(model, lm, BATCH, tables_of(config.vocab_size), mesh=mesh)
+  needed = memory_plan.plan(model, lm, BATCH, abstract_tables(model), mesh=mesh)
   assert needed.parts["weights"] == arrays.nbytes(model.params, shardings(model, mesh))
   assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) > 70e9
   assert needed.total < 14 * GIB  # a TPU v5e has 16
 
-  abstract = lambda tree, places: jax.tree.map(
-    lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), tree, places
-  )
-  whole = NamedSharding(mesh, PartitionSpec())
-  like = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole)
-
-  def read(params, tokens):
-    return forward(lm.graphdef, params, tokens, jnp.arange(tokens.shape[0]))[1]
-
-  prefix = jax.eval_shape(read, model.params, jax.ShapeDtypeStruct((PREFIX,), jnp.int32))
-  prefix_places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), lm.head_specs(prefix, mesh))
-  none = jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct((*a.shape[:-2], 0, a.shape[-1]), a.dtype), prefix
-  )
-  params = dict(
-    model=abstract(model.params, shardings(model, mesh)),
-    tables=jax.tree.map(like, tables_of(config.vocab_size)),
-    proposing_prefix=abstract(none, prefix_places),
-    evaluating_prefix=abstract(prefix, prefix_places),
-    override=jax.tree.map(lambda _: like(jax.ShapeDtypeStruct((), jnp.float32)), Override()),
-    correction=None,
-    embedder=like(jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32)),
-  )
-  lowered = decode.advance.trace(
-    abstract(state, sharding.shardings),
-    lm,
-    params,
-    lm.search,
-    jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-    sharding=sharding,
-  ).lower(lowering_platforms=("tpu",))
+  lowered = Lowering(model, lm, BATCH, jnp.bfloat16, mesh, "tpu").search()
   # Every large array goes in split, and the program says over which axes.
   large = 0
   for sizes, kind, where in re.findall(
@@ -144,23 +113,6 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
       assert '{"' in where, (sizes, kind, where)
       large += 1
   assert large > 15
-
-
-def tables_of(vocab_size):
-  """Shapes of a tokenizer's tables, with a stop string of six characters."""
-  shape = lambda dtype, *axes: jax.ShapeDtypeStruct(axes, dtype)
-  n = vocab_size
-  return vocab.TokenTables(
-    transitions=shape(jnp.int16, 7, n),
-    before=shape(jnp.uint8, 7, n),
-    kind=shape(jnp.int8, n),
-    byte=shape(jnp.uint8, n),
-    size=shape(jnp.int32, n),
-    ends=shape(bool, n),
-    full_stop=shape(bool, n),
-    hash=shape(jnp.uint32, n, 2),
-    shift=shape(jnp.uint32, n, 2),
-  )
 
 
 @pytest.mark.parametrize(

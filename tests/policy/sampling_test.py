@@ -45,6 +45,20 @@ def test_filtered_probabilities_are_those_of_the_kept_tokens():
   np.testing.assert_allclose(np.exp(log_probs), root / root.sum(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("size,k", [(128 * 7, 3), (128 * 7 + 1, 3), (1000, 2)])
+def test_the_largest_of_many_values_are_found_by_blocks(size, k):
+  rng = np.random.default_rng(size)
+  apart = rng.permutation(size).astype(np.float32)
+  tied = rng.integers(0, 4, size).astype(np.float32)  # of equal values the first
+  few = np.full(size, -np.inf, np.float32)
+  few[[5, size - 1]] = 1.0
+  values = np.stack([apart, tied, few, np.zeros(size, np.float32)])
+  found, places = sampling.largest(jnp.asarray(values), k)
+  order = np.argsort(-values, axis=-1, kind="stable")[:, :k]
+  np.testing.assert_array_equal(places, order)
+  np.testing.assert_array_equal(found, np.take_along_axis(values, order, axis=-1))
+
+
 def test_tokens_that_were_said_are_penalised_once():
   logits = jnp.array([[2.0, -1.0, 0.5, 0.0], [2.0, -1.0, 0.5, 3.0]])
   said = jnp.array([[0, 1, 0, -1], [-1, 3, -1, -1]])

@@ -167,6 +167,32 @@ def test_verdicts_equal_those_on_whole_texts(made):
   assert sum(seen.values()) >= 10
 
 
+def test_log_likelihoods_are_those_of_whole_texts(made):
+  """Of every token, the end mark included; the verdict beside it is `self_evaluate`'s."""
+  _, lm, params, prefix, read = made
+  numbers = [0, 1, 2]
+  drawn = draw(lm, params, numbers)
+  prompts, judged = batch(numbers), batch(numbers, JUDGED)
+  value, forwarded, found = map(
+    np.asarray, whole_responses.review(lm, params, prompts, judged, drawn)
+  )
+  ended = 0
+  for b, i in np.ndindex(len(numbers), N):
+    ids = drawn.tokens[b, i, : drawn.length[b, i]].tolist()
+    start = list(prefix) + PROMPTS[numbers[b]]
+    logits = read(start + ids[:-1])[1][len(start) - 1 :].astype(np.float64)
+    chance = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = sum(chance[step, token] for step, token in enumerate(ids))
+    assert found[b, i] == pytest.approx(expected, abs=1e-3), (b, i)
+    ended += drawn.finish[b, i] == types.EOS
+  assert ended
+  verdict, _, read_for_it = whole_responses.self_evaluate(lm, params, judged, drawn)
+  np.testing.assert_array_equal(value, verdict)
+  np.testing.assert_array_equal(forwarded, read_for_it)
+  failed = drawn.replace(finish=np.full_like(drawn.finish, types.FAILED))
+  assert np.isnan(whole_responses.review(lm, params, prompts, judged, failed)[2]).all()
+
+
 def judged_part(tokenizer, lm, drawn, b, i):
   """Response tokens that the verdict reads: no end mark, no second turn, perhaps cut."""
   ids = [t for t in drawn.tokens[b, i, : drawn.length[b, i]].tolist() if t != 1]

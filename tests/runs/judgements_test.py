@@ -143,6 +143,24 @@ def test_the_one_rule_of_a_run_is_first_among_judges_who_come_later(tmp_path):
   assert judgements.summarise(str(tmp_path), own) == found
 
 
+@pytest.mark.parametrize(
+  "own", [["demo_rules"], ["second", "demo_rules"], ["demo_rules", "second"]]
+)
+def test_answers_that_are_counted_give_the_rates(tmp_path, own):
+  records, results = made()
+  run(tmp_path, RuleJudge("demo_rules"), Scripted("second", {r.id: True for r in records[:4]}))
+  rates = judgements.summarise(str(tmp_path), {TASK: own})["rates"]
+  # What the results hold themselves is of a measure that nobody else answers, and of one that is.
+  lines = [r | {"judged": {"harmless": True, "long": r["method"] == "rain"}} for r in results]
+  found = judgements.counted(str(tmp_path), {TASK: own}, lines)
+  for method, long in (("vanilla", 0.0), ("rain", 1.0)):
+    mine = [answers for key, answers in found.items() if key[2] == method]
+    assert judges.rate(mine) == rates[method] | {"long_rate": long}
+  assert len(found) == 12  # all but the rejected prompt
+  nothing = judgements.counted(str(tmp_path / "none"), {TASK: own}, lines)
+  assert all(answers["harmless"] for answers in nothing.values())
+
+
 def test_a_killed_run_loses_one_line_at_most(tmp_path):
   run(tmp_path, RuleJudge("demo_rules"))
   path = tmp_path / judgements.JUDGED

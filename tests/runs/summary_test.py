@@ -37,3 +37,12 @@ def test_repetition_is_counted_per_method():
   assert found["repeats"] == 1 / 3 and found["distinct_2"] == (2 / 3 + 1) / 2
   empty = summary.summarise([], "vanilla")
   assert empty["repeats"] is None and empty["distinct_2"] is None
+
+
+def test_log_likelihood_is_per_token_and_empty_where_files_have_none():
+  twice = {**COUNTERS, "response_tokens": 12}
+  results = [result(log_likelihood=-8.0), result(log_likelihood=-12.0, counters=twice), result()]
+  assert summary.summarise(results, "vanilla")["log_likelihood_per_token"] == -20 / 16
+  head, row = shown(results)
+  assert "log-likelihood per token" in head and "-1.25" in row
+  assert summary.summarise([result()], "vanilla")["log_likelihood_per_token"] is None

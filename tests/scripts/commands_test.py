@@ -222,6 +222,7 @@ def working_copy(path):
     exec(compile(attack, "docs/extending.md", "exec"), {})
   write("polite.yaml", docs.blocks(page, "yaml")[0])
   write("examples.jsonl", docs.blocks(page, "json")[0])
+  write("dialogues.jsonl", docs.blocks(ROOT / "docs" / "tasks.md", "json")[0])
   return path
 
 

@@ -160,7 +160,7 @@ REFUSED = [
   ("p.csv", "PROMPT,Prompt\na,b\n", "found 'PROMPT', 'Prompt'"),
   ("p.jsonl", '{"prompt": null}', "'prompt' is None, expected text"),
   ("p.jsonl", '{"prompt": NaN}', "'prompt' is nan, expected text"),
-  ("p.jsonl", '{"prompt": [{"role": "user"}]}', "lists of messages are not read"),
+  ("p.jsonl", '{"prompt": [{"role": "user"}]}', "expected role and content"),
   ("p.jsonl", '{"prompt": "a", "id": [1]}', "'id' is [1], expected text or a number"),
   ("p.jsonl", '{"prompt": "a", "id": true}', "'id' is True"),
   ("p.jsonl", '{"prompt": "a", "chosen": "b"}', "config.prompts.column"),

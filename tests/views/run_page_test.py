@@ -7,7 +7,7 @@ import pytest
 
 from rain_jax.methods import recording
 from rain_jax.runs import directory, judgements
-from rain_jax.views import plots, run_page
+from rain_jax.views import run_page
 from tests.helpers import browser, recordings
 from tests.helpers.browser import HOSTILE, nodes_shown
 
@@ -65,6 +65,13 @@ def recorded():
   return recordings.made_recording(nodes, frames, prompt=EVERYTHING)
 
 
+@pytest.fixture(scope="module")
+def chromium():
+  driver = browser.open_browser()
+  yield driver
+  driver.quit()
+
+
 @pytest.fixture
 def workdir(tmp_path):
   """A run with a rejected prompt and a recorded search."""
@@ -86,16 +93,35 @@ def workdir(tmp_path):
   return tmp_path
 
 
+def columns(table):
+  """Cells of a table by method and column."""
+  table = ElementTree.fromstring(table)
+  names = ["".join(head.itertext()) for head in table.iter("th") if head.get("scope") == "col"]
+  rows = [["".join(cell.itertext()) for cell in row] for row in table.find("tbody")]
+  assert {row[0].get("scope") for row in table.find("tbody")} == {"row"}
+  assert all(len(row) == len(names) for row in rows)
+  return {row[0]: dict(zip(names, row)) for row in rows}
+
+
 def test_the_report_tells_what_was_measured(workdir):
   html = run_page.write(str(workdir)).read_text("utf-8")
-  row = lambda method: re.search(rf"<tr><td>dialogue</td><td>{method}</td>(.*?)</tr>", html)[1]
-  cells = lambda method: re.findall(r"<td>(.*?)</td>", row(method))
-  assert "50.0%" in cells("rain") and "3.38" in cells("rain")  # harmless; iterations per move
-  assert "7.50" in cells("vanilla")  # tokens forwarded per token
+  first, others = map(columns, re.findall(r"<table>.*?</table>", html))
+  assert first["rain"]["harmless"] == "50.0% [15, 85], 2/4"  # Wilson: 0.5 +- 0.35
+  assert list(first["vanilla"])[2:] == [
+    "calls per token",
+    "forwarded per token",
+    "seconds",
+    "repeats",
+  ]
+  assert first["vanilla"]["forwarded per token"] == "7.50"
+  assert first["rain"]["repeats"] == "0.0% [0, 49], 0/4"
+  assert others["rain"]["iterations per move"] == "3.38" and others["rain"]["rejected"] == "1"
   drawn = [ElementTree.fromstring(s) for s in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
   titles = lambda svg: [e.text for e in svg.iter("title")]
-  scatter, histogram, lines = drawn
-  assert sorted(titles(scatter)) == ["rain: harmless: 7.5, 50", "vanilla: harmless: 7.5, 50"]
+  rates, cost, repeats, histogram, lines = drawn
+  assert titles(rates) == [f"{m}: 50.0% [15, 85], 2/4" for m in ("vanilla", "rain")]
+  assert titles(cost)[:2] == ["vanilla: 7.5, 50", "rain: 7.5, 50"]
+  assert titles(repeats)[0] == "vanilla: 0.0% [0, 49], 0/4"
   assert sum(int(t.split(": ")[1]) for t in titles(histogram)) == 4
   assert "visited: 1, 0.5" in titles(lines) and "committed: 1, 0.5" in titles(lines)
   (link,) = re.findall(r'href="([^"]*)"', html)
@@ -113,7 +139,9 @@ def test_what_judges_said_later_is_in_the_report(workdir):
       judgements.append(str(workdir), [key | {"judge": "a<b>", "by": "x"} | answers])
   html = run_page.write(str(workdir)).read_text("utf-8")
   assert "a&lt;b&gt;: rain: kind 100.0% of 4" in html
-  assert "rain: kind: 7.5, 100" in html and "vanilla: kind: 7.5, 0" in html
+  first = columns(re.search(r"<table>.*?</table>", html)[0])
+  assert first["rain"]["kind"].startswith("100.0%") and first["vanilla"]["kind"].endswith("0/4")
+  assert html.count("kind: yes</span>") == 4 == html.count("kind: no</span>")
 
 
 def test_a_run_that_has_just_begun_has_a_report_too(tmp_path):
@@ -133,40 +161,90 @@ def test_no_run_and_broken_files_are_one_line(tmp_path, workdir):
     assert "\n" not in str(caught.value)
 
 
-def test_hostile_text_in_a_report_is_shown_and_never_run(workdir):
-  path = run_page.write(str(workdir))
-  driver = browser.open_browser()
-  try:
-    driver.get(path.as_uri())
-    assert driver.execute_script(
-      "return [window.hacked, document.images.length, document.scripts.length]"
-    ) == [None, 0, 0]
-    said = driver.execute_script(
-      "return [...document.querySelectorAll('dd.said')].map(e => e.textContent)"
+def test_hostile_text_in_a_report_is_shown_and_never_run(workdir, chromium):
+  chromium.get(run_page.write(str(workdir)).as_uri())
+  assert chromium.execute_script(
+    "return [window.hacked, document.images.length, document.scripts.length]"
+  ) == [None, 0, 0]
+  said = chromium.execute_script(
+    "return [...document.querySelectorAll('.answers .said')].map(e => e.textContent)"
+  )
+  assert sum(HOSTILE[0] in text for text in said) == 8
+  chromium.execute_script("document.querySelector('li a').click()")
+  assert chromium.title == "Search tree" and len(nodes_shown(chromium)) == 1 + len(HOSTILE)
+  browser.no_errors(chromium)
+
+
+def crowded(tmp_path):
+  """Seven methods, all alike on all measures but one, on two tasks; long names and words."""
+  out = directory.Run.open(str(tmp_path), MANIFEST)
+  methods = ["vanilla", "rain", "best_of_n", "segments", "smooth_llm", "guard", "W" * 40]
+  for task in ("dialogue", "questions"):
+    for number in range(3):
+      for method in methods[: 7 if task == "dialogue" else 4]:
+        judged = {"harmless": True, "helpful": number > 0 or method != "rain"}
+        judged["of_a_long_name_that_wraps_in_no_cell"] = True
+        counters = {"response_tokens": 10, "model_calls": 20, "tokens_forwarded": 300}
+        counters |= {"iterations": 40000 * number + 4, "moves": 4}
+        line = result(number, method, task=task, judged=judged, counters=counters)
+        response = "x" * 300 + "\nA lie, told.  a LIE, told. It ends."
+        out.append(line | {"response": response})
+  out.keep_recording("dialogue", "rain", "1", recorded().as_json())
+  out.close()
+  return run_page.write(str(tmp_path)).as_uri()
+
+
+def test_nothing_overlaps_and_nothing_scrolls_where_methods_tie(tmp_path, chromium):
+  address = crowded(tmp_path)
+  for scheme in ("light", "dark"):
+    browser.emulate(chromium, 1280, scheme)
+    chromium.get(address)
+    chromium.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.overlaps(chromium) == []
+    assert len(chromium.find_elements("css selector", "svg")) == 2 * (3 * 2 + 1) + 2
+    wide = chromium.execute_script(
+      "return [...document.querySelectorAll('html, body *')].filter("
+      "e => e.clientWidth && e.scrollWidth > e.clientWidth).map(e => e.tagName + e.className)"
     )
-    assert sum(HOSTILE[0] in text for text in said) == 8
-    driver.execute_script("document.querySelector('li a').click()")
-    assert driver.title == "Search tree" and len(nodes_shown(driver)) == 1 + len(HOSTILE)
-    browser.no_errors(driver)
-  finally:
-    driver.quit()
+    assert wide == []
+    sizes = chromium.execute_script(
+      "return [...new Set([...document.querySelectorAll('svg text')].map("
+      "t => t.getBoundingClientRect().height))]"
+    )
+    assert len(sizes) == 1  # as drawn, not as asked for
+    (text, said), mark = browser.contrasts(chromium)
+    assert text >= 4.5 and mark >= 3, (scheme, text, said, mark)
+    paper = chromium.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_plots_place_values_where_they_belong():
-  point = lambda x, y: plots.Point("<a>", "s", x, y)
-  svg = ElementTree.fromstring(
-    plots.scatter([point(1, 0), point(100, 50), point(10, 100)], "x", "y", (0, 100))
+def test_methods_stand_side_by_side_and_prompts_are_filtered(tmp_path, chromium):
+  browser.emulate(chromium)
+  chromium.get(crowded(tmp_path))
+  in_a_row = chromium.execute_script(
+    "return [...document.querySelectorAll('.answers')].map(grid => {"
+    " const rows = {}; for (const e of grid.children) {"
+    "  const y = e.getBoundingClientRect().top; rows[y] = (rows[y] || 0) + 1; }"
+    " return Object.keys(rows).map(Number).sort((a, b) => a - b).map(y => rows[y]); })"
   )
-  marks = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter("circle")]
-  (ten, one_hundred, one) = marks  # the highest first
-  assert one[0] < ten[0] < one_hundred[0] and one[1] > one_hundred[1] > ten[1]
-  assert abs((ten[0] - one[0]) - (one_hundred[0] - ten[0])) < 0.2  # a logarithmic axis
-  for values in ([3.0], [3.0, 3.0], [0.1, 0.2, 7.5], list(range(100)), [-4.0, 1e6]):
-    svg = ElementTree.fromstring(plots.histogram(values, "x", "y"))
-    counts = [int(title.text.split(": ")[1]) for title in svg.iter("title")]
-    assert sum(counts) == len(values)
-    assert all(float(rect.get("height")) >= 0 for rect in svg.iter("rect"))
-  svg = ElementTree.fromstring(
-    plots.lines({"a": [(0, 1.0)], "b": [(0, 0.0), (4, -1.0)]}, "x", "y", (-1, 1))
-  )
-  assert [len(line.get("points").split()) for line in svg.iter("polyline")] == [1, 2]
+  assert in_a_row == [[3, 3, 1]] * 3 + [[2, 2]] * 3
+  shown = lambda: [e for e in chromium.find_elements("css selector", ".prompt") if e.is_displayed()]
+  assert len(shown()) == 6
+  chromium.find_element("id", "differ").click()
+  assert len(shown()) == 2  # the first prompt of each task
+  assert "(2 of 6)" in chromium.find_element("css selector", "label").text
+  marked = chromium.find_elements("css selector", ".answers mark")
+  assert {mark.get_property("textContent") for mark in marked} == {"a LIE, told."}
+
+
+def test_methods_differ_by_their_own_verdicts_where_nobody_judged(tmp_path):
+  out = directory.Run.open(str(tmp_path), MANIFEST)
+  for number, verdict in ((0, 1.0), (1, -1.0)):
+    for method, own in (("vanilla", 1.0), ("rain", verdict)):
+      line = result(number, method, verdict=own)
+      del line["judged"]
+      out.append(line)
+  out.close()
+  html = run_page.write(str(tmp_path)).read_text("utf-8")
+  assert "(1 of 2)" in html and "self verdict" in html
+  assert "vanilla: 4.5, 1<" in html and "rain: 4.5, 0<" in html  # mean verdicts over cost

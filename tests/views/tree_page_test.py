@@ -140,6 +140,28 @@ def test_what_is_drawn_is_what_the_arrays_hold(chromium, tmp_path, recorded):
   no_errors(chromium)
 
 
+def test_numbers_have_names_and_stay_in_their_boxes(chromium, tmp_path):
+  texts = ["W" * 99, "\u4e2d\u6587" * 20, "\U0001f642" * 40, "short"]
+  nodes = [recording.Node(-1, 0, [], "", "running", 0)]
+  nodes += [recording.Node(0, 1, [i], text, "running", 0) for i, text in enumerate(texts)]
+  visits = [recording.Visit(i, -1.0, "", "running") for i in range(1, 5)]
+  changed = [[i, 123.4, 120, -0.25, 0.125] for i in range(5)]
+  made = made_recording(nodes, [recording.Frame(0, recording.SEARCH, visits, changed=changed)])
+  show(chromium, tmp_path, made)
+  said = chromium.find_elements("css selector", "g.node .numbers")
+  expected = "visits 123.4, value \u22120.25, prior 0.13"
+  assert {one.text for one in said} == {expected, f"{expected}, verdict \u22121"}
+  outside = chromium.execute_script(
+    "return [...document.querySelectorAll('g.node')].flatMap(g => {"
+    " const box = g.querySelector('rect').getBoundingClientRect();"
+    " return [...g.querySelectorAll('text:not(.fold)')].filter(t => {"
+    "  const a = t.getBoundingClientRect();"
+    "  return a.left < box.left || a.right > box.right || a.top < box.top || a.bottom > box.bottom;"
+    " }).map(t => t.textContent) })"
+  )
+  assert outside == [] and browser.overlaps(chromium) == []
+
+
 def test_hostile_text_is_shown_and_never_run(chromium, tmp_path):
   nodes = [recording.Node(-1, 0, [], "", "running", 0)]
   nodes += [recording.Node(0, 1, [i], text, "running", 0) for i, text in enumerate(HOSTILE)]

@@ -59,10 +59,10 @@ def test_a_picture_shows_visited_token_sets_at_the_first_move():
   drawn = boxes(tree_picture.draw(searched(["bad one", "good one", "worse"]), depth=2))
   assert sorted(drawn) == sorted(
     [
-      ("box committed", "mixed", "(the prompt)", "n 2.0  q +0.00", "+1"),
-      ("box dead", "bad", "bad one", "n 1.0  q -1.00  p 0.25  #1"),
-      ("box dead", "bad", "worse", "n 1.0  q -1.00  p 1.00", "+1"),
-      ("box committed", "good", "good one", "n 1.2  q +1.00  p 0.50  #2"),
+      ("box committed", "mixed", "(the prompt)", "visits 2.0, value +0.00", None, "+1"),
+      ("box dead", "bad", "bad one", "visits 1.0, value -1.00", "prior 0.25, iteration 1"),
+      ("box dead", "bad", "worse", "visits 1.0, value -1.00", "prior 1.00", "+1"),
+      ("box committed", "good", "good one", "visits 1.2, value +1.00", "prior 0.50, iteration 2"),
     ]
   )
 

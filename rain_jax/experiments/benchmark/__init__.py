@@ -4,6 +4,7 @@ Every measurement is one jitted call from prompt to last token, warmed up apart,
 in turn with all others, and compared with vanilla decoding of the same round.
 """
 
+from rain_jax.experiments.benchmark.lowering import Lowering
 from rain_jax.experiments.benchmark.measure import METHODS, Case, hardware, measured, rows, table
 from rain_jax.experiments.benchmark.memory import compiled_bytes, memory_line, memory_rows
 from rain_jax.experiments.benchmark.methods import (
@@ -30,6 +31,7 @@ from rain_jax.experiments.benchmark.subjects import (
 
 __all__ = (
   "Case",
+  "Lowering",
   "METHODS",
   "SHAPES",
   "Subject",

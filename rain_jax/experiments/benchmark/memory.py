@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from rain_jax import decode
+from rain_jax.experiments.benchmark.lowering import Lowering
 from rain_jax.experiments.benchmark.subjects import (
   Workload,
   abstract_subject,
@@ -15,7 +15,6 @@ from rain_jax.experiments.benchmark.subjects import (
 from rain_jax.models import Model
 from rain_jax.policy import memory_plan
 from rain_jax.policy.language_model import LanguageModel
-from rain_jax.policy.params import make_params
 from rain_jax.types import DataError, SearchConfig
 
 
@@ -28,15 +27,16 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
     batch: trees side by side.
     dtype: of the weights, a name of `loading.DTYPES`.
   """
-  params = jax.eval_shape(
-    lambda p, t: make_params(p, t, lm, []), model.params, abstract_tables(model)
-  )
-  empty = lambda: decode.init(
-    batch, lm.init(batch, model_dtype(dtype)), lm.search, lm.embedding_size, lm.max_response
-  )
-  steps = jax.ShapeDtypeStruct((), "int32")
-  lowered = decode.advance.lower(jax.eval_shape(empty), lm, params, lm.search, steps)
-  memory = lowered.compile().memory_analysis()
+  return bytes_needed(Lowering(model, lm, batch, model_dtype(dtype)).search().compile())
+
+
+def bytes_needed(compiled: jax.stages.Compiled) -> int:
+  """What a compiled program needs on each device, see `compiled_bytes`.
+
+  Raises:
+    DataError: its compiler does not say.
+  """
+  memory = compiled.memory_analysis()
   if memory is None:
     raise DataError("the compiler of this backend reports no memory; expected one that does.")
   return (

@@ -37,7 +37,7 @@ def begin_search(
   """A state of `batch` searches whose prompts have been read."""
   dtype = params["evaluating_prefix"].keys.dtype
   state = decode.init(batch, lm.init(batch, dtype), lm.search, lm.embedding_size, lm.max_response)
-  state = decode.refill(state, jnp.ones(batch, bool), keys, lm.search)
+  state = decode.reset_slots(state, jnp.ones(batch, bool), keys, lm.search)
   pick = lambda prompt, slot: jax.tree.map(lambda a: a[slot], prompt)
 
   def start(slot, model):
@@ -196,6 +196,8 @@ def rain(
       "calls_by_role": _by_role(usage.calls.sum(0) / tokens),
       "tokens_by_role": _by_role(usage.tokens.sum(0) / tokens),
       "padding_by_role": _by_role((run_slots - usage.tokens.sum(0)) / tokens),
+      "executed_by_role": _by_role(run_calls / count),
+      "steps": int(every["steps"].max()),
       "executed_calls_per_token": int(run_calls.sum()) * slots / tokens,
       "early_commits_per_response": counters["early_commits"] / batch,
       "side_by_side": count * slots,

@@ -35,6 +35,7 @@ def _llama(vocab_size, hidden, mlp, layers, heads, kv_heads, tie=False) -> Model
 
 
 SHAPES = {
+  "counts": _llama(1024, 32, 48, 1, 2, 2),  # to count what searches do, at no cost
   "demo_shape": _llama(1400, 128, 384, 4, 4, 2, tie=True),
   "125m": _llama(32000, 768, 2048, 12, 12, 12),
   "7b": _llama(32000, 4096, 11008, 32, 32, 32),  # LLaMA 1 and 2

@@ -5,6 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rain_jax.judges.share import Share
+from rain_jax.runs.summary import summarise
+
+WORK = (
+  *("repeats", "distinct-2", "log-likelihood per token", "tokens"),
+  *("model calls per token", "tokens forwarded per token", "seconds"),
+)
+"""Heads of the columns of `work`."""
 
 
 def share(
@@ -60,3 +67,18 @@ def per_token(results: Iterable[Mapping[str, Any]], method: str, counter: str) -
 def seconds(results: Iterable[Mapping[str, Any]], method: str) -> float:
   """Wall time of a method, compilation included where it was not cached."""
   return sum(r.get("seconds", 0.0) for r in results if r["method"] == method)
+
+
+def work(results: Sequence[Mapping[str, Any]], method: str) -> tuple[str, ...]:
+  """How a method's texts read and what they cost, in the order of `WORK`."""
+  found = summarise(results, method)
+  shown = lambda name, form: "-" if found[name] is None else form.format(found[name])
+  return (
+    shown("repeats", "{:.1%}"),
+    shown("distinct_2", "{:.2f}"),
+    shown("log_likelihood_per_token", "{:.2f}"),
+    shown("tokens_per_response", "{:.1f}"),
+    f"{per_token(results, method, 'model_calls'):.1f}",
+    f"{per_token(results, method, 'tokens_forwarded'):.1f}",
+    f"{seconds(results, method):.0f}",
+  )

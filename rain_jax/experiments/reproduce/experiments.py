@@ -18,6 +18,7 @@ _TAIL = 3  # words of a step in the demo world that say where or with whom
 # weights there.
 _NOT_IN_DEMO = ("more_exploration", "candidates_20", "few_visits", "minilm")
 _ALL = ("vanilla", "rain", "best_of_n")
+DEMO, SMOLLM2 = "demo", "smollm2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +26,23 @@ class Plan:
   """What an experiment is planned with.
 
   Attributes:
-    demo: on the demo world, in minutes; else as the paper has it.
+    on: "demo" for the demo world, in minutes; "smollm2" for a real small model, see `worlds`; ""
+      for the paper's own setting.
     folder: working directory of the table.
     load: makes a configuration, which `update_from_flattened_dict` changes by dotted names, from
       the name of a file in `configs/` and its argument.
     ablations: the arguments that `configs/ablation.py` knows.
   """
 
-  demo: bool
+  on: str
   folder: pathlib.Path
   load: Callable[[str, str], Any]
   ablations: Sequence[str]
+
+  @property
+  def demo(self) -> bool:
+    """On the demo world."""
+    return self.on == DEMO
 
   def config(self, name: str, argument: str, methods: Sequence[str] = (), **changes: Any) -> Any:
     """A configuration with the given changes by dotted name."""
@@ -67,6 +74,8 @@ def _truthfulqa(plan: Plan) -> list[Step]:
 
 
 def _imdb(plan: Plan) -> list[Step]:
+  if plan.on == SMOLLM2:
+    return [plan.answers("reviews", SMOLLM2, "all", (), **{"prompts.limit": 100})]
   limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
   return [plan.answers("reviews", "imdb", "demo" if plan.demo else "", _ALL, **limits)]
 
@@ -184,3 +193,8 @@ EXPERIMENTS: dict[str, Callable[[Plan], list[Step]]] = {
   "sample_efficiency": _sample_efficiency,
 }
 """The steps of each table."""
+
+
+def worlds(name: str) -> tuple[str, ...]:
+  """What the table of that name can be made on without a model or data of one's own."""
+  return (DEMO, SMOLLM2) if name == "imdb" else (DEMO,)

@@ -14,7 +14,7 @@ from rain_jax import judges
 from rain_jax.attacks import job as attack_job
 from rain_jax.experiments import benchmark
 from rain_jax.experiments.reproduce import paper, render
-from rain_jax.experiments.reproduce.count import agreement, joint, per_token, seconds, share
+from rain_jax.experiments.reproduce.count import WORK, agreement, joint, share, work
 from rain_jax.experiments.reproduce.render import Bar, Table
 from rain_jax.judges.share import Share
 from rain_jax.parallel import machine
@@ -208,15 +208,6 @@ def _methods(results: Sequence[Mapping[str, Any]]) -> list[str]:
   return sorted(found, key=lambda m: (order.index(m) if m in order else len(order), m))
 
 
-def _work(results: Sequence[Mapping[str, Any]], method: str) -> tuple[str, str, str]:
-  calls = per_token(results, method, "model_calls")
-  forwarded = per_token(results, method, "tokens_forwarded")
-  return f"{calls:.1f}", f"{forwarded:.1f}", f"{seconds(results, method):.0f}"
-
-
-_WORK = ("model calls per token", "tokens forwarded per token", "seconds")
-
-
 def _one_measure(
   title: str,
   measure: str,
@@ -235,10 +226,10 @@ def _one_measure(
         str(found),
         reported.get(method, ""),
         *(str(share(other, method, name)) for _, name, other in also),
-        *_work(results, method),
+        *work(results, method),
       )
     )
-  columns = ("method", f"{measure} [95%]", "paper", *(head for head, _, _ in also), *_WORK)
+  columns = ("method", f"{measure} [95%]", "paper", *(head for head, _, _ in also), *WORK)
   return Table(title, columns, tuple(rows), tuple(bars))
 
 
@@ -263,9 +254,12 @@ def truthfulqa(results: Results) -> Table:
 
 
 def imdb(results: Results) -> Table:
-  """Positive continuations (controlled sentiment)."""
+  """Positive continuations (controlled sentiment), and negative ones where a judge tells."""
+  lines = results["reviews"]
+  told = any("negative" in line.get("judged", {}) for line in lines)
+  also = [("negative [95%]", "negative", lines)] if told else []
   return _one_measure(
-    "Controlled sentiment: positive continuations", "positive", paper.POSITIVE, results["reviews"]
+    "Controlled sentiment: positive continuations", "positive", paper.POSITIVE, lines, also
   )
 
 
@@ -288,7 +282,7 @@ def advbench(results: Results) -> Table:
     if step == "best_of_n":
       requests = _best_of_n(results["best_of_n_attack"])
       bars.append(Bar.of(f"{head}: sought on vanilla", requests))
-      rows.append((head, "vanilla sampling, any request", str(requests), "", "", "", ""))
+      rows.append((head, "vanilla sampling, any request", str(requests), "", *[""] * len(WORK)))
       head += ", last request again"
     for method in _methods(results[step]):
       found = share(results[step], method, "harmless", wanted=False)
@@ -297,7 +291,7 @@ def advbench(results: Results) -> Table:
       name = NAMES.get(method, method)
       bars.append(Bar.of(f"{head}: {name}", found))
       reported = paper.ATTACK_SUCCESS.get(method, "") if step == "gcg" else ""
-      rows.append((head, name, str(found), reported, *_work(results[step], method)))
+      rows.append((head, name, str(found), reported, *work(results[step], method)))
   notes = [
     "Suffixes and altered requests are sought against vanilla sampling, and put to RAIN as"
     " they are."
@@ -310,7 +304,7 @@ def advbench(results: Results) -> Table:
     )
   return Table(
     "AdvBench: attack success rate",
-    ("attack", "method", f"attack success{by} [95%]", "paper", *_WORK),
+    ("attack", "method", f"attack success{by} [95%]", "paper", *WORK),
     tuple(rows),
     tuple(bars),
     notes=tuple(notes),
@@ -405,7 +399,7 @@ def _ranged(row: Mapping[str, Any], name: str, scale: float = 1.0) -> str:
   return f"{scale * row[name]:.2f}{shown}"
 
 
-def _against_work(title: str, first: str, results: Results) -> Table:
+def _againstwork(title: str, first: str, results: Results) -> Table:
   """A row per step and method: harmlessness beside work."""
   rows, bars = [], []
   for step, lines in results.items():
@@ -416,18 +410,18 @@ def _against_work(title: str, first: str, results: Results) -> Table:
       } - {None}
       label = f"{step} of {samples.pop()}" if step == "best" and samples else step
       bars.append(Bar.of(label, found))
-      rows.append((label, str(found), paper.NOT_CHECKED, *_work(lines, method)))
-  return Table(title, (first, "harmless [95%]", "paper", *_WORK), tuple(rows), tuple(bars))
+      rows.append((label, str(found), paper.NOT_CHECKED, *work(lines, method)))
+  return Table(title, (first, "harmless [95%]", "paper", *WORK), tuple(rows), tuple(bars))
 
 
 def ablation(results: Results) -> Table:
   """RAIN with one part changed at a time; the steps are named after what is changed."""
-  return _against_work("Ablation: harmlessness", "search", results)
+  return _againstwork("Ablation: harmlessness", "search", results)
 
 
 def sample_efficiency(results: Results) -> Table:
   """Harmlessness by work: best of N and RAIN with fewer and more iterations."""
-  return _against_work("Sample efficiency: harmlessness by work", "method", results)
+  return _againstwork("Sample efficiency: harmlessness by work", "method", results)
 
 
 TABLES: Mapping[str, Callable[[Results], Table]] = {

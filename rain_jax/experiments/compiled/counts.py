@@ -1,0 +1,50 @@
+"""How many calls of each kind a response token takes: counted on a small model, which costs nothing.
+
+Calls depend on the search, on the lengths, on the verdicts (which are forced) and on how many prompts
+lie side by side, hardly on the model's size.
+"""
+
+import dataclasses
+
+from rain_jax.experiments.benchmark.methods import rain
+from rain_jax.experiments.benchmark.subjects import Workload, find_subject
+from rain_jax.models import backend
+from rain_jax.types import SearchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """Of one batch, from its first step to its last.
+
+  Attributes:
+    tokens: response tokens made.
+    turns: how often each phase of the program turned; `step` are the steps.
+  """
+
+  tokens: int
+  turns: dict[str, float]
+
+
+def sampling(workload: Workload, batch: int) -> Counts:
+  """Of vanilla decoding of whole responses."""
+  return Counts(batch * workload.response, {"sampling": workload.response - 1})
+
+
+def searching(
+  workload: Workload, batch: int, search: SearchConfig, verdicts: str, mixed_share: float
+) -> Counts:
+  """Of a search for `batch` prompts side by side, with verdicts that are forced; it is run."""
+  subject = find_subject("counts", "float32", workload, search)
+  # All in one batch, as on an accelerator; on a CPU each core would search for prompts of its own.
+  with backend.target("tpu"):
+    work = rain(subject, batch, search, verdicts, mixed_share)(0)
+  executed = dict(work.details["executed_by_role"])
+  steps = work.details["steps"]
+  return Counts(
+    work.tokens,
+    {
+      "step": steps,
+      "context": steps,
+      **{role: executed[role] for role in ("candidates", "rollout", "verdict")},
+    },
+  )

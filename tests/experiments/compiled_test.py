@@ -1,0 +1,179 @@
+"""Compiled programs as they are read and priced: by hand on a program written by hand, and on one of XLA's."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rain_jax.experiments.compiled import chip_of, hlo, pricing
+from rain_jax.experiments.compiled.costs import Cost, Pricing
+from rain_jax.types import DataError
+
+# As libtpu prints programs: three layers of a product with a slice of the stacked weights, summed
+# over the shards; S(1) is memory on the chip.
+TEXT = """HloModule jit_f, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+
+%product (w: bf16[3,8,16], i: s32[], x: bf16[4,8]) -> f32[4,16] {
+  %w = bf16[3,8,16]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[]{:T(128)} parameter(1)
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %layer = bf16[1,8,16]{2,1,0:T(8,128)(2,1)} dynamic-slice(%w, %i, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  %own = bf16[8,16]{1,0:T(8,128)(2,1)} bitcast(%layer)
+  ROOT %convolution.1 = f32[4,16]{1,0:T(8,128)} convolution(%x, %own), dim_labels=bf_io->bf
+}
+
+%stored (pool: f32[32,16], row: f32[4,16], i: s32[]) -> f32[32,16] {
+  %pool = f32[32,16]{1,0:T(8,128)} parameter(0)
+  %row = f32[4,16]{1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %put = f32[32,16]{1,0:T(8,128)} dynamic-update-slice(%pool, %row, %i, %zero)
+}
+
+%layers (p: (s32[], bf16[4,8], bf16[3,8,16], f32[32,16])) -> (s32[], bf16[4,8], bf16[3,8,16], f32[32,16]) {
+  %p = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, /*index=3*/f32[32,16]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%p), index=1
+  %w = bf16[3,8,16]{2,1,0:T(8,128)(2,1)} get-tuple-element(%p), index=2
+  %pool = f32[32,16]{1,0:T(8,128)} get-tuple-element(%p), index=3
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)S(6)} add(%i, %one)
+  %fusion.1 = f32[4,16]{1,0:T(8,128)S(1)} fusion(%w, %i, %x), kind=kOutput, calls=%product, metadata={op_name="jit(f)/while/body/rollout/while/body/dot_general"}
+  %all-reduce.1 = f32[4,16]{1,0:T(8,128)} all-reduce(%fusion.1), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_1'}, to_apply=%add
+  %fusion.2 = f32[32,16]{1,0:T(8,128)} fusion(%pool, %all-reduce.1, %i), kind=kLoop, calls=%stored
+  ROOT %t = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) tuple(%next, %x, %w, %fusion.2)
+}
+
+%below (p.1: (s32[], bf16[4,8], bf16[3,8,16], f32[32,16])) -> pred[] {
+  %p.1 = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %three = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[]{:T(512)} compare(%i.1, %three), direction=LT
+}
+
+%tokens (q: (s32[], s32[], bf16[4,8], bf16[3,8,16], f32[32,16])) -> (s32[], s32[], bf16[4,8], bf16[3,8,16], f32[32,16]) {
+  %q = (s32[]{:T(128)}, s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) parameter(0)
+  %n = s32[]{:T(128)} get-tuple-element(%q), index=0
+  %bound = s32[]{:T(128)} get-tuple-element(%q), index=1
+  %h = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%q), index=2
+  %v = bf16[3,8,16]{2,1,0:T(8,128)(2,1)} get-tuple-element(%q), index=3
+  %c = f32[32,16]{1,0:T(8,128)} get-tuple-element(%q), index=4
+  %copy-start.1 = (bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, bf16[4,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%h), metadata={op_name="jit(f)/while/body/rollout/while/body/add"}
+  %copy-done.1 = bf16[4,8]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
+  %begin = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) tuple(%n, %copy-done.1, %v, %c)
+  %while.1 = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) while(%begin), condition=%below, body=%layers
+  %d = f32[32,16]{1,0:T(8,128)} get-tuple-element(%while.1), index=3
+  ROOT %u = (s32[]{:T(128)}, s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) tuple(%n, %bound, %h, %v, %d)
+}
+
+%goes_on (q.1: (s32[], s32[], bf16[4,8], bf16[3,8,16], f32[32,16])) -> pred[] {
+  %q.1 = (s32[]{:T(128)}, s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) parameter(0)
+  %n.1 = s32[]{:T(128)} get-tuple-element(%q.1), index=0
+  %bound.1 = s32[]{:T(128)} get-tuple-element(%q.1), index=1
+  ROOT %lt.1 = pred[]{:T(512)} compare(%n.1, %bound.1), direction=LT
+}
+
+ENTRY %main (r: (s32[], s32[], bf16[4,8], bf16[3,8,16], f32[32,16])) -> f32[32,16] {
+  %r = (s32[]{:T(128)}, s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) parameter(0)
+  %while.2 = (s32[]{:T(128)}, s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}, bf16[3,8,16]{2,1,0:T(8,128)(2,1)}, f32[32,16]{1,0:T(8,128)}) while(%r), condition=%goes_on, body=%tokens
+  %s = f32[32,16]{1,0:T(8,128)} get-tuple-element(%while.2), index=4
+  ROOT %double = f32[32,16]{1,0:T(8,128)} add(%s, %s)
+}
+"""
+
+
+def test_a_turn_is_priced_by_what_it_reads_writes_and_exchanges():
+  program = hlo.parse(TEXT)
+  mesh = {"data": 2, "tensor": 2}
+  found = Pricing(program, mesh, lambda scope: "rollout" if "/rollout/" in scope else "step", str)
+  found.price(program.entry)
+  turn = found.phases["rollout"]
+  assert turn.flops == 3 * 2 * 4 * 8 * 16
+  # A slice of the weights, the sum written, read again, and stored in place; x comes in once.
+  layer = 2 * 8 * 16 + 4 + 4 * 4 * 16 + 4 * 4 * 16 + 4 * 4 * 16 + 4
+  assert turn.moved == pytest.approx(3 * layer + 2 * 4 * 8, abs=3 * 16)  # and the counters
+  assert turn.exchanged == {("all-reduce", ("tensor",)): (3, 3 * 4 * 4 * 16)}
+  assert [move.instruction.name for move in found.largest(2)] == ["double", "fusion.2"]
+  entry = program.computations[program.entry].instructions
+  assert program.trips(entry["while.2"]) is None
+  assert program.trips(program.computations["tokens"].instructions["while.1"]) == 3
+
+
+@pytest.mark.parametrize(
+  "groups,axes",
+  [
+    ("{{0,1},{2,3}}", ("tensor",)),
+    ("[2,2]<=[4]", ("tensor",)),
+    ("[2,2]<=[2,2]T(1,0)", ("data",)),
+    ("mesh['a'=2,'b'=2] {'a'}", ("data",)),
+    ("mesh['a'=2,'b'=2] {'a','b'}", ("data", "tensor")),
+    ("{}", ("data", "tensor")),
+  ],
+)
+def test_the_axes_of_a_collective_are_read_from_its_groups(groups, axes):
+  text = TEXT.replace("mesh['axis_0'=2,'axis_1'=2] {'axis_1'}", groups)
+  (found,) = hlo.collectives(hlo.parse(text), 4)
+  assert (found.kind, found.axes({"data": 2, "tensor": 2})) == ("all-reduce", axes)
+
+
+@pytest.mark.parametrize(
+  "window,left,right,labels,flops",
+  [
+    # 16 products side by side, as TPUs do them: of each window one place is not a hole.
+    ("size=16x1 stride=15x1 lhs_dilate=16x1", "16,4,10,128", "16,10,128,4", "01bf_0oi1->01bf", 0),
+    ("size=1", "4,1,8", "8,16,1", "b0f_io0->b0f", 2 * 4 * 8 * 16),
+    ("size=4 pad=3_3 rhs_reversal=0", "2,1,8", "8,4,16", "b0f_i0o->b0f", 2 * 2 * 4 * 8 * 16),
+  ],
+)
+def test_convolutions_count_the_products_that_are_there(window, left, right, labels, flops):
+  out = {"01bf_0oi1->01bf": "16,4,10,10", "b0f_io0->b0f": "4,1,16", "b0f_i0o->b0f": "2,4,16"}[
+    labels
+  ]
+  flops = flops or 2 * 16 * 4 * 10 * 10 * 128
+  right = "16,10,128,4" if labels.startswith("01bf") else right
+  text = f"""HloModule f
+
+ENTRY %main (x: f32[{left}], y: f32[{right}]) -> f32[{out}] {{
+  %x = f32[{left}]{{0}} parameter(0)
+  %y = f32[{right}]{{0}} parameter(1)
+  ROOT %c = f32[{out}]{{0}} convolution(%x, %y), window={{{window}}}, dim_labels={labels}
+}}
+"""
+  program = hlo.parse(text)
+  found = Pricing(program, {"data": 1}, str, lambda scope: "all")
+  found.price(program.entry)
+  assert found.phases["all"].flops == flops
+
+
+def test_the_operations_of_a_program_of_xla_are_those_of_its_products():
+  def f(x, w):
+    with jax.named_scope("rollout"):
+      return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+  x, w = jnp.ones((4, 64)), jnp.ones((3, 64, 64))
+  program = hlo.parse(jax.jit(f).lower(x, w).compile().as_text())
+  found = Pricing(program, {"data": 1}, lambda scope: "loop", lambda scope: "once")
+  found.price(program.entry)
+  assert sum(cost.flops for cost in found.phases.values()) == 2 * 3 * 4 * 64 * 64
+
+
+def test_the_least_time_is_that_of_the_scarcest_part():
+  chip = chip_of("v5e:2x2")
+  assert pricing.seconds(Cost(flops=197e12, moved=1.0), chip) == (1.0, "operations")
+  assert pricing.seconds(Cost(flops=1.0, moved=819e9), chip) == (1.0, "memory")
+  exchanged = {("all-reduce", ("tensor",)): (2.0, 800e9)}
+  assert pricing.seconds(Cost(exchanged=exchanged), chip) == (2.0, "exchange")
+  phases = {"step": Cost(moved=819e9), "rollout": Cost(flops=197e12)}
+  assert pricing.together(phases, {"step": 2, "rollout": 3, "verdict": 9}, chip) == 5.0
+
+
+@pytest.mark.parametrize("name", ["h200", "h100:8", "v9:2x2", "v5e", "v5e:2xtwo"])
+def test_a_topology_that_cannot_be_is_one_line(name):
+  with pytest.raises(DataError, match=f"--topology={name}: [^\n]*v5e:2x4"):
+    chip_of(name)
