@@ -11,6 +11,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.path = "demo"  # "demo", a folder, a GGUF file, package:NAME, or a hub name
   config.model.dtype = "float32"  # float32, bfloat16, or int8 weights
+  config.model.revision = ""  # branch, tag or commit of a hub name; "" for its main branch
+  config.model.adapter = ""  # LoRA adapter of PEFT to merge: a folder or a hub name
+
+  config.verdict = ml_collections.ConfigDict()
+  config.verdict.model = (
+    ""  # another model that gives the verdicts, as model.path; "" the model itself
+  )
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   # fmt: off
@@ -27,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.prompts.limit = 0  # prompts taken from each file; 0 takes all
   config.prompts.text = ""  # one prompt, instead of a file
   config.prompts.suffixes = ""  # attack suffixes: json with goal and controls
+  config.prompts.behaviors = ""  # HarmBench's csv, for the goals of its test cases
 
   config.format = ml_collections.ConfigDict()
   config.format.name = ""  # a name of rain_jax.tasks.FORMATS; chat is the tokenizer's own
@@ -36,6 +44,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.format.opening = config_dict.placeholder(
     str
   )  # before the first turn; chat's system message
+
+  # fmt: off
+  config.format.template_kwargs = config_dict.create()  # for a chat template: {'enable_thinking': False}
+  config.format.thinking = ""  # strip: what a model thinks before it answers is no part of the answer
+  config.format.think_end = config_dict.placeholder(str)  # ends a thought; None takes </think>
+  # fmt: on
 
   config.judging = ml_collections.ConfigDict()
   config.judging.dtype = "bfloat16"  # of judge models
@@ -54,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.limits = ml_collections.ConfigDict()
   config.limits.max_prompt = 512  # tokens; longer prompts are reported, not answered
   config.limits.max_response = 256  # tokens
+  config.limits.max_thought = 1024  # tokens, with format.thinking; longer thoughts are reported
 
   config.mesh = ml_collections.ConfigDict()
   config.mesh.data = -1  # shards of a batch; -1 for as many as there are devices left

@@ -33,6 +33,7 @@ class Config:
     search: hyperparameters of `types.SearchConfig` that differ from the variant's.
     max_prompt: longest prompt in tokens; a longer one's response holds an error.
     max_response: longest response in tokens.
+    max_thought: longest thought in tokens, of a format with `thinking`.
     batch_size: prompts searched for side by side.
     samples: N of best_of_n.
     embedder: makes path embeddings, see `rain_jax.policy.embedders.find_embedder`.
@@ -45,6 +46,7 @@ class Config:
   search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   max_prompt: int = 512
   max_response: int = 256
+  max_thought: int = SessionConfig.max_thought
   batch_size: int = 8
   samples: int = 16
   embedder: Any = HiddenStates()
@@ -52,18 +54,28 @@ class Config:
   calibration: str | os.PathLike | None = None
 
 
-def load(path_or_name: str, dtype: str = "float32") -> "Rain":
+def load(
+  path_or_name: str,
+  dtype: str = "float32",
+  revision: str = "",
+  adapter: str = "",
+  verdict: str = "",
+) -> "Rain":
   """Loads a model: "demo" (comes with the package), a checkpoint folder, a GGUF file or a hub name.
 
   Args:
     path_or_name: LLaMA-like checkpoint in safetensors or GGUF, or one that
       `scripts/convert_checkpoint.py` made; `package:NAME` for the GGUF file in an installed package.
     dtype: float32, bfloat16, or int8 for weights in 8 bits.
+    revision: branch, tag or commit of a hub name.
+    adapter: LoRA adapter in PEFT's format to merge, a folder or a hub name.
+    verdict: another model of the same tokenizer, which gives the verdicts; "" for the model itself.
 
   Raises:
     models.hf.CheckpointError: what is wrong with the checkpoint, in one line.
   """
-  return Rain(load_checkpoint(path_or_name, dtype))
+  loaded = load_checkpoint(path_or_name, dtype, revision=revision, adapter=adapter)
+  return Rain(loaded.judged_by(load_checkpoint(verdict, dtype)) if verdict else loaded)
 
 
 class Rain:
@@ -167,7 +179,7 @@ class Rain:
         f"prompts={prompts!r:.60}: expected a list of texts, or of lists of messages."
       )
     records = [_record(str(place), prompt) for place, prompt in enumerate(prompts)]
-    session_config = make_session_config(preference, config, self.loaded.tokenizer)
+    session_config = make_session_config(preference, config, self.loaded.judging.tokenizer)
     if session_config in self._sessions:
       return self._sessions[session_config].serving(records)
     return self._sessions.setdefault(session_config, Session(self.loaded, session_config, records))
@@ -201,6 +213,7 @@ def make_session_config(
     search=search_config(config.variant or task.variant, config.search, config.embedder),
     max_prompt=config.max_prompt,
     max_response=config.max_response,
+    max_thought=config.max_thought,
     batch_size=config.batch_size,
     embedder=config.embedder,
     soft_verdicts=config.soft_verdicts,

@@ -20,7 +20,6 @@ from absl import flags
 
 from rain_jax import preferences
 from rain_jax.methods import preference_check
-from rain_jax.models import loading
 from rain_jax.runs import check, config_check, directory, from_config, versions
 from rain_jax.views import check_page
 
@@ -49,7 +48,7 @@ def main() -> None:
   if _FIT.value:
     config["calibration"] = ""
   examples = preference_check.load_examples(_EXAMPLES.value) if _EXAMPLES.value else []
-  loaded = loading.load(config["model"]["path"], config["model"]["dtype"])
+  loaded = from_config.load_on(config)
   if _DEMO.value:
     task = from_config.task_of(config, config["tasks"][0])
     preference = preferences.load_preference(task.preference, loaded.tokenizer)

@@ -15,13 +15,16 @@ _SOURCE = flags.DEFINE_string(
 )
 _TARGET = flags.DEFINE_string("target", None, "Folder to write.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Weights' dtype.")
+_ADAPTER = flags.DEFINE_string(
+  "adapter", None, "LoRA adapter of PEFT to merge, folder or hub name."
+)
 _REVISION = flags.DEFINE_string("revision", None, "Branch, tag or commit of a hub repository.")
 
 
 def main() -> None:
   """Reads, converts and writes the checkpoint that the flags name."""
   source = hf.resolve(_SOURCE.value, _REVISION.value)
-  model = checkpoint.load_model(source, param_dtype=_DTYPE.value)
+  model = checkpoint.load_model(source, param_dtype=_DTYPE.value, adapter=_ADAPTER.value)
   checkpoint.save_model(_TARGET.value, model, source)
   print(f"wrote {_TARGET.value}, fingerprint {checkpoint.fingerprint(_TARGET.value)}")
 

@@ -54,10 +54,17 @@ def run(
   task = dataclasses.replace(from_config.task_of(config, config["tasks"][0]), suffixes="")
   records = from_config.records_of(config, task)
   _check_requests(records)
-  paths = [config["model"]["path"], *settings["models"]]
-  models = [load(path, config["model"]["dtype"]) for path in paths]
+  if task.format.thinking and settings["method"] == "gcg":
+    raise AttackError(
+      "format.thinking: gcg looks for answers that begin at once; leave it away, or attack by"
+      " best_of_n."
+    )
+  others = [load(path, config["model"]["dtype"]) for path in settings["models"]]
+  models = [from_config.load_on(config), *others]
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)
-  session_config = from_config.make_session_config(config, task, embedder, models[0].tokenizer)
+  session_config = from_config.make_session_config(
+    config, task, embedder, models[0].judging.tokenizer
+  )
   name = config["tasks"][0]
   made = manifest.make(config, models, {name: session_config}, {name: records})
   out = directory.Run.open(workdir, made, check=lambda line: _fault(line, settings))

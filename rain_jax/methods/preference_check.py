@@ -208,8 +208,8 @@ def fit_own(session: Session, seed: int) -> Calibration:
 
 def _calibration(session: Session, fits: Sequence[calibrate.Fit], source: str) -> Calibration:
   return Calibration(
-    model=session.loaded.name,
-    fingerprint=session.loaded.fingerprint,
+    model=session.loaded.judging.name,
+    fingerprint=session.loaded.judging.fingerprint,
     preference=session.config.preference.label,
     template=session.preference.digest,
     source=source,

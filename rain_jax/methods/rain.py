@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.methods import recording
+from rain_jax.methods import recording, thoughts
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
@@ -64,6 +64,7 @@ class BatchProgress:
   rewinds: int
 
 
+@thoughts.thinking
 def rain(
   session: Session,
   seed: int,
@@ -151,10 +152,16 @@ def rounds(
   )
 
 
-def committed(state: decode.DecodeState) -> list[list[int]]:
-  """The tokens that are final so far in each slot."""
-  response, length = fetch((state.response, state.response_length))
-  return [row[:count].tolist() for row, count in zip(response, length)]
+def committed(session: Session, state: decode.DecodeState) -> list[list[int]]:
+  """The tokens in each slot that are final: those that the adaptive mode may take back are not."""
+  response, final = fetch((state.response, state.response_length))
+  if state.revocable is not None:
+    begin, taken_back = fetch((state.revocable.begin, state.counters.taken_back))
+    left = session.config.search.max_rewinds - taken_back
+    revocable = (begin >= 0) & (np.arange(begin.shape[1]) < left[:, None])
+    oldest = np.where(revocable, begin, response.shape[1]).min(axis=1, initial=response.shape[1])
+    final = np.minimum(final, oldest)
+  return [row[:count].tolist() for row, count in zip(response, final)]
 
 
 def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
@@ -185,6 +192,10 @@ def watch(
   after every step of a batch.
   """
   session_config = session.config
+  by_id = {query.record.id: query for query in session.queries}
+  session, lost = thoughts.think(session, seed, skip)
+  for one in lost:
+    yield SearchStep(by_id[one.record.id], [], [], one)
   for queries in session.batches(skip):
     held = dict(enumerate(queries))
     keys = {slot: query.key(seed) for slot, query in held.items()}
@@ -275,7 +286,7 @@ def _with_recording(session: Session, response: Response, recorder: recording.Re
     response=response.text,
     finish=response.finish_reason,
     verdict=response.verdict,
-    preference=session.config.aligned_with,
+    preference=session.aligned_with,
     counters=response.counters,
     search=dataclasses.asdict(session.config.search),
     nodes=recorder.nodes,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.methods import defences
+from rain_jax.methods.adaptive import adapting, adaptive
 from rain_jax.methods.choose import choose
 from rain_jax.methods.rain import SearchStep, rain, watch
 from rain_jax.methods.sampling import best_of_n, equal_samples, vanilla
@@ -53,6 +54,7 @@ METHODS = {
   "vanilla": Method(vanilla),
   "rain": Method(rain, watch=watch, slots=lambda session: session),
   "segments": Method(segments, slots=drafting),
+  "adaptive": Method(adaptive, slots=adapting),
   "best_of_n": Method(
     best_of_n,
     options=lambda config, stopping=never: {"samples": config["best_of_n"]["samples"]},

@@ -25,7 +25,7 @@ from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.language_model import LanguageModel, VerdictModel
 from rain_jax.policy.params import Correction, Override, make_params
 from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, Preference, compile_preference
@@ -59,6 +59,8 @@ class SessionConfig:
     search: hyperparameters of the search.
     max_prompt: longest prompt in tokens; longer ones are reported, not answered.
     max_response: longest response in tokens.
+    max_thought: longest thought in tokens, of a format with `thinking`; one that is longer is
+      reported, and its prompt not answered.
     batch_size: prompts searched for side by side.
     fit_prompts: make caches only as long as the longest prompt needs, not for `max_prompt`, and
       no more slots than there are prompts.
@@ -76,6 +78,7 @@ class SessionConfig:
   search: SearchConfig
   max_prompt: int = 512
   max_response: int = 256
+  max_thought: int = 1024
   batch_size: int = 8
   fit_prompts: bool = True
   embedder: Any = HiddenStates()
@@ -96,14 +99,14 @@ class SessionConfig:
     return f"{self.preference.label} ({self.calibration.described()})"
 
   def compiled(self, loaded: LoadedModel) -> CompiledPreference:
-    """The preference for a model's tokenizer.
+    """The preference for the tokenizer of the model that is asked.
 
     Raises:
       PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
     """
-    compiled = compile_preference(self.preference, loaded.tokenizer)
+    compiled = compile_preference(self.preference, loaded.judging.tokenizer, self.format)
     if self.calibration is not None:
-      self.calibration.check(loaded.fingerprint, self.preference.label, compiled.digest)
+      self.calibration.check(loaded.judging.fingerprint, self.preference.label, compiled.digest)
     return compiled
 
 
@@ -140,6 +143,7 @@ class Response:
     recording: the whole search, where it was recorded.
     log_likelihood: of `tokens` after the prompt, in nats, by the model itself at temperature 1; None
       where they were not read.
+    reasoning: the model's thought before it, see `methods.thoughts`; else "".
   """
 
   record: Record
@@ -151,6 +155,15 @@ class Response:
   error: str | None = None
   recording: Recording | None = None
   log_likelihood: float | None = None
+  reasoning: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Thought:
+  """What a model thought before its answer, "" if it answered at once, and the work of it."""
+
+  text: str
+  work: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +176,14 @@ class Query:
     evaluating: token ids of the same conversation as the verdict reads it.
     ends: the prompt ends in a text end.
     seed: its own, which takes the place of a run's.
+    thought: what `proposing` ends in, once it has been sampled.
   """
 
   record: Record
   proposing: list[int]
   evaluating: list[int]
   ends: bool
+  thought: Thought | None = None
   seed: int | None = None
 
   def key(self, seed: int) -> jax.Array:
@@ -196,6 +211,7 @@ class Session:
     ends = session_config.format.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
     self._read(records)
+    judge = None if loaded.verdict is None else loaded.verdict.model
     self.lm = LanguageModel(
       graphdef=loaded.model.graphdef,
       config=config,
@@ -205,6 +221,7 @@ class Session:
       max_prompt=self.max_prompt,
       max_response=session_config.max_response,
       soft_verdicts=session_config.soft_verdicts,
+      verdict=None if judge is None else VerdictModel(judge.graphdef, judge.config),
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=session_config.verdict_noise)
@@ -215,8 +232,21 @@ class Session:
         jnp.asarray(session_config.calibration.scales, jnp.float32),
       )
     self.params = make_params(
-      loaded.model.params, tables, self.lm, self.prefix_ids, override, correction, self.mesh
+      loaded.model.params,
+      tables,
+      self.lm,
+      self.prefix_ids,
+      override,
+      correction,
+      self.mesh,
+      None if judge is None else judge.params,
     )
+
+  @property
+  def aligned_with(self) -> str:
+    """The preference, and who is asked, for people."""
+    by = self.loaded.verdict
+    return self.config.aligned_with + (f", judged by {one_line(by.name)}" if by else "")
 
   @property
   def mesh(self) -> jax.sharding.Mesh | None:
@@ -261,8 +291,9 @@ class Session:
     """The memory that a search for its prompts will need."""
     prefix = self.params["proposing_prefix"].keys.shape[-2]
     count, slots = self.workers
+    judge = None if self.loaded.verdict is None else self.loaded.verdict.model
     return memory_plan.plan(
-      self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh
+      self.loaded.model, self.lm, count * slots, self.params["tables"], prefix, self.mesh, judge
     )
 
   def searching(self, search: SearchConfig) -> "Session":
@@ -271,6 +302,12 @@ class Session:
     other.__dict__.pop("sharding", None)  # of the old state
     other.config = dataclasses.replace(self.config, search=search)
     other.lm = dataclasses.replace(self.lm, search=search)
+    return other
+
+  def answering(self, queries: Sequence[Query]) -> "Session":
+    """The same session for some of its own queries."""
+    other = copy.copy(self)
+    other.queries = list(queries)
     return other
 
   def serving(self, records: Sequence[Record]) -> "Session":
@@ -283,14 +320,10 @@ class Session:
     other.lm = dataclasses.replace(self.lm, max_prompt=other.max_prompt)
     return other
 
-  def asked(self, queries: Sequence[Query]) -> "Session":
-    """The same session for queries that `serving` made of prompts."""
-    other = copy.copy(self)
-    other.queries, other.rejected = list(queries), []
-    return other
-
   def _read(self, records: Sequence[Record]) -> None:
     """Sorts prompts into queries and rejected ones, and fits `max_prompt` to the queries."""
+    # What came of each thought, by seed and prompt: methods that are asked in turn share them.
+    self.thoughts: dict[tuple[int, str], Query | Response] = {}
     self.queries: list[Query] = []
     self.rejected: list[Response] = []
     for record in records:
@@ -303,25 +336,40 @@ class Session:
     self._check_context()
     self._tell_of_system()
     room = longest if self.config.fit_prompts else self.config.max_prompt
-    self.max_prompt = 32 * math.ceil(room / 32)
+    self.max_prompt = 32 * math.ceil((room + self.thought_room) / 32)
+
+  @property
+  def thought_room(self) -> int:
+    """Tokens that a thought may take after a prompt, with the white space after its mark."""
+    form = self.config.format
+    return self.config.max_thought + len(form.think_end) if form.thinking else 0
 
   def _check_context(self) -> None:
     """Tells once a run that texts are longer than the model was made for; ends it beyond twice."""
-    context, asked = self.loaded.model.config.context, max(map(len, self.preference.suffix_ids))
-    before, judged = len(self.prefix_ids), len(self.preference.prefix_ids) + asked
-    lengths = [max(before + len(q.proposing), judged + len(q.evaluating)) for q in self.queries]
-    longest = max(lengths, default=-self.config.max_response) + self.config.max_response
-    if longest <= context:
-      return
-    said = (
-      f"{one_line(self.loaded.name)}: prompt, response and the verdict's question take up to"
-      f" {longest} tokens, the model was made for {context}"
-    )
-    if longest > 2 * context:
-      raise DataError(f"{said}: lower limits.max_prompt or limits.max_response.")
-    if self.loaded.tokenizer not in _TOLD:
-      _TOLD.add(self.loaded.tokenizer)
-      _LOG.warning("%s; what it writes and judges beyond these may be wrong", said)
+    before = len(self.prefix_ids) + self.thought_room
+    asked = max(map(len, self.preference.suffix_ids))
+    judged = len(self.preference.prefix_ids) + asked
+    sides = {
+      "proposing": (self.loaded, [before + len(q.proposing) for q in self.queries]),
+      "evaluating": (self.loaded.judging, [judged + len(q.evaluating) for q in self.queries]),
+    }
+    if self.loaded.verdict is None:
+      both = [max(pair) for pair in zip(*(lengths for _, lengths in sides.values()))]
+      sides = {"both": (self.loaded, both)}
+    for loaded, lengths in sides.values():
+      context = loaded.model.config.context
+      longest = max(lengths, default=-self.config.max_response) + self.config.max_response
+      if longest <= context:
+        continue
+      said = (
+        f"{one_line(loaded.name)}: prompt, response and the verdict's question take up to"
+        f" {longest} tokens, the model was made for {context}"
+      )
+      if longest > 2 * context:
+        raise DataError(f"{said}: lower limits.max_prompt or limits.max_response.")
+      if loaded.tokenizer not in _TOLD:
+        _TOLD.add(loaded.tokenizer)
+        _LOG.warning("%s; what it writes and judges beyond these may be wrong", said)
 
   def _tell_of_system(self) -> None:
     """Tells once a run that system messages have no role of their own."""

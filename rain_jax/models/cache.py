@@ -263,6 +263,12 @@ def append(
   )
 
 
+def shorten(cache: PathCache, removed: jax.Array) -> PathCache:
+  """Removes the last `removed` int32[B] tokens of each context."""
+  length = cache.length - removed
+  return cache.replace(length=length, cached=jnp.minimum(cache.cached, length))
+
+
 def _take(array: jax.Array, index: jax.Array) -> jax.Array:
   """array[b, index[b, ...]] for array [B, X] and index [B, ...], negatives as 0."""
   flat = jnp.maximum(index, 0).reshape(index.shape[0], -1)

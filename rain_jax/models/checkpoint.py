@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from rain_jax.models import adapter as adapters
 from rain_jax.models import gguf, gguf_tokenizer, hf
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.hf import CheckpointError
@@ -131,6 +132,7 @@ def load_model(
   mesh: jax.sharding.Mesh | None = None,
   rules: Rules = Rules(),
   revision: str | None = None,
+  adapter: str | pathlib.Path | None = None,
 ) -> Model:
   """Loads a model from a converted folder, a Hugging Face folder, a GGUF file, or the hub.
 
@@ -143,26 +145,36 @@ def load_model(
     mesh: where to put the parameters; None for the default device.
     rules: how they are split over the mesh.
     revision: branch, tag or commit of a hub repository.
+    adapter: see `hf.load`; of the Hugging Face format only.
 
   Raises:
-    CheckpointError: in one line, what is wrong with the checkpoint.
+    CheckpointError: in one line, what is wrong with the checkpoint or its adapter.
   """
   folder = hf.resolve(source, revision)
+  if adapter is not None and (folder.is_file() or (folder / _MARKER).is_file()):
+    raise CheckpointError(
+      f"{folder}: adapters are merged into safetensors of the Hugging Face format: name such a"
+      " folder, or convert with scripts/convert_checkpoint.py --adapter"
+    )
   if (folder / _MARKER).is_file():
     return restore(
       folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules
     )
   if param_dtype is None:
     param_dtype = compute_dtype
-  load = gguf.load if folder.is_file() else hf.load
-  return load(folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules)
+  options = dict(param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules)
+  return (
+    gguf.load(folder, **options)
+    if folder.is_file()
+    else hf.load(folder, adapter=adapter, **options)
+  )
 
 
-def fingerprint(folder: str | pathlib.Path) -> str:
+def fingerprint(folder: str | pathlib.Path, adapter: str | pathlib.Path | None = None) -> str:
   """The sha256, in hex, of the names and contents of a checkpoint's weight files, for manifests.
 
   It identifies the files: a conversion of the same weights has another one. Of a GGUF file the
-  contents count, not what it is called.
+  contents count, not what it is called. An adapter's two files count with it.
 
   Raises:
     CheckpointError: the folder is no checkpoint.
@@ -174,9 +186,12 @@ def fingerprint(folder: str | pathlib.Path) -> str:
     files = sorted(path for path in (folder / _PARAMS).rglob("*") if path.is_file())
   else:
     files = list(hf.weight_files(folder))
+  if adapter is not None:
+    files += [hf.resolve(adapter) / name for name in (adapters.CONFIG, adapters.WEIGHTS)]
   digest = hashlib.sha256()
   for path in files:
-    digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    digest.update(f"{name}\0{path.stat().st_size}\0".encode())
     with path.open("rb") as file:
       while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)

@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from rain_jax.models import adapter as adapters
 from rain_jax.models.assembly import CheckpointError, Layout, assemble, dims_of
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.llama import Model, Params, abstract_model
@@ -98,11 +99,16 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
 
   `package:NAME` stands for the one GGUF file in an installed package, a hub name for its download:
   only what exists nowhere on this machine and looks like `owner/name` is asked of the hub, and only
-  safetensors, JSON and tokenizer files are fetched.
+  safetensors, JSON and tokenizer files are fetched. `revision` is a branch, tag or commit of it.
 
   Raises:
-    CheckpointError: none of these, or a hub repository that cannot be reached.
+    CheckpointError: none of these, a revision of what is not on the hub, or a hub repository that cannot be reached.
   """
+  if revision and (str(source).startswith(PACKAGE) or os.path.exists(source)):
+    raise CheckpointError(
+      f"{source}: revision {revision!r:.60} given, and only names on the hub have revisions: leave"
+      " it away (of a run: --config.model.revision)"
+    )
   if str(source).startswith(PACKAGE):
     return _in_package(str(source).removeprefix(PACKAGE))
   try:
@@ -116,16 +122,22 @@ def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.
       f"{source}: expected a checkpoint folder, a GGUF file or {PACKAGE}NAME, and there is none"
       " by this name; fix the path (of a run: --config.model.path)"
     )
-  patterns = ["model*.safetensors", "*.json", *TOKENIZER_FILES]
+  patterns = ["model*.safetensors", adapters.WEIGHTS, "*.json", *TOKENIZER_FILES]
   _LOG.info("%s: no such folder; asking the hub for it", source)
   try:
     return pathlib.Path(
-      huggingface_hub.snapshot_download(str(source), revision=revision, allow_patterns=patterns)
+      huggingface_hub.snapshot_download(
+        str(source), revision=revision or None, allow_patterns=patterns
+      )
     )
   except huggingface_hub.errors.GatedRepoError as error:
     raise CheckpointError(
       f"{source}: gated; accept its terms on its page of the hub, then `hf auth login` or set "
       "HF_TOKEN to a token of yours"
+    ) from error
+  except huggingface_hub.errors.RevisionNotFoundError as error:
+    raise CheckpointError(
+      f"{source}: no revision {revision!r:.60} on the hub: give a branch, tag or commit of its page"
     ) from error
   except huggingface_hub.errors.RepositoryNotFoundError as error:
     raise CheckpointError(
@@ -190,6 +202,11 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
       raise CheckpointError(
         f"{folder}: no config.json, but GGUF files: give the path of one, such as {files[0]}"
       )
+    if (folder / adapters.CONFIG).is_file():
+      raise CheckpointError(
+        f"{folder}: an adapter, not a model: name it in --config.model.adapter, and the model that"
+        " it was trained on in --config.model.path"
+      )
     raise CheckpointError(f"{folder}: no config.json, so this is not a Hugging Face checkpoint")
   config, generation = read_json(path), folder / "generation_config.json"
   extra = read_json(generation) if generation.is_file() else None
@@ -197,6 +214,14 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     return ModelConfig.from_hf(config, extra)
   except ValueError as error:
     raise CheckpointError(f"{folder}: {error}") from error
+
+
+def read_adapter(folder: pathlib.Path) -> adapters.Adapter:
+  """The adapter in a folder. Raises CheckpointError if it cannot be used."""
+  path = folder / adapters.CONFIG
+  if not path.is_file():
+    raise CheckpointError(f"{folder}: no {adapters.CONFIG}, so this is no adapter in PEFT's format")
+  return adapters.read(folder, read_json(path))
 
 
 def weight_files(folder: pathlib.Path) -> dict[pathlib.Path, frozenset[str] | None]:
@@ -224,10 +249,14 @@ def weight_files(folder: pathlib.Path) -> dict[pathlib.Path, frozenset[str] | No
   if missing == [_SINGLE]:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
       raise CheckpointError(
-        f"{folder}: weights are only there as pickled .bin or .pth files, which can run code; "
-        "convert them to safetensors"
+        f"{folder}: weights are only there as pickled .bin or .pth files, which can run code;"
+        f" convert them to safetensors: python scripts/unpickle_checkpoint.py --source={folder}"
+        " --target=FOLDER"
       )
-    raise CheckpointError(f"{folder}: no {_SINGLE} and no {_INDEX}, expected one of them")
+    raise CheckpointError(
+      f"{folder}: no {_SINGLE} and no {_INDEX}, expected one of them; if it is from the hub, look for"
+      " a revision that has them, or fetch and convert its pickled weights: docs/models.md"
+    )
   if missing or not files:
     raise CheckpointError(f"{folder}: {_INDEX} names {missing or 'no files'}, not in the folder")
   return {folder / name: tensors for name, tensors in files.items()}
@@ -309,6 +338,7 @@ def load(
   mesh: jax.sharding.Mesh | None = None,
   rules: Rules = Rules(),
   revision: str | None = None,
+  adapter: str | pathlib.Path | None = None,
 ) -> Model:
   """Loads a checkpoint folder or hub repository in the Hugging Face format.
 
@@ -320,12 +350,14 @@ def load(
     mesh: where to put the parameters; None for the default device.
     rules: how they are split over the mesh.
     revision: branch, tag or commit of a hub repository.
+    adapter: folder or hub name of a LoRA adapter in PEFT's format, merged into what is read.
 
   Raises:
-    CheckpointError: in one line, what is wrong with the checkpoint.
+    CheckpointError: in one line, what is wrong with the checkpoint or its adapter.
   """
   folder = resolve(source, revision)
   config = read_config(folder)
+  added = None if adapter is None else read_adapter(resolve(adapter))
   with contextlib.ExitStack() as stack:
     tensors = _Tensors(folder, stack)
     if config.tie_embeddings and tensors.untied_head():
@@ -337,7 +369,7 @@ def load(
       config = dataclasses.replace(config, tie_embeddings=False)
     return assemble(
       config,
-      tensors,
+      tensors if added is None else adapters.Merged(tensors, added, stack),
       layout_of(config),
       param_dtype=param_dtype,
       compute_dtype=compute_dtype,

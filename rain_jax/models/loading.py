@@ -28,8 +28,9 @@ class LoadedModel:
     model: see `rain_jax.models.Model`.
     tokenizer: of transformers, fast.
     name: what the user called it.
-    fingerprint: hash of the weights.
+    fingerprint: hash of the weights, an adapter's included.
     mesh: what the weights are spread over, None for one device.
+    verdict: another model, which gives the verdicts; None where the model judges itself.
   """
 
   model: Model
@@ -37,12 +38,35 @@ class LoadedModel:
   name: str
   fingerprint: str
   mesh: jax.sharding.Mesh | None = None
+  verdict: "LoadedModel | None" = None
+
+  @property
+  def judging(self) -> "LoadedModel":
+    """The model that gives the verdicts."""
+    return self.verdict or self
+
+  def judged_by(self, other: "LoadedModel") -> "LoadedModel":
+    """The same model with its verdicts given by another.
+
+    Raises:
+      CheckpointError: the other one reads other tokens.
+    """
+    own, theirs = (one.tokenizer.get_vocab() for one in (self, other))
+    if odd := sorted(token for token, number in own.items() if theirs.get(token) != number):
+      raise CheckpointError(
+        f"{other.name}: its tokenizer has {len(odd)} of the {len(own)} tokens of {self.name} as"
+        f" another number or not at all, such as {odd[0]!r:.40}; a verdict's model reads the tokens"
+        " that the other one writes: take one of its family"
+      )
+    return dataclasses.replace(self, verdict=other)
 
 
 def load(
   name: str,
   dtype: str = "float32",
   mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+  revision: str = "",
+  adapter: str = "",
 ) -> LoadedModel:
   """Loads "demo", a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
 
@@ -50,14 +74,16 @@ def load(
     name: "demo" is the small model that comes with the package.
     dtype: float32 or bfloat16, or int8 for weights in 8 bits and arithmetic in bfloat16.
     mesh_of: the mesh for a model of that shape; None keeps it on the default device.
+    revision: branch, tag or commit of a hub repository; "" for its main branch.
+    adapter: folder or hub name of a LoRA adapter to merge, see `hf.load`; "" for none.
 
   Raises:
-    CheckpointError: what is wrong with the checkpoint or its tokenizer, in one line.
+    CheckpointError: what is wrong with the checkpoint, its tokenizer or its adapter, in one line.
     ValueError: the weights alone do not fit.
   """
   if dtype not in DTYPES:
     raise CheckpointError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
-  folder = folder_of(name)
+  folder = folder_of(name, revision)
   compute = jnp.bfloat16 if dtype == "int8" else DTYPES[dtype]
   config = read_config(folder)
   mesh = mesh_of(config)
@@ -65,14 +91,14 @@ def load(
   check_weights(abstract_model(config, **dtypes), arrays.bytes_available(), mesh)
   tokenizer = load_tokenizer(folder)
   check_tokenizer(tokenizer, config, name)
-  model = load_model(folder, **dtypes, mesh=mesh)
+  model = load_model(folder, **dtypes, mesh=mesh, adapter=adapter or None)
   model = model if mesh is not None else laid_out(model)
-  return LoadedModel(model, tokenizer, name, fingerprint(folder), mesh)
+  return LoadedModel(model, tokenizer, name, fingerprint(folder, adapter or None), mesh)
 
 
-def folder_of(name: str) -> pathlib.Path:
+def folder_of(name: str, revision: str = "") -> pathlib.Path:
   """The folder or GGUF file of what `load` takes, "demo" included; raises CheckpointError."""
-  return resolve(str(demo.MODEL_DIR) if name == "demo" else name)
+  return resolve(str(demo.MODEL_DIR) if name == "demo" else name, revision)
 
 
 def laid_out(model: Model) -> Model:

@@ -1,13 +1,31 @@
 """What the new tokens of a call are read after: the shared prefix, and paths of the tree."""
 
+from typing import TYPE_CHECKING, Any
+
 import jax.numpy as jnp
+from flax import nnx
 
 from rain_jax import types
-from rain_jax.models import Segment
+from rain_jax.models import ModelConfig, Segment
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache, Paths
 from rain_jax.policy.params import Params, Side
 from rain_jax.types import NO_TOKEN, Array, Request
+
+if TYPE_CHECKING:
+  from rain_jax.policy.language_model import LanguageModel
+
+
+def reader(lm: "LanguageModel", params: Params, side: Side) -> tuple[nnx.GraphDef, Any]:
+  """Structure and parameters of the model that reads a side; verdicts may be another model's."""
+  if side == "evaluating" and lm.verdict is not None:
+    return lm.verdict.graphdef, params["verdict_model"]
+  return lm.graphdef, params["model"]
+
+
+def shapes(lm: "LanguageModel", side: Side) -> ModelConfig:
+  """Shapes of the model that reads a side."""
+  return lm.verdict.config if side == "evaluating" and lm.verdict is not None else lm.config
 
 
 def prefix(params: Params, side: Side) -> tuple[list[Segment], int]:

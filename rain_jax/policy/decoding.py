@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 
 from rain_jax.models import KV, NO_POSITION, Segment, forward, unembed
 from rain_jax.parallel.loops import while_any
-from rain_jax.policy.params import Params
+from rain_jax.policy import context
+from rain_jax.policy.params import Params, Side
 from rain_jax.types import Array
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def decode(
   return while_any(lambda at: goes_on(at.texts, at.step), one_more, start)
 
 
-def scratch(lm: "LanguageModel", kv_dtype: jnp.dtype, *shape: int) -> KV:
-  """Zeroed keys and values [layers, *shape[:-1], H, shape[-1], D]."""
-  config = lm.config
+def scratch(lm: "LanguageModel", kv_dtype: jnp.dtype, *shape: int, side: Side = "proposing") -> KV:
+  """Zeroed keys and values [layers, *shape[:-1], H, shape[-1], D] of the model that reads a side."""
+  config = context.shapes(lm, side)
   full = (config.num_layers, *shape[:-1], config.num_kv_heads, shape[-1], config.head_size)
   return KV(jnp.zeros(full, kv_dtype), jnp.zeros(full, kv_dtype))
 
@@ -96,14 +97,14 @@ def _put(scratch: KV, new: KV, step: Array) -> KV:
   return jax.tree.map(put, scratch, new)
 
 
-def logits(lm: "LanguageModel", params: Params, hidden: Array) -> Array:
-  """Logits float32[..., vocab] after hidden states, all of them wherever they are needed.
+def logits(lm: "LanguageModel", params: Params, hidden: Array, side: Side = "proposing") -> Array:
+  """Logits float32[..., vocab] after a side's hidden states, all of them wherever they are needed.
 
   Over a mesh the vocabulary is put together before anything is drawn. Were its parts left
   apart, the compiler would pass pieces on from device to device inside loops that only
   some of the devices are still in.
   """
-  found = unembed(lm.graphdef, params["model"], hidden)
+  found = unembed(*context.reader(lm, params, side), hidden)
   if jax.sharding.get_abstract_mesh().empty:
     return found
   return jax.lax.with_sharding_constraint(found, PartitionSpec())

@@ -75,6 +75,19 @@ class PolicyState(flax.struct.PyTreeNode):
 
 
 @dataclasses.dataclass(frozen=True)
+class VerdictModel:
+  """The static part of a model that judges another's text.
+
+  Attributes:
+    graphdef: its structure.
+    config: its shapes.
+  """
+
+  graphdef: nnx.GraphDef
+  config: ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class LanguageModel:
   """`types.Model` made of a language model; static, its arrays are in `params`.
 
@@ -88,6 +101,7 @@ class LanguageModel:
     max_response: tokens of the longest response (R).
     read_chunk: text tokens read per verdict call; longer texts take several.
     soft_verdicts: see `self_evaluation.values`.
+    verdict: another model that gives the verdicts, of the same vocabulary; None is self-evaluation.
   """
 
   graphdef: nnx.GraphDef
@@ -99,6 +113,7 @@ class LanguageModel:
   max_response: int
   read_chunk: int = 24
   soft_verdicts: bool = False
+  verdict: VerdictModel | None = None
 
   @property
   def embedding_size(self) -> int:
@@ -112,14 +127,14 @@ class LanguageModel:
     search_config = self.search
     V, L = search_config.max_visited, search_config.max_set_length
     length = self.max_prompt + self.max_response + L
-    cache = lambda: caches.init(self.config, batch, length, V, L, dtype)
+    cache = lambda side: caches.init(context.shapes(self, side), batch, length, V, L, dtype)
     zeros = lambda *shape: jnp.zeros((batch,) + shape, jnp.int32)
     # Every verdict of a query fits: moves of a response, times iterations of a move.
     moves = self.max_response // L + len(search_config.set_lengths)
     entries = moves * (search_config.max_iterations + search_config.extra_iterations)
     return PolicyState(
-      proposing=cache(),
-      evaluating=cache(),
+      proposing=cache("proposing"),
+      evaluating=cache("evaluating"),
       text=scanner.empty((batch,)),
       node_text=scanner.empty((batch, V)),
       hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),
@@ -129,7 +144,7 @@ class LanguageModel:
         count=zeros(),
       ),
       usage=no_usage(batch),
-      drafted=segments.nothing(self, batch, dtype) if search_config.mode == "segments" else None,
+      drafted=None if search_config.mode == "exact" else segments.nothing(self, batch, dtype),
     )
 
   @staticmethod
@@ -172,8 +187,8 @@ class LanguageModel:
     )
     text = scanner.empty(()).replace(ends=proposing.ends)
     if state.drafted is not None:
-      drafted = segments.forget(state.drafted, jnp.arange(state.text.length.shape[0]) == slot)
-      state = state.replace(drafted=drafted)
+      here = jnp.arange(state.text.length.shape[0]) == slot
+      state = state.replace(drafted=segments.begin(state.drafted, here, proposing.ends))
     return state.replace(
       proposing=first,
       evaluating=second,
@@ -188,6 +203,8 @@ class LanguageModel:
       cache, commit.mask, commit.page, commit.tokens, commit.length
     )
     tokens = jnp.where(commit.mask[:, None], commit.tokens, NO_TOKEN)
+    if state.drafted is not None:
+      state = state.replace(drafted=segments.forget(state.drafted, commit.mask))
     return state.replace(
       proposing=move(state.proposing),
       evaluating=move(state.evaluating),
@@ -205,6 +222,12 @@ class LanguageModel:
   def commit_draft(self, params: Params, state: PolicyState, mask: Array) -> PolicyState:
     """Makes the best drafts part of both contexts; see `types.Drafter`."""
     return segments.commit_draft(state, mask)
+
+  def rewind(
+    self, params: Params, state: PolicyState, mask: Array, begin: Array, end: Array
+  ) -> PolicyState:
+    """Takes back what was committed after `begin` tokens; see `types.Reviser`."""
+    return segments.rewind(self, params, state, mask, begin, end)
 
   # -- evaluation -----------------------------------------------------------------
 
@@ -245,8 +268,9 @@ class LanguageModel:
     total = paths.ends(cache)[..., -1]
     growing = request.mode == types.GROW
     wanted = request.first_visit | growing
-    # A growing node's last token is read again, for the logits after it.
-    begin = jnp.where(growing, total - 1, caches.known(cache, paths))
+    # A growing node's last token is read again, for the logits after it, and so is that of a
+    # root after which drafts were made.
+    begin = jnp.where(growing, total - 1, jnp.minimum(caches.known(cache, paths), total - 1))
     at = begin[..., None] + jnp.arange(L)
     valid = wanted[..., None] & (at < total[..., None])
     token, place, page, offset = caches.locate(cache, paths, at)

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import decode
-from rain_jax.models import Model, backend
+from rain_jax.models import Model, ModelConfig, backend
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
+from rain_jax.policy.context import shapes
 from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Side
 from rain_jax.text.vocab import TokenTables
 
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
@@ -60,6 +62,7 @@ def plan(
   tables: TokenTables,
   proposing_prefix: int = 0,
   mesh: AnyMesh | None = None,
+  verdict: Model | None = None,
 ) -> Plan:
   """The memory of a search for `batch` prompts side by side, on each device.
 
@@ -70,20 +73,22 @@ def plan(
     tables: over the vocabulary, for the format's stop strings; abstract ones will do.
     proposing_prefix: tokens of the fixed prefix before every prompt.
     mesh: of the devices, which may be abstract; None for one device.
+    verdict: the model of `lm.verdict`, if there is one.
   """
   config, rules = lm.config, Rules()
   over = lambda size, rule: 1 if mesh is None else shards(split(size, rule, mesh), mesh)
-  kv_shards = over(config.num_kv_heads, rules.kv_heads)
   parts = Parts(
     trees=1 if mesh is None else mesh.shape[DATA],
     heads=over(config.num_heads, rules.heads),
     mlp=over(config.intermediate_size, rules.mlp),
   )
   kv_dtype = jnp.bfloat16 if _computes_in_bfloat16(model) else jnp.float32
-  token = (
-    2 * config.num_layers * config.num_kv_heads * config.head_size * np.dtype(kv_dtype).itemsize
-  )
-  token //= kv_shards
+
+  def bytes_of_token(config: ModelConfig) -> int:
+    size = 2 * config.num_layers * config.num_kv_heads * config.head_size
+    return size * np.dtype(kv_dtype).itemsize // over(config.num_kv_heads, rules.kv_heads)
+
+  token, judged = bytes_of_token(config), bytes_of_token(shapes(lm, "evaluating"))
   make = lambda batch: decode.init(
     batch, lm.init(batch, kv_dtype), lm.search, lm.embedding_size, lm.max_response
   )
@@ -96,14 +101,23 @@ def plan(
   contexts = size(lambda s: (s.model.proposing.context, s.model.evaluating.context))
   pools = size(lambda s: (s.model.proposing.pool, s.model.evaluating.pool))
   trees = size(lambda s: s.tree)
-  prefixes = token * (proposing_prefix + len(lm.preference.prefix_ids))
+  prefixes = token * proposing_prefix + judged * len(lm.preference.prefix_ids)
   apart = isinstance(model.params["layers"], tuple) and backend.copies_stacks()
-  passing = temporaries(lm, batch, token, proposing_prefix, parts, apart)
+  # Of two models' phases the larger one's keys and values are counted in all.
+  passing = temporaries(lm, batch, max(token, judged), proposing_prefix, parts, apart)
   if apart:
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
     passing += prefixes + contexts
+  if backend.lays_caches_anew():
+    # As scatters want them in the loops, and contexts once more as attention reads them.
+    passing += 2 * contexts + pools
+  others = {}
+  if verdict is not None:
+    placed = None if mesh is None else shardings(verdict, mesh)
+    others["weights of the verdict's model"] = nbytes(verdict.params, placed)
   sizes = {
     "weights": nbytes(model.params, weights),
+    **others,
     "prefixes": prefixes,
     "vocabulary tables": nbytes(tables),
     "contexts of both caches": contexts,
@@ -157,9 +171,9 @@ def temporaries(
   asked = lm.read_chunk + sum(map(len, lm.preference.suffix_ids))
   readings = len(lm.preference.suffix_ids)
 
-  def arithmetic(tokens: int, seen: int, logits: int) -> int:
+  def arithmetic(tokens: int, seen: int, logits: int, side: Side = "proposing") -> int:
     """Attention and MLP of one layer, then the logits, of `tokens` of every leaf."""
-    config = lm.config
+    config = shapes(lm, side)
     scores = config.num_heads // parts.heads * seen
     widths = 3 * config.intermediate_size // parts.mlp + 6 * config.hidden_size
     layer = tokens * (scores + widths)
@@ -172,7 +186,7 @@ def temporaries(
     together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
   )
   seen = len(lm.preference.prefix_ids) + context + R + asked
-  evaluating = token * leaves * (R + asked) + arithmetic(asked, seen, readings)
+  evaluating = token * leaves * (R + asked) + arithmetic(asked, seen, readings, "evaluating")
   return gathered + max(decoding, rolling, evaluating)
 
 

@@ -108,13 +108,12 @@ def read(
   sees = own & ((reading < 0) | (reading[:, None] == reading))
   filled = positions != NO_POSITION
   hidden, _ = forward(
-    lm.graphdef,
-    params["model"],
+    *context.reader(lm, params, "evaluating"),
     jnp.where(reading < 0, self_evaluation.spoken(lm.preference, tokens), tokens),
     jnp.where(filled, positions + shift, NO_POSITION),
     prefix,
     sees,
   )
-  logits = decoding.logits(lm, params, hidden[last])
+  logits = decoding.logits(lm, params, hidden[last], "evaluating")
   preference = lm.preference
   return self_evaluation.margins(preference, logits), self_evaluation.leads(preference, logits)

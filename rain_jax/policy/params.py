@@ -7,6 +7,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rain_jax.models import KV, forward
@@ -60,6 +61,7 @@ class Params(TypedDict):
 
   Keys:
     model: parameters of the model.
+    verdict_model: of the model that gives the verdicts; None for the model itself.
     tables: of its tokenizer's vocabulary.
     proposing_prefix: keys and values, without batch axes, of what stands before every prompt.
     evaluating_prefix: of what stands before every text that is judged.
@@ -69,6 +71,7 @@ class Params(TypedDict):
   """
 
   model: Any
+  verdict_model: Any
   tables: TokenTables
   proposing_prefix: KV
   evaluating_prefix: KV
@@ -85,6 +88,7 @@ def make_params(
   override: Override = Override(),
   correction: Correction | None = None,
   mesh: Mesh | None = None,
+  verdict_params: Any = None,
 ) -> Params:
   """Everything that `LanguageModel` reads and never changes, prefixes computed once.
 
@@ -96,17 +100,20 @@ def make_params(
     override: what becomes of the model's verdicts.
     correction: of its answers; None takes them as they are.
     mesh: over which the parameters are spread; what is made here goes there, too.
+    verdict_params: parameters of `lm.verdict`, if there is one.
 
   Returns:
     See `Params`.
   """
 
-  def prefix(ids: Sequence[int]) -> tuple[Array, KV]:
+  def prefix(
+    ids: Sequence[int], graphdef: nnx.GraphDef = lm.graphdef, model_params: Any = model_params
+  ) -> tuple[Array, KV]:
     # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
     tokens, length = np.asarray(ids or [0], np.int32), len(ids)
 
     def read(params: Any) -> tuple[Array, KV]:
-      hidden, kv = forward(lm.graphdef, params, jnp.asarray(tokens), jnp.arange(len(tokens)))
+      hidden, kv = forward(graphdef, params, jnp.asarray(tokens), jnp.arange(len(tokens)))
       return hidden[:length].astype(jnp.float32), jax.tree.map(lambda a: a[..., :length, :], kv)
 
     places = None
@@ -125,8 +132,11 @@ def make_params(
   proposing_hidden, proposing = prefix(proposing_ids)
   evaluating_hidden, evaluating = prefix(lm.preference.prefix_ids)
   reference = jnp.concatenate([proposing_hidden, evaluating_hidden])
+  if lm.verdict is not None:  # its hidden states are no reference for the model's
+    _, evaluating = prefix(lm.preference.prefix_ids, lm.verdict.graphdef, verdict_params)
   return Params(
     model=model_params,
+    verdict_model=verdict_params,
     tables=tables,
     proposing_prefix=proposing,
     evaluating_prefix=evaluating,

@@ -77,6 +77,7 @@ def read_prompt(
   S = cache.tokens.shape[-1]
   tokens = jnp.zeros(S, jnp.int32).at[: prompt.tokens.shape[0]].set(prompt.tokens)
   prefix, offset = context.prefix(params, side)
+  graphdef, weights = context.reader(lm, params, side)
   chunk = min(backend.prompt_chunk(), S)
   # What is masked is multiplied by zero, and zero times a NaN that a failed prompt left is NaN.
   wipe = lambda kv: jax.tree.map(lambda a: a.at[:, slot].set(0), kv)
@@ -93,8 +94,8 @@ def read_prompt(
     own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1), reading.context)
     positions = jnp.where(seen < begin, seen + offset, NO_POSITION)[None]
     _, new = forward(
-      lm.graphdef,
-      params["model"],
+      graphdef,
+      weights,
       tokens[jnp.minimum(at, S - 1)][None],
       jnp.where(valid, at + offset, NO_POSITION)[None],
       [*prefix, Segment(own.keys, own.values, positions)],
@@ -134,5 +135,6 @@ def read_prompts(
   prefix, shift = context.prefix(params, side)
   at = jnp.arange(prompts.tokens.shape[-1])
   positions = jnp.where(at < prompts.length[:, None], at + shift, NO_POSITION)
-  hidden, kv = forward(lm.graphdef, params["model"], prompts.tokens, positions, prefix)
+  reader = context.reader(lm, params, side)
+  hidden, kv = forward(*reader, prompts.tokens, positions, prefix)
   return hidden, [*prefix, kv.segment(positions, prompts.length.max())], prompts.length + shift

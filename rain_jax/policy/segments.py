@@ -1,8 +1,9 @@
-"""Drafts of the next segment, sampled side by side and judged (segment-level rejection).
+"""Drafts of the next segment, sampled side by side and judged, and how they are taken back.
 
 The rows of a tree are rollouts from the end of what is committed, each with a verdict on the text
 up to its end, by the code of the search's own rollouts and verdicts. The best one is held with its
-keys and values, so that committing it reads nothing again.
+keys and values, so that committing it reads nothing again. Going back shortens both contexts; what
+is read again after it is the last token that is left, for the logits after it.
 """
 
 import dataclasses
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
   from rain_jax.policy.language_model import LanguageModel, PolicyState
 
 
+class TakenBack(flax.struct.PyTreeNode):
+  """What going back in B responses needs to know; M is `SearchConfig.max_rewinds`.
+
+  Attributes:
+    ends: bool[B] the prompt ends in a text end.
+    texts: uint32[B, M, 2] hash of each text that was taken back.
+    count: int32[B] how many.
+  """
+
+  ends: Array
+  texts: Array
+  count: Array
+
+
 class Drafted(flax.struct.PyTreeNode):
   """The best draft of each of B trees since its last commit.
 
@@ -38,6 +53,7 @@ class Drafted(flax.struct.PyTreeNode):
     judged: int32[B] how many of its tokens the verdict has read.
     hidden: [B, hidden] after the last committed token.
     known: bool[B] `hidden` was computed.
+    taken_back: what was taken back; None in a mode that takes nothing back.
   """
 
   best: Segment
@@ -47,23 +63,41 @@ class Drafted(flax.struct.PyTreeNode):
   judged: Array
   hidden: Array
   known: Array
+  taken_back: TakenBack | None = None
 
 
 def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
   """No drafts yet, in `batch` slots; keys and values are stored in `dtype`."""
   R, config = lm.max_response, lm.config
   zeros = jnp.zeros(batch, jnp.int32)
+  taken_back = TakenBack(
+    ends=jnp.zeros(batch, bool),
+    texts=jnp.zeros((batch, max(lm.search.max_rewinds, 1), 2), jnp.uint32),
+    count=zeros,
+  )
   return Drafted(
     best=Segment(
       jnp.full((batch, R), NO_TOKEN, jnp.int32), zeros, zeros, jnp.full(batch, -jnp.inf)
     ),
     text=scanner.empty((batch,)),
     proposing=decoding.scratch(lm, dtype, batch, R),
-    evaluating=decoding.scratch(lm, dtype, batch, R),
+    evaluating=decoding.scratch(lm, dtype, batch, R, side="evaluating"),
     judged=zeros,
     hidden=jnp.zeros((batch, config.hidden_size), dtype),
     known=jnp.zeros(batch, bool),
+    taken_back=taken_back if lm.search.mode == "adaptive" else None,
   )
+
+
+def begin(drafted: Drafted, mask: Array, ends: Array) -> Drafted:
+  """Without anything of earlier responses in the slots of `mask` bool[B].
+
+  `ends` bool[]: the prompts that begin there end in a text end.
+  """
+  past = drafted.taken_back
+  if past is not None:
+    past = past.replace(ends=jnp.where(mask, ends, past.ends), count=jnp.where(mask, 0, past.count))
+  return forget(drafted, mask).replace(taken_back=past)
 
 
 def forget(drafted: Drafted, mask: Array) -> Drafted:
@@ -112,15 +146,17 @@ def draft(
     )
   with jax.named_scope("self_evaluation"):
     judged, key = lm.judged(drawn.text, drawn.rollout_finish)
+    allowed = rows(wanted) & ~_known_to_fail(drafted, drawn.text)
     before = (state.evaluating.length - state.text.length)[:, None]
     paths = context.paths(request, drawn.rollout)
     verdicts = self_evaluation.read_verdicts(
-      lm, params, state.evaluating, paths, before + judged, rows(wanted), usage
+      lm, params, state.evaluating, paths, before + judged, allowed, usage
     )
   margin = params["override"].apply(verdicts.margins.mean(-1), key)
-  broken = rows(wanted) & (drawn.failed | jnp.isnan(margin))
+  broken = rows(wanted) & (drawn.failed | (allowed & jnp.isnan(margin)))
+  margin = jnp.where(allowed, margin, -jnp.inf)
   usage = verdicts.usage
-  usage = usage.replace(verdicts_read=usage.verdicts_read + rows(wanted).sum(-1))
+  usage = usage.replace(verdicts_read=usage.verdicts_read + allowed.sum(-1))
 
   first = jnp.argmax(jnp.where(broken, -jnp.inf, margin), axis=1)
   pick = lambda a: jax.vmap(lambda one, i: one[i])(a, first)
@@ -158,6 +194,54 @@ def commit_draft(state: "PolicyState", mask: Array) -> "PolicyState":
     evaluating=add(state.evaluating, drafted.evaluating, jnp.minimum(drafted.judged, best.length)),
     text=jax.tree.map(lambda new, old: arrays.where(mask, new, old), drafted.text, state.text),
     drafted=forget(drafted, mask),
+  )
+
+
+def _known_to_fail(drafted: Drafted, text: ScanState) -> Array:
+  """Which texts [B, W] were taken back before, bool[B, W]."""
+  past = drafted.taken_back
+  if past is None:
+    return jnp.zeros(text.length.shape, bool)
+  same = jnp.all(text.hash[:, :, None] == past.texts[:, None], axis=-1)
+  return jnp.any(same & (jnp.arange(past.texts.shape[1]) < past.count[:, None, None]), axis=-1)
+
+
+def rewind(
+  lm: "LanguageModel",
+  params: Params,
+  state: "PolicyState",
+  mask: Array,
+  begin: Array,
+  end: Array,
+) -> "PolicyState":
+  """Goes back in the responses of `mask` bool[B]; see `types.Reviser`.
+
+  What is known of the text that is left is found by scanning it once more.
+  """
+  drafted, cache, length = _held(state), state.proposing, state.text.length
+  past = drafted.taken_back
+  assert past is not None, "the state was made for another mode of the search"
+  places = jnp.arange(lm.max_response)
+  at = jnp.minimum((cache.length - length)[:, None] + places, cache.tokens.shape[1] - 1)
+  tokens = jnp.take_along_axis(cache.tokens, at, axis=1)
+
+  def scanned(text: ScanState, low: Array | int, high: Array) -> ScanState:
+    inside = (places >= jnp.asarray(low)[..., None]) & (places < high[:, None])
+    return scanner.advance_all(params["tables"], text, jnp.where(inside, tokens, NO_TOKEN))
+
+  left = scanned(scanner.empty(mask.shape).replace(ends=past.ends), 0, begin)
+  gone = scanned(left, begin, end)
+  place = jnp.where(mask, past.count, past.texts.shape[1])
+  past = past.replace(
+    texts=past.texts.at[jnp.arange(place.size), place].set(gone.hash, mode="drop"),
+    count=past.count + mask,
+  )
+  removed = jnp.where(mask, length - begin, 0)
+  return state.replace(
+    proposing=caches.shorten(state.proposing, removed),
+    evaluating=caches.shorten(state.evaluating, removed),
+    text=jax.tree.map(lambda new, old: arrays.where(mask, new, old), left, state.text),
+    drafted=forget(drafted, mask).replace(taken_back=past),
   )
 
 

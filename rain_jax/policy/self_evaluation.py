@@ -2,8 +2,8 @@
 
 The verdict text is the preference's prefix, the conversation, and one suffix per
 reading (of the published form two, with the options in either order). Prefix and conversation are
-cached; a call reads only what is new to the cache,
-and all suffixes after it at once.
+cached; a call reads only what is new to the cache, and all suffixes after it at once. Another model can
+be asked in its place (`LanguageModel.verdict`).
 """
 
 import dataclasses
@@ -147,6 +147,7 @@ def read_verdicts(
   B, W = limit.shape
   chunk, R = lm.read_chunk, paths.tail.shape[-1]
   prefix, shift = context.prefix(params, "evaluating")
+  graphdef, weights = context.reader(lm, params, "evaluating")
   suffixes = Suffixes.of(lm.preference, chunk)
   within = suffixes.mask((B, W))
   total = paths.ends(cache)[..., -1]
@@ -167,14 +168,14 @@ def read_verdicts(
       jnp.where(read_before, tail_at + shift, NO_POSITION), used=read_before.sum(-1).max()
     )
     hidden, new = forward(
-      lm.graphdef,
-      params["model"],
+      graphdef,
+      weights,
       jnp.maximum(tokens, 0),
       jnp.where(valid, positions + shift, NO_POSITION),
       [*prefix, *caches.segments(cache, paths, shown, shift), tail],
       within,
     )
-    logits = decoding.logits(lm, params, hidden[:, :, suffixes.last])
+    logits = decoding.logits(lm, params, hidden[:, :, suffixes.last], "evaluating")
     found = margins(lm.preference, logits, params["correction"])
     new = jax.tree.map(lambda a: a[..., :chunk, :], new)
     cache = caches.write(cache, new, place, page, offset, in_text)
@@ -194,7 +195,7 @@ def read_verdicts(
     lead=jnp.zeros((B, W, len(lm.preference.suffix_ids)), jnp.float32),
     cache=cache,
     # For the calls after the one that reads it.
-    tail=decoding.scratch(lm, cache.pool.keys.dtype, B, W, R),
+    tail=decoding.scratch(lm, cache.pool.keys.dtype, B, W, R, side="evaluating"),
     usage=usage,
   )
   done = while_any(lambda reading: reading.asked, read, start)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rain_jax import types
 from rain_jax.models import NO_POSITION, forward
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, over_data
-from rain_jax.policy import decoding, sampling, self_evaluation
+from rain_jax.policy import context, decoding, sampling, self_evaluation
 from rain_jax.policy.decoding import Decoding
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.policy.params import Params
@@ -255,14 +255,13 @@ def _self_evaluate(
     jnp.ones(judged.shape, bool),
   )
   hidden, _ = forward(
-    lm.graphdef,
-    params["model"],
+    *context.reader(lm, params, "evaluating"),
     jnp.maximum(tokens, 0),
     jnp.where(valid, positions, NO_POSITION),
     shared,
     suffixes.mask(judged.shape),
   )
-  logits = decoding.logits(lm, params, hidden[:, :, suffixes.last])
+  logits = decoding.logits(lm, params, hidden[:, :, suffixes.last], "evaluating")
   margins = self_evaluation.margins(lm.preference, logits, params["correction"])
   failed = (samples.finish == types.FAILED)[..., None]
   margins = jnp.where(failed, jnp.nan, margins)

@@ -18,7 +18,7 @@ def session_config_of(config: Mapping[str, Any], loaded: LoadedModel) -> Session
   """How the configuration's first task is asked."""
   task = from_config.task_of(config, config["tasks"][0])
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
-  return from_config.make_session_config(config, task, embedder, loaded.tokenizer)
+  return from_config.make_session_config(config, task, embedder, loaded.judging.tokenizer)
 
 
 def fit(config: Mapping[str, Any], loaded: LoadedModel) -> Calibration:

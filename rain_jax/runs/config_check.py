@@ -32,8 +32,10 @@ _NUMBERS = {
 _NAMES = ("tasks", "methods")  # lists of which at least one is needed
 _TEXTS = (
   *("preference", "calibration", "judge", "model.path", "model.dtype", "search.variant"),
+  *("model.revision", "model.adapter", "verdict.model"),
   *("prompts.path", "prompts.column", "prompts.text", "prompts.suffixes", "prompts.bad_rows"),
   *("format.name", "format.prefix", "format.template", "format.opening", "embedder.name"),
+  *("format.thinking", "format.think_end", "prompts.behaviors"),
   *("embedder.path", "endpoint.url", "endpoint.model", "endpoint.key", "endpoint.cache"),
   *(
     "judging.dtype",

@@ -6,7 +6,7 @@ every key. Here they become frozen dataclasses.
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from rain_jax.models.sharding import make_mesh
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences.calibration import load_calibration
 from rain_jax.runs.config_check import SKIP
-from rain_jax.tasks import Record, Task, find_task, load_records, load_suffixes
+from rain_jax.tasks import Record, Task, find_task, load_behaviors, load_records, load_suffixes
 from rain_jax.tasks.rows import RowError
 from rain_jax.text.formats import find_format
 from rain_jax.types import DataError
@@ -88,6 +88,8 @@ def records_of(
     _LOG.warning("%d rows left out: %s", len(skipped), " ".join(skipped))
     if left_out is not None:
       left_out += skipped
+  if prompts.get("behaviors"):
+    records = list(map(load_behaviors(prompts["behaviors"]), records))
   suffixes = prompts["suffixes"] or ("" if named else task.suffixes)
   if suffixes:
     attack = load_suffixes(suffixes)
@@ -107,6 +109,8 @@ def make_session_config(
     search=search_config(task.variant, overrides, embedder),
     max_prompt=config["limits"]["max_prompt"],
     max_response=config["limits"]["max_response"],
+    # Configurations of earlier versions have no such key.
+    max_thought=config["limits"].get("max_thought", SessionConfig.max_thought),
     batch_size=config["batch_size"],
     embedder=embedder,
     verdict_noise=config["verdict_noise"],
@@ -124,4 +128,19 @@ def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
     )
     return mesh if mesh.size > 1 else None
 
-  return load(config["model"]["path"], config["model"]["dtype"], mesh_of)
+  return load_on(config, mesh_of)
+
+
+def load_on(
+  config: Mapping[str, Any],
+  mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+) -> LoadedModel:
+  """The model, and that of its verdicts if it is another, over a mesh; see `loading.load`."""
+  section = config["model"]
+  # Configurations of earlier versions have no such keys.
+  options = {key: section.get(key, "") for key in ("revision", "adapter")}
+  loaded = load(section["path"], section["dtype"], mesh_of, **options)
+  judge = config.get("verdict", {}).get("model", "")
+  if not judge:
+    return loaded
+  return loaded.judged_by(load(judge, section["dtype"], lambda _: loaded.mesh))

@@ -198,7 +198,7 @@ def _settings(
   """
   embedder = find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   settings = {
-    name: from_config.make_session_config(config, task, embedder, loaded.tokenizer)
+    name: from_config.make_session_config(config, task, embedder, loaded.judging.tokenizer)
     for name, task in tasks.items()
   }
   for session_config in settings.values():
@@ -221,9 +221,15 @@ def _sum_up(workdir, out, results, records, panels, methods, say, stopping) -> d
 
 
 def _summary(workdir: str, results: Sequence[Mapping], names: Sequence[str]) -> dict[str, Any]:
-  """What the results and the manifest say; `left_out` is the number of rows by task."""
+  """What the results and the manifest say.
+
+  `left_out` is the number of rows by task, `verdicts_by` the model that was asked in place of its own.
+  """
   summary: dict[str, Any] = {"methods": {name: summarise(results, name) for name in names}}
-  left_out = directory.read_manifest(workdir).get("left_out", {})
+  kept = directory.read_manifest(workdir)
+  if judge := kept["config"].get("verdict", {}).get("model", ""):
+    summary["verdicts_by"] = judge
+  left_out = kept.get("left_out", {})
   if left_out:
     summary["left_out"] = {task: len(rows) for task, rows in left_out.items()}
   return summary

@@ -12,7 +12,7 @@ from typing import Any
 
 from rain_jax.methods.session import SessionConfig
 from rain_jax.models.checkpoint import fingerprint
-from rain_jax.models.loading import LoadedModel
+from rain_jax.models.loading import LoadedModel, folder_of
 from rain_jax.runs.files import RunError
 from rain_jax.runs.results import MANIFEST
 from rain_jax.runs.versions import versions
@@ -30,7 +30,7 @@ _LASTING = {
   "prompts": "other prompts",
   "tokenizer": "another tokenizer",
   "chat": "another chat template",
-  "helpers": "another embedder or guard",
+  "helpers": "another embedder, guard or model of verdicts",
 }
 # Of these, what older versions did not keep: of runs, of attacks.
 _LATER = ("tokenizer", "chat", "helpers")
@@ -38,7 +38,18 @@ _LATER_ATTACKS = (*_LATER, "templates", "formats", "prompts")
 # Where a run is computed, not what: it may change from one start to the next.
 _PLACES = ("mesh",)
 # Keys that a configuration of an older version lacks, with the value that says the same.
-_LATER_KEYS = {"calibration": "", "prompts": {"bad_rows": "refuse"}}
+_LATER_KEYS = {
+  "calibration": "",
+  "prompts": {"bad_rows": "refuse", "behaviors": ""},
+  "format": {"thinking": "", "think_end": None},
+  "limits": {"max_thought": SessionConfig.max_thought},
+  "model": {"revision": "", "adapter": ""},
+  "verdict": {"model": ""},
+}
+# Likewise of a format's, with their defaults.
+_LATER_FORMAT = {
+  name: getattr(Format(), name) for name in ("template_kwargs", "thinking", "think_end")
+}
 # What readers of a run take from its manifest, with the kind of each; of lists, texts.
 _READ: Mapping[str, type] = {
   **dict.fromkeys(("model.path", "config.preference", "config.judge", "config.format.name"), str),
@@ -84,7 +95,7 @@ def make(
     "versions": versions(),
     "templates": each(lambda session_config: session_config.preference),
     # A template's day is the run's, see `started`.
-    "formats": {name: {k: v for k, v in f.items() if k != "now"} for name, f in formats.items()},
+    "formats": {name: _lasting(fields) for name, fields in formats.items()},
     "search": each(lambda session_config: session_config.search),
     "prompts": {name: _records_digest(some) for name, some in records.items()},
     "tokenizer": {"sha256": tokenizer_digest(first.tokenizer)},
@@ -93,6 +104,12 @@ def make(
     **({"calibration": calibrations} if calibrations else {}),
     "started": datetime.datetime.now().isoformat(timespec="seconds"),
   }
+
+
+def _lasting(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """A format's fields without the time; later ones only where they say something."""
+  said = lambda name, value: name not in _LATER_FORMAT or value != _LATER_FORMAT[name]
+  return {name: value for name, value in fields.items() if name != "now" and said(name, value)}
 
 
 def _records_digest(records: Sequence[Record]) -> dict[str, Any]:
@@ -153,8 +170,9 @@ def _helpers(config: Mapping[str, Any]) -> dict[str, Any]:
   guard = config.get("guard", {}).get("judge", "") if "guard" in config["methods"] else ""
   embedder = config["embedder"]
   encoder = embedder["path"] if embedder["name"] != "hidden" else ""
-  paths = {"embedder": encoder, "guard": guard.partition("=")[2]}
-  return {name: fingerprint(path) for name, path in paths.items() if path}
+  judge = config.get("verdict", {}).get("model", "")
+  paths = {"embedder": encoder, "guard": guard.partition("=")[2], "verdict": judge}
+  return {name: fingerprint(folder_of(path)) for name, path in paths.items() if path}
 
 
 def fault(manifest: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from rain_jax import judges
 from rain_jax.text.columns import aligned
+from rain_jax.text.printable import one_line
 from rain_jax.text.repetition import distinct_2, repeats
 
 # What a table calls a number whose full name is long.
@@ -72,10 +73,14 @@ def table(summary: Mapping[str, Any]) -> str:
   columns += ["repeats", "distinct_2", "log_likelihood_per_token", "tokens_per_response"]
   columns += ["model_calls_per_token", "tokens_forwarded_per_token"]
   columns += ["iterations_per_move", "rewinds_per_response", "seconds"]
-  rows = [["method", *(_SHORT.get(c, c.replace("_", " ")) for c in columns)]]
+  judge = summary.get("verdicts_by", "")
+  short = _SHORT | ({"self_verdict": "other's verdict"} if judge else {})
+  rows = [["method", *(short.get(c, c.replace("_", " ")) for c in columns)]]
   for name, values in methods.items():
     rows.append([name, *(_cell(column, values.get(column)) for column in columns)])
   lines = [aligned(rows)]
+  if judge:
+    lines.append(f"verdicts, of searches too, by {one_line(judge)}: no self-evaluation")
   for task, count in summary.get("left_out", {}).items():
     lines.append(
       f"{task}: {count} rows left out, which could not be used; manifest.json names them"

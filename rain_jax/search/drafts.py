@@ -1,9 +1,9 @@
-"""Segment-level rejection: no tree, whole segments drafted, judged, and drawn again.
+"""Drafts of whole segments: when one is good, and when there have been enough of them.
 
 What an expert would try before a search (CARDS, arXiv 2406.16306, with a reward model where this
 has the model's own verdict): sample the next segment, to a text end; keep it if the verdict on the
-text with it is good enough; otherwise sample it again; after some tries take the best. The drafts
-are the model's part, `types.Drafter`.
+text with it is good enough; otherwise sample it again. What comes after too many bad ones is the
+outer loop's part (`rain_jax.decode.drafting`), the drafts are the model's (`types.Drafter`).
 """
 
 from typing import NamedTuple
@@ -13,25 +13,35 @@ import jax.numpy as jnp
 from rain_jax.types import Array, SearchConfig, Segment
 
 
-class Decision(NamedTuple):
-  """What becomes of the best drafts of B trees.
+class Drafts(NamedTuple):
+  """What has been drafted after the committed text of B responses.
 
-  take: bool[B] it is committed.
+  best: the best drafts.
   good: bool[B] its margin exceeds the threshold.
+  over: bool[B] it is not good, and no more are to be drafted.
   failed: bool[B] the model's output was not finite.
-  tried: int32[B] drafts of the segment so far, 0 after a commit.
+  tried: int32[B] how many there were.
   """
 
-  take: Array
+  best: Segment
   good: Array
+  over: Array
   failed: Array
   tried: Array
 
 
-def decide(best: Segment, tried: Array, active: Array, config: SearchConfig) -> Decision:
-  """Whether to commit the best draft, after `draft_rows` more; `tried` int32[B] before these."""
-  failed = active & jnp.isnan(best.margin)
-  tried = tried + config.draft_rows
-  good = best.margin > config.draft_threshold
-  take = active & ~failed & (good | (tried >= config.draft_tries))
-  return Decision(take, good, failed, jnp.where(active & ~take, tried, 0))
+def judge(best: Segment, tried: Array, mask: Array, tries: int, config: SearchConfig) -> Drafts:
+  """What `draft_rows` more drafts came to in the responses of `mask` bool[B].
+
+  Args:
+    best: these and earlier ones.
+    tried: int32[B] drafts before these.
+    mask: bool[B].
+    tries: drafts that are enough.
+    config: the search's hyperparameters.
+  """
+  failed = mask & jnp.isnan(best.margin)
+  going = mask & ~failed
+  tried = jnp.where(mask, tried + config.draft_rows, tried)
+  good = going & (best.margin > config.draft_threshold)
+  return Drafts(best, good, going & ~good & (tried >= tries), failed, tried)

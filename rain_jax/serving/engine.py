@@ -48,7 +48,7 @@ class Engine:
     waiting: requests of each lane that may wait for a slot.
 
   Raises:
-    DataError: a method that not every prompt can be answered by.
+    DataError: a method that not every prompt can be answered by, or a format with thoughts.
 
   Attributes:
     name: what clients call the model.
@@ -68,6 +68,8 @@ class Engine:
       if not find_method(method).any_prompt:
         known = ", ".join(name for name, one in METHODS.items() if one.any_prompt)
         raise DataError(f"methods: {method} cannot be served; expected some of {known}.")
+    if any(one.format.thinking for one in settings):
+      raise DataError("format.thinking: thoughts cannot be served yet; leave it empty.")
     self.name = name
     self.methods = tuple(sorted(methods, key=lambda method: method != "rain"))
     self._loaded, self._options, self._limit = loaded, methods, waiting

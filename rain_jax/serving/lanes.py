@@ -165,7 +165,7 @@ class Lane:
       request.tell(request.ended(self.session, searched(self.session, found, state)))
 
   def _look(self, held: Mapping[int, Request], state: decode.DecodeState) -> None:
-    final = committed(state)
+    final = committed(self.session, state)
     for slot, request in held.items():
       cut = None if request.gone else request.grown(self.session, final[slot])
       if cut is not None:
@@ -186,7 +186,7 @@ class Lane:
           break
         running.add(request)
       by_record = {id(request.query.record): request for request in running}
-      session = self.session.asked([request.query for request in running])
+      session = self.session.answering([request.query for request in running])
       for response in self._method.run(session, 0, **self._options):
         request = by_record[id(response.record)]
         request.tell(request.ended(session, response))

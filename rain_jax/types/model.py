@@ -151,6 +151,16 @@ class Drafter(Model, Protocol):
     """Makes the best draft part of the context, for trees in `mask` bool[B]; it is held no longer."""
 
 
+class Reviser(Drafter, Protocol):
+  """What the adaptive mode needs of a model, beside what drafts need."""
+
+  def rewind(self, params: Any, state: Any, mask: Array, begin: Array, end: Array) -> Any:
+    """Goes back to the first `begin` int32[B] tokens of the responses in `mask` bool[B].
+
+    From now on a draft that makes the text of their first `end` int32[B] tokens is never the best.
+    """
+
+
 def check_evaluation(
   answer: Evaluation, request: Request, config: SearchConfig, embedding_size: int
 ) -> None:

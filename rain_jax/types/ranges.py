@@ -117,11 +117,15 @@ SEARCH = {
   "draft_rows": whole(1, _SIZE),
   "draft_tries": whole(1),
   "draft_threshold": real(-1, 1),
+  "root_tries": whole(1),
+  "max_rewinds": whole(0, _SIZE),
+  "search_after": whole(0),
 }
 SET_LENGTH = whole(1, _SIZE)
 SESSION = {
   "max_prompt": whole(1, _SIZE),
   "max_response": whole(1, _SIZE),
+  "max_thought": whole(1, _SIZE),
   "batch_size": whole(1, _SIZE),
   "verdict_noise": _SHARE,
   "soft_verdicts": YES_NO,

@@ -23,8 +23,10 @@ class Counters(flax.struct.PyTreeNode):
     similarity_updates: verdicts shared with a sibling.
     duplicates: candidates dropped as duplicates.
     revisits: verdicts counted again for a finished leaf.
-    drafts: segments sampled and judged (segment-level rejection).
-    kept_best: segments committed because all tries were bad.
+    drafts: segments sampled and judged (segment-level rejection, adaptive mode).
+    kept_best: moves made although nothing good was found (segment-level rejection, adaptive mode).
+    taken_back: committed drafts that were taken back (adaptive mode).
+    searched_moves: moves that a search found, of all (adaptive mode).
   """
 
   steps: Array
@@ -40,6 +42,8 @@ class Counters(flax.struct.PyTreeNode):
   revisits: Array
   drafts: Array
   kept_best: Array
+  taken_back: Array
+  searched_moves: Array
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rain_jax.types import ranges
 
-MODES = ("exact", "segments")  # of a search, see `SearchConfig`
+MODES = ("exact", "segments", "adaptive")  # of a search, see `SearchConfig`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,16 @@ class SearchConfig:
     max_nodes: node slots per tree (N).
     max_visited: pages for visited nodes per tree (V).
     max_path: nodes between root and leaf (D).
-    mode: "exact", the method, or "segments": no search, but segment-level rejection, see
-      `rain_jax.search.drafts`.
-    draft_rows: drafts of a segment sampled side by side (segments).
+    mode: "exact", the method; "segments", no search, but segment-level rejection; or "adaptive",
+      drafts that can be taken back, and the search where they fail; see `rain_jax.decode.drafting`.
+    draft_rows: drafts of a segment sampled side by side (segments, adaptive).
     draft_tries: drafts after which the best so far is committed, whatever its margin (segments).
-    draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments).
+    draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments,
+      adaptive).
+    root_tries: drafts after which a text is taken back or searched from, none being good
+      (adaptive).
+    max_rewinds: committed drafts that a response may take back (adaptive).
+    search_after: of these, after how many a search comes before the next (adaptive).
   """
 
   set_lengths: tuple[int, ...] = (1, 2, 4, 10)
@@ -76,6 +81,9 @@ class SearchConfig:
   draft_rows: int = 4
   draft_tries: int = 16
   draft_threshold: float = 0.0
+  root_tries: int = 4
+  max_rewinds: int = 8
+  search_after: int = 8
 
   def __post_init__(self) -> None:
     wrong = ranges.fault(ranges.SEARCH, vars(self))

@@ -1,9 +1,12 @@
 """Tiny random checkpoints with tokenizers of their own."""
 
+import json
 import pathlib
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 import tokenizers
 import transformers
 
@@ -59,6 +62,30 @@ def write_judge(folder: pathlib.Path) -> None:
       head[labels.label_ids(tokenizer, (spelling,))[0]] = sign * direction
   hf.save(folder, config, unflatten(weights | {"head/weight": jnp.asarray(head)}))
   tokenizer.save_pretrained(folder)
+
+
+def write_pickled(folder: pathlib.Path, source: pathlib.Path) -> None:
+  """A checkpoint with its weights as a pickle in place of safetensors; needs torch."""
+  import torch
+
+  shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+  tensors = safetensors.numpy.load_file(source / "model.safetensors")
+  pickled = {name: torch.tensor(tensor.astype(np.float32)) for name, tensor in tensors.items()}
+  torch.save(pickled, folder / "pytorch_model.bin")
+
+
+def write_adapter(folder: pathlib.Path, source: pathlib.Path) -> None:
+  """A random LoRA adapter of the queries of a checkpoint."""
+  tensors, draw = {}, np.random.default_rng(0).normal
+  for name, tensor in safetensors.numpy.load_file(source / "model.safetensors").items():
+    if name.endswith("q_proj.weight"):
+      place = "base_model.model." + name.removesuffix(".weight")
+      for side, shape in (("A", (4, tensor.shape[1])), ("B", (tensor.shape[0], 4))):
+        tensors[f"{place}.lora_{side}.weight"] = draw(size=shape).astype(np.float32)
+  config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+  folder.mkdir(parents=True)
+  (folder / "adapter_config.json").write_text(json.dumps(config))
+  safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def assert_same_params(got, want) -> None:

@@ -4,7 +4,8 @@ from rain_jax import api
 from tests.helpers import results
 
 CONFIG = {
-  "model": {"path": "", "dtype": "float32"},
+  "model": {"path": "", "dtype": "float32", "revision": "", "adapter": ""},
+  "verdict": {"model": ""},
   "tasks": ("dialogue",),
   "methods": ("rain", "best_of_n", "vanilla"),
   "preference": "",

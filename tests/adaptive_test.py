@@ -1,0 +1,120 @@
+"""The adaptive mode against a plain program of it, with scripted models; slots and neighbours."""
+
+import collections
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rain_jax import decode, types
+from tests.helpers import adaptive_oracle, invariants, scripted, scripted_drafts
+
+BATCH, COUNT = 32, 500
+MODEL = scripted_drafts.Model(
+  types.SearchConfig(
+    mode="adaptive",
+    set_lengths=(1, 2, 3),
+    num_candidates=4,
+    max_children=7,
+    similarity_threshold=0.9,
+    grow_threshold=0.05,
+    min_visits=2,
+    value_threshold=0.6,
+    max_iterations=12,
+    extra_iterations=5,
+    max_nodes=160,
+    max_visited=40,
+    max_path=12,
+    draft_rows=2,
+    root_tries=4,
+    max_rewinds=3,
+    search_after=1,
+  )
+)
+CONFIG = MODEL.config
+PROMPTS = scripted.make_prompts(COUNT, seed=7, shortest=2, longest=MODEL.longest)
+# Ours -> the plain program's.
+COUNTERS = dict(
+  steps="steps",
+  iterations="iterations",
+  moves="moves",
+  rewinds="rewinds",
+  grows="grows",
+  joined="joined",
+  similarity_updates="similarity_update",
+  duplicates="duplicate_dropped",
+  revisits="finished_revisited",
+  drafts="drafts",
+  taken_back="taken_back",
+  searched_moves="searched_moves",
+  kept_best="search_kept_best",
+)
+
+
+def answer(order, batch=BATCH):
+  """The library's responses by prompt, begun in `order`, each with what its slot holds at the end."""
+  with jax.enable_x64(True):
+    params = jax.tree.map(jnp.asarray, scripted_drafts.make_tables())
+    state = decode.init(batch, MODEL.init(batch), CONFIG, MODEL.embedding_size, MODEL.longest)
+    key = jax.random.key(0)
+    queue = [(i, jax.random.fold_in(key, i), PROMPTS[i]) for i in order]
+    start = lambda state, new: state.replace(model=MODEL.start(state.model, new))
+    served = decode.serve(state, MODEL, params, CONFIG, queue, start)
+    host = lambda state, slot: jax.tree.map(
+      lambda a: np.array(np.asarray(a)[slot]), state.replace(keys=jax.random.key_data(state.keys))
+    )
+    return {result.index: (result, host(state, result.slot)) for result, state in served}
+
+
+@pytest.fixture(scope="module")
+def found():
+  return answer(range(COUNT))
+
+
+@pytest.fixture(scope="module")
+def plain():
+  tables = scripted_drafts.make_tables()
+  scripts = [scripted_drafts.Script(tables, prompt, CONFIG) for prompt in PROMPTS]
+  return [adaptive_oracle.Adaptive(script, CONFIG).run() for script in scripts]
+
+
+def test_same_responses_as_the_plain_program(found, plain):
+  torn = 0
+  for i, own in enumerate(plain):
+    result, held = found[i]
+    pairs = {ours: (result.counters[ours], own.count[theirs]) for ours, theirs in COUNTERS.items()}
+    pairs["tokens"] = result.tokens, [token for piece in own.pieces for token in piece]
+    pairs["finish"] = result.finish, own.finish
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if different and min(own.gaps.values(), default=1.0) < 1e-9:
+      torn += 1  # a tie but for rounding
+      continue
+    assert not different, (i, PROMPTS[i], different)
+    length = len(result.tokens)
+    assert held.response[:length].tolist() == result.tokens
+    assert (held.response[length:] == types.NO_TOKEN).all()
+    assert int(held.model["length"]) == length  # the model went back, too
+    invariants.check(held.tree)
+  assert torn <= 0.01 * COUNT
+
+
+def test_every_branch_was_taken(plain):
+  count = sum((own.count for own in plain), collections.Counter())
+  assert not [branch for branch in adaptive_oracle.BRANCHES if count[branch] == 0]
+
+
+def test_slots_and_neighbours_do_not_matter(found):
+  """Down to what is left in the slot at the end; the keys of a step are among it."""
+  some = np.random.default_rng(0).permutation(60).tolist()
+  again = answer(some)
+  slots = [(found[i][0].slot, again[i][0].slot) for i in some]
+  assert sum(one != other for one, other in slots) > 30
+  for i in some:
+    one, other = (dataclasses.replace(answers[i][0], slot=0) for answers in (found, again))
+    assert one == other
+    for name in ("response", "counters", "revocable"):
+      jax.tree.map(
+        np.testing.assert_array_equal, getattr(found[i][1], name), getattr(again[i][1], name)
+      )
