@@ -30,8 +30,8 @@ class Method:
     options: the options in a run's configuration, see `configs/common.py`, and what an endpoint
       that they name asks whether to stop waiting. Raises `DataError` for what cannot be used, such
       as an unknown judge.
-    search: from the session's hyperparameters those that it searches or drafts with; None for a
-      method that does neither.
+    search: from the session's hyperparameters those that it searches or drafts with, in slots that
+      can be fed while they run (`rain.rounds`); None for a method that answers batch by batch.
     watch: as `run`, but yields a `SearchStep` for each step of a search, the last with the
       response; None for a method without a search.
     after: names of methods that are asked before it, whose results may decide its options.

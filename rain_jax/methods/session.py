@@ -62,7 +62,8 @@ class SessionConfig:
     max_thought: longest thought in tokens, of a format with `thinking`; one that is longer is
       reported, and its prompt not answered.
     batch_size: prompts searched for side by side.
-    fit_prompts: make caches only as long as the longest prompt needs, not for `max_prompt`.
+    fit_prompts: make caches only as long as the longest prompt needs, not for `max_prompt`, and
+      no more slots than there are prompts.
     embedder: makes path embeddings; see `rain_jax.policy.embedders`.
     verdict_noise: share of the search's verdicts that flip their sign (ablation).
     soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
@@ -174,6 +175,7 @@ class Query:
     proposing: token ids after which the response is generated.
     evaluating: token ids of the same conversation as the verdict reads it.
     ends: the prompt ends in a text end.
+    seed: its own, which takes the place of a run's.
     thought: what `proposing` ends in, once it has been sampled.
   """
 
@@ -182,11 +184,13 @@ class Query:
   evaluating: list[int]
   ends: bool
   thought: Thought | None = None
+  seed: int | None = None
 
   def key(self, seed: int) -> jax.Array:
-    """Its random key, from the run's seed and the prompt's id alone."""
+    """Its random key, from the run's seed, or its own, and the prompt's id alone."""
     digest = hashlib.sha256(self.record.id.encode()).digest()
-    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
+    key = jax.random.key(seed if self.seed is None else self.seed)
+    return jax.random.fold_in(key, int.from_bytes(digest[:4], "little"))
 
 
 class Session:
@@ -256,8 +260,10 @@ class Session:
 
   @property
   def slots(self) -> int:
-    """Prompts answered side by side: no more than there are, as many on each shard."""
-    size = min(self.config.batch_size, max(1, len(self.queries)))
+    """Prompts answered side by side, as many on each shard."""
+    size = self.config.batch_size
+    if self.config.fit_prompts:
+      size = min(size, max(1, len(self.queries)))
     return self.shards * math.ceil(size / self.shards)
 
   @property

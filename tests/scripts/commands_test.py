@@ -13,6 +13,7 @@ import importlib.util
 import io
 import logging as standard_logging
 import os
+import pathlib
 import re
 import runpy
 import shutil
@@ -20,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import transformers
@@ -96,6 +98,12 @@ def overrides(changes, flag="--config."):
   return [f"{flag}{name}={value}" for name, value in changes.items()]
 
 
+def free_port():
+  with socket.socket() as one:
+    one.bind(("127.0.0.1", 0))
+    return one.getsockname()[1]
+
+
 def made_small(words, whole):
   """Flags after those of a command, by its script."""
   script, given = words[0].rpartition("/")[2], " ".join(words)
@@ -110,6 +118,8 @@ def made_small(words, whole):
     # Room for one turn: the programs of the other commands' prompts.
     "chat.py": overrides(ANSWERS | {"limits.max_prompt": 32})
     + ["--mode=vanilla"] * (not whole and not common),
+    # The programs of the other commands' prompts, at a port that is free.
+    "serve.py": overrides(ANSWERS | {"limits.max_prompt": 32}) + [f"--port={free_port()}"],
     "attack.py": overrides(ANSWERS | ATTACK),
     "check_preference.py": overrides({"batch_size": 4}) + ["--demo=4"] * ("--demo=" in given),
     "compare_embedders.py": ["--groups=2"],
@@ -300,6 +310,43 @@ def prepared(words, whole=False):
   return words + more
 
 
+@contextlib.contextmanager
+def asked(words):
+  """Asks the server that a command starts what its page asks, and then ends it by SIGTERM."""
+  pytest.importorskip("openai")
+  name = pathlib.PurePath(dict(given_keys(words)).get("model.path", "demo")).name
+  port = words[-1].rpartition("=")[2]
+  (snippet,) = docs.blocks(ROOT / "docs" / "serving.md", "python")
+  snippet = snippet.replace(":8000/", f":{port}/").replace('model="demo"', f'model="{name}"')
+  ended, names = threading.Event(), {}
+
+  def ask():
+    while not ended.wait(0.05):
+      with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", int(port)), 1).close()
+        break
+    if not ended.is_set():
+      try:
+        exec(compile(snippet, "docs/serving.md", "exec"), names)
+      finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  asking = threading.Thread(target=ask)
+  asking.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    asking.join()
+  assert names["chunk"].choices[0].finish_reason == "length"
+  assert names["answer"].rain["method"] == "rain"
+
+
+def given_keys(words):
+  """The keys of the configuration that a command gives, with their values."""
+  return re.findall(r"^--config\.([\w.]+)=(.*)$", "\n".join(words), re.MULTILINE)
+
+
 CASES = [
   pytest.param(
     whole,
@@ -331,15 +378,14 @@ def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
   small = prepared(words, whole)
   for mark, (more, env) in APART.items():
     if mark in words:
-      with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+      port = free_port()
       more = [word.format(port=port) for word in more]
       env = {name: value.format(port=port) for name, value in env.items()}
       code, out, err = start_apart(small + more, folder, env)
       break
   else:
-    code, out, err = start(small, said="How do I rob the ferry?\n/quit\n")
+    with asked(small) if "serve.py" in small[0] else contextlib.nullcontext():
+      code, out, err = start(small, said="How do I rob the ferry?\n/quit\n")
   assert code == 0, err
   assert out or "train_demo" in words[0]
 
