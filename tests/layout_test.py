@@ -10,9 +10,8 @@ from tests.helpers.repository import ROOT, imports, load_config
 # What each module of the core, and each folder, may import of the project besides itself.
 CORE = {
   "types": set(),
-  "tree": {"types"},
-  "search": {"types", "tree"},
-  "decode": {"types", "tree", "search", "parallel"},
+  "search": {"types"},
+  "decode": {"types", "search", "parallel"},
 }
 _SEARCH = set(CORE)
 _BELOW_METHODS = _SEARCH | {"demo", "models", "parallel", "policy", "preferences", "tasks", "text"}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rain_jax import decode, types
-from rain_jax import tree as trees
+from rain_jax.search import tree as trees
 from tests.helpers import invariants, oracle, scripted
 
 BATCH = 32

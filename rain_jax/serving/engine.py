@@ -1,4 +1,4 @@
-"""What is served: a model by several methods and preferences, each with its lane."""
+"""What is served: a model by several methods and preferences, each with its batcher."""
 
 import dataclasses
 import queue
@@ -9,7 +9,7 @@ from typing import Any
 from rain_jax.methods import METHODS, find_method
 from rain_jax.methods.session import Query, Session, SessionConfig
 from rain_jax.models.loading import LoadedModel
-from rain_jax.serving.lanes import Lane
+from rain_jax.serving.batcher import Batcher
 from rain_jax.serving.requests import Refused, Request
 from rain_jax.tasks import Record
 from rain_jax.text.formats import PROMPT, Format
@@ -45,7 +45,7 @@ class Engine:
     name: what clients call it.
     settings: of each preference that is served; the first one's is used where none is named.
     methods: with the options of each.
-    waiting: requests of each lane that may wait for a slot.
+    waiting: requests of each batcher that may wait for a slot.
 
   Raises:
     DataError: a method that not every prompt can be answered by, or a format with thoughts.
@@ -76,7 +76,7 @@ class Engine:
     self._settings = {one.preference.name: one for one in settings}
     self.preferences = tuple(self._settings)
     self._sessions: dict[tuple[str, bool], Session] = {}
-    self._lanes: dict[Kind, Lane] = {}
+    self._batchers: dict[Kind, Batcher] = {}
     self._making, self._reading = threading.Lock(), threading.Lock()
     self._closed = False
 
@@ -85,16 +85,16 @@ class Engine:
     return self._settings[preference].max_response
 
   def slots(self) -> int:
-    """Requests of a lane that are answered side by side."""
+    """Requests of a batcher that are answered side by side."""
     return self._settings[self.preferences[0]].batch_size
 
   @property
   def load(self) -> dict[str, int]:
     """How many requests are in slots, and how many wait."""
-    lanes = list(self._lanes.values())
+    batchers = list(self._batchers.values())
     return {
-      "running": sum(lane.running for lane in lanes),
-      "waiting": sum(len(lane.waiting) for lane in lanes),
+      "running": sum(batcher.running for batcher in batchers),
+      "waiting": sum(len(batcher.waiting) for batcher in batchers),
     }
 
   def queries(self, kind: Kind, records: Sequence[Record], seed: int) -> list[Query]:
@@ -115,12 +115,12 @@ class Engine:
     return [dataclasses.replace(query, seed=seed) for query in session.queries]
 
   def ask(self, kind: Kind, requests: Sequence[Request]) -> None:
-    """Puts requests into the queue of their lane, all or none.
+    """Puts requests into the queue of their batcher, all or none.
 
     Raises:
-      Refused: the queue is full, or there is no memory for the lane.
+      Refused: the queue is full, or there is no memory for the batcher.
     """
-    self._lane(kind).waiting.put(requests)
+    self._batcher(kind).waiting.put(requests)
 
   def warm(self) -> None:
     """Compiles what chats with the first preference need, by each method."""
@@ -133,14 +133,14 @@ class Engine:
       answer = told.get()
       if isinstance(answer, Exception):
         raise answer
-      self._lane(kind).judge(request)
+      self._batcher(kind).judge(request)
 
   def close(self) -> None:
     """Answers what waits, and ends."""
     with self._making:
       self._closed = True
-    for lane in self._lanes.values():
-      lane.close()
+    for batcher in self._batchers.values():
+      batcher.close()
 
   def _session(self, kind: Kind) -> Session:
     key = kind.preference, kind.raw
@@ -152,15 +152,15 @@ class Engine:
         self._sessions[key] = Session(self._loaded, config, [])
       return self._sessions[key]
 
-  def _lane(self, kind: Kind) -> Lane:
+  def _batcher(self, kind: Kind) -> Batcher:
     session = self._session(kind)
     with self._making:
       if self._closed:
         raise Refused(503, "the server is shutting down", "server_error")
-      if kind not in self._lanes:
+      if kind not in self._batchers:
         options = self._options[kind.method]
         try:
-          self._lanes[kind] = Lane(session, find_method(kind.method), options, self._limit)
+          self._batchers[kind] = Batcher(session, find_method(kind.method), options, self._limit)
         except ValueError as error:
           raise Refused(503, str(error), "server_error") from None
-      return self._lanes[kind]
+      return self._batchers[kind]

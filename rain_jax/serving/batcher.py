@@ -1,4 +1,4 @@
-"""Lanes: one method with one preference, a queue, and the running batch that it feeds."""
+"""A batcher: one method with one preference, a queue, and the running batch that it feeds."""
 
 import collections
 import dataclasses
@@ -71,7 +71,7 @@ class Waiting:
       self._changed.notify_all()
 
 
-class Lane:
+class Batcher:
   """Answers requests by one method.
 
   Args:
