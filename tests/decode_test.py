@@ -277,5 +277,6 @@ def test_slots_are_busy_though_lengths_differ_tenfold(params):
   assert useful >= 0.85 and waiting < 0.7, (useful, waiting)
 
 
+@pytest.mark.slow
 def test_slots_on_eight_devices_are_busy_though_lengths_differ_tenfold():
   scripts.on_eight_devices("parallel/decode_sharded.py")

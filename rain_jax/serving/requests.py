@@ -31,11 +31,11 @@ class Refused(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Request:
-  """A prompt on its way through a lane.
+  """A prompt on its way through a batcher.
 
   Attributes:
     query: the prompt with its own seed.
-    tell: hears, in a thread of the lane's, text that is final, then the `Response` or the
+    tell: hears, in a thread of the batcher's, text that is final, then the `Response` or the
       error that it ends with.
     max_tokens: where its response is cut.
     stop: texts before which its response is cut.

@@ -111,6 +111,7 @@ def test_responses_are_those_of_whole_texts(bpe_tokenizer, model):
   assert 0 < kept < moves and moves > len(PROMPTS)  # either way of committing was taken
 
 
+@pytest.mark.slow
 def test_slots_and_neighbours_do_not_matter(model):
   lm, params = model
   alone, usage_alone, _ = search_all(lm, params, batch=3, prompts=[2])

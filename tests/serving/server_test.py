@@ -151,14 +151,14 @@ def test_answers_are_cut_where_the_client_says(model, served):
 
 @contextlib.contextmanager
 def standing_still(made):
-  """The lane of RAIN, whose searches stand still after their next step."""
-  lane = made._lane(RAIN)
-  with lane._looking:
-    yield lane
+  """The batcher of RAIN, whose searches stand still after their next step."""
+  batcher = made._batcher(RAIN)
+  with batcher._looking:
+    yield batcher
 
 
 def request(url, **more):
-  """A streaming request over a socket of its own, which has been let into the lane."""
+  """A streaming request over a socket of its own, which has been let into the batcher."""
   host, port = url.split("/")[2].split(":")
   body = json.dumps(chat("then it was", stream=True, **more)).encode()
   seat = socket.create_connection((host, int(port)))
@@ -173,12 +173,12 @@ def request(url, **more):
 
 def test_what_clients_leave_is_free_for_the_next_within_a_step(model, served):
   made, url = served
-  with standing_still(made) as lane:
+  with standing_still(made) as batcher:
     seats = [request(url, seed=seed) for seed in range(6)]
-    wait_until(lambda: made.load["running"] == len(lane._running))
-    left = [one for running in lane._running for one in running]
+    wait_until(lambda: made.load["running"] == len(batcher._running))
+    left = [one for running in batcher._running for one in running]
     steps = [one.seen for one in left]
-    waiting = list(lane.waiting._requests)
+    waiting = list(batcher.waiting._requests)
     assert len(left) + len(waiting) == 6
     heard: list = []
     for one in left + waiting:
@@ -200,16 +200,16 @@ def test_what_clients_leave_is_free_for_the_next_within_a_step(model, served):
 def test_a_full_queue_says_so_and_takes_others_later(model, served):
   made, url = served
   seat = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
-  with standing_still(made) as lane:
-    seats = [request(url) for _ in range(len(lane._running))]
-    wait_until(lambda: made.load["running"] == len(lane._running))
+  with standing_still(made) as batcher:
+    seats = [request(url) for _ in range(len(batcher._running))]
+    wait_until(lambda: made.load["running"] == len(batcher._running))
     seats += [request(url, n=QUEUE - 1)]
     assert made.load["waiting"] == QUEUE - 1
     with pytest.raises(openai.RateLimitError, match="59 requests wait already") as caught:
       seat.chat.completions.create(**chat("a mat"), n=2)
     assert caught.value.response.headers["retry-after"] == "1"
     health = json.load(urllib.request.urlopen(url.replace("/v1", "/health")))
-    assert health["waiting"] == QUEUE - 1 and health["running"] == len(lane._running)
+    assert health["waiting"] == QUEUE - 1 and health["running"] == len(batcher._running)
     for one in seats:
       one.close()
     wait_until(lambda: made.load["waiting"] == 0)
@@ -341,8 +341,8 @@ def test_messages_are_read_as_the_python_api_reads_them(model, served):
 def test_a_batch_that_breaks_is_an_error_and_the_next_is_answered(model, served, monkeypatch):
   made, url = served
   seat = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
-  lane = made._lane(RAIN)
-  monkeypatch.setattr(lane, "_look", lambda *_: 1 / 0)
+  batcher = made._batcher(RAIN)
+  monkeypatch.setattr(batcher, "_look", lambda *_: 1 / 0)
   with pytest.raises(openai.InternalServerError, match="the server's log says why"):
     seat.chat.completions.create(**chat("a mat", seed=4))
   with pytest.raises(openai.APIError, match="the server's log says why"):
