@@ -192,12 +192,15 @@ def watch(
   after every step of a batch.
   """
   session_config = session.config
-  by_id = {query.record.id: query for query in session.queries}
-  session, lost = thoughts.think(session, seed, skip)
-  for one in lost:
-    yield SearchStep(by_id[one.record.id], [], [], one)
-  for queries in session.batches(skip):
-    held = dict(enumerate(queries))
+  everyone = frozenset(query.record.id for query in session.queries)
+  for queries in list(session.batches(skip)):
+    by_id = {query.record.id: query for query in queries}
+    session, lost = thoughts.think(session, seed, everyone - by_id.keys())
+    for one in lost:
+      yield SearchStep(by_id[one.record.id], [], [], one)
+    held = dict(enumerate(q for q in session.queries if q.record.id in by_id))
+    if not held:
+      continue
     keys = {slot: query.key(seed) for slot, query in held.items()}
     state = decode.refill_slots(_empty_slots(session, session.slots), keys, session_config.search)
     state = _read_prompts(session, state, held)

@@ -59,3 +59,15 @@ def test_its_chat_template_frames_the_question(smollm2, name):
   real = real["input_ids"] if hasattr(real, "keys") else real
   end = tokenizer.convert_tokens_to_ids("<|im_end|>")
   assert ids.count(end) == list(real).count(end)
+
+
+def test_its_chat_template_takes_a_whole_dialogue(smollm2):
+  tokenizer = smollm2.tokenizer
+  said = [("system", "Be brief."), ("user", "What is a mill?"), ("assistant", "A machine.")]
+  said += [("user", "  And where?\n"), ("assistant", "By the river,")]
+  messages = [{"role": role, "content": text} for role, text in said]
+  ids, last = formats.CHAT.encode(
+    tokenizer, said[3][1], ("What is a mill?", "A machine."), "Be brief.", "By the river,"
+  )
+  real = tokenizer.apply_chat_template(messages, tokenize=True, continue_final_message=True)
+  assert ids == list(real["input_ids"] if hasattr(real, "keys") else real) and last == ","
