@@ -42,7 +42,7 @@ _LATER_KEYS = {
   "calibration": "",
   "prompts": {"bad_rows": "refuse"},
   "model": {"revision": "", "adapter": ""},
-  "verdict": {"model": ""},
+  "verdict": {"model": "", "kind": "preference"},
 }
 # What readers of a run take from its manifest, with the kind of each; of lists, texts.
 _READ: Mapping[str, type] = {
