@@ -4,18 +4,18 @@ python scripts/benchmark.py --config=configs/benchmark.py:demo     under 10 minu
 python scripts/benchmark.py --config=configs/benchmark.py:scaling  time against sizes
 python scripts/benchmark.py --config=configs/benchmark.py:side_by_side  beside PyTorch
 python scripts/benchmark.py --config=configs/benchmark.py:memory   the plan beside the compiler
-python scripts/benchmark.py --config=configs/benchmark.py:7b       an accelerator; also 8b, 13b
+python scripts/benchmark.py --config=configs/benchmark.py:7b       an accelerator; also 1b to 70b
 """
 
 import ml_collections
 
 
 def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
-  """`demo`, `scaling`, `side_by_side`, `memory`, or the shapes `125m`, `7b`, `8b` and `13b`."""
+  """`demo`, `scaling`, `side_by_side`, `memory`, or the shapes `125m`, `1b`, `7b`, `8b`, `13b`, `70b`."""
   config = ml_collections.ConfigDict()
   modes = ("scaling", "side_by_side", "memory")
   config.mode = arg if arg in modes else "rows"  # rows, scaling, side_by_side or memory
-  config.models = ("demo",)  # the trained demo, demo_shape, 125m, 7b, 8b, 13b
+  config.models = ("demo",)  # the trained demo, demo_shape, 125m, 1b, 7b, 8b, 13b, 70b
   config.dtype = "float32"  # float32, bfloat16, or int8 weights
   config.batches = (1, 8)  # prompts side by side
   config.methods = ("vanilla", "no_cache", "rain", "leaf_parallel", "best_of_n")  # what is timed
@@ -55,7 +55,7 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
   elif arg == "memory":
     config.models = ("demo_shape", "125m")
     config.batches = (1, 8)
-  elif arg in ("125m", "7b", "8b", "13b"):
+  elif arg in ("125m", "1b", "7b", "8b", "13b", "70b"):
     config.models = (arg,)
     config.methods = ("vanilla", "rain", "leaf_parallel")
     config.workload.prompt = 512
@@ -65,6 +65,7 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
       config.verdicts = ("good", "mixed", "bad")
   elif arg != "demo":
     raise ValueError(
-      f"configs/benchmark.py:{arg}: expected demo, scaling, side_by_side, memory, 125m, 7b, 8b or 13b."
+      f"configs/benchmark.py:{arg}: expected demo, scaling, side_by_side, memory,"
+      " 125m, 1b, 7b, 8b, 13b or 70b."
     )
   return config

@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   # fmt: off
-  config.methods = ("vanilla", "rain")  # vanilla, rain, segments, best_of_n, smooth_llm, guard, choose
+  config.methods = ("vanilla", "rain")  # vanilla, rain, adaptive, segments, best_of_n, smooth_llm, guard, choose
   # fmt: on
   config.preference = ""  # a bundled name or a YAML file, perhaps with its form, as harmless:words
   config.calibration = ""  # of the verdicts, a file that check_preference.py --fit wrote
@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.prompts.limit = 0  # prompts taken from each file; 0 takes all
   config.prompts.text = ""  # one prompt, instead of a file
   config.prompts.suffixes = ""  # attack suffixes: json with goal and controls
+  config.prompts.behaviors = ""  # HarmBench's csv, for the goals of its test cases
 
   config.format = ml_collections.ConfigDict()
   config.format.name = ""  # a name of rain_jax.tasks.FORMATS; chat is the tokenizer's own
@@ -42,6 +43,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.format.opening = config_dict.placeholder(
     str
   )  # before the first turn; chat's system message
+
+  # fmt: off
+  config.format.template_kwargs = config_dict.create()  # for a chat template: {'enable_thinking': False}
+  config.format.thinking = ""  # strip: what a model thinks before it answers is no part of the answer
+  config.format.think_end = config_dict.placeholder(str)  # ends a thought; None takes </think>
+  # fmt: on
 
   config.judging = ml_collections.ConfigDict()
   config.judging.dtype = "bfloat16"  # of judge models
@@ -60,6 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.limits = ml_collections.ConfigDict()
   config.limits.max_prompt = 512  # tokens; longer prompts are reported, not answered
   config.limits.max_response = 256  # tokens
+  config.limits.max_thought = 1024  # tokens, with format.thinking; longer thoughts are reported
 
   config.mesh = ml_collections.ConfigDict()
   config.mesh.data = -1  # shards of a batch; -1 for as many as there are devices left

@@ -14,7 +14,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {"Config": "api", "Rain": "api", "SearchConfig": "types", "load": "api"}
-_MODULES = ("api", "decode", "methods", "preferences", "search", "tasks", "tree", "types")
+_MODULES = ("api", "decode", "methods", "preferences", "search", "tasks", "types")
 
 __all__ = [*_NAMES, *_MODULES]
 

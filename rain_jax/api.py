@@ -33,6 +33,7 @@ class Config:
     search: hyperparameters of `types.SearchConfig` that differ from the variant's.
     max_prompt: longest prompt in tokens; a longer one's response holds an error.
     max_response: longest response in tokens.
+    max_thought: longest thought in tokens, of a format with `thinking`.
     batch_size: prompts searched for side by side.
     samples: N of best_of_n.
     embedder: makes path embeddings, see `rain_jax.policy.embedders.find_embedder`.
@@ -45,6 +46,7 @@ class Config:
   search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   max_prompt: int = 512
   max_response: int = 256
+  max_thought: int = SessionConfig.max_thought
   batch_size: int = 8
   samples: int = 16
   embedder: Any = HiddenStates()
@@ -129,8 +131,9 @@ class Rain:
       raise DataError(f"samples={config.samples!r:.60}: expected {ranges.SAMPLES}.")
     session = self.session(prompts, preference, config)
     options = chosen.options({"best_of_n": {"samples": config.samples}})
-    if chosen.watch:
-      memory_plan.check(session.plan(), arrays.bytes_available())
+    needed = methods.largest_plan(session, [method])
+    if needed is not None:
+      memory_plan.check(needed, arrays.bytes_available())
     answers: Iterator[Response]
     if record and chosen.watch is not None:
       steps = chosen.watch(session, seed, **options)
@@ -211,6 +214,7 @@ def make_session_config(
     search=search_config(config.variant or task.variant, config.search, config.embedder),
     max_prompt=config.max_prompt,
     max_response=config.max_response,
+    max_thought=config.max_thought,
     batch_size=config.batch_size,
     embedder=config.embedder,
     soft_verdicts=config.soft_verdicts,

@@ -15,7 +15,9 @@ from rain_jax.types import DataError
 _CONFIG = cli.define_config("What is compiled, see configs/benchmark.py.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips of a slice, such as v5e:2x4 or v5p:2x2x1.")
 _TENSOR = flags.DEFINE_integer("tensor", None, "Chips that hold a model; as few as it needs.")
-_BATCH = flags.DEFINE_integer("batch", None, "Prompts side by side; the largest of the config's.")
+_BATCH = flags.DEFINE_integer(
+  "batch", None, "Prompts side by side; the most of the config's that fit."
+)
 _LARGEST = flags.DEFINE_integer("largest", 0, "How many of the largest movements to list.")
 flags.mark_flags_as_required(["config", "topology"])
 
@@ -26,10 +28,10 @@ def main() -> None:
   jax.config.update("jax_platforms", "cpu")
   config = _CONFIG.value.to_dict()
   methods = [name for name in config["methods"] if name in compiled.METHODS]
-  batch = max(config["batches"]) if _BATCH.value is None else _BATCH.value
-  if not methods or batch < 1:
+  batches = config["batches"] if _BATCH.value is None else (_BATCH.value,)
+  if not methods or min(batches) < 1:
     raise DataError(
-      f"methods={config['methods']} with {batch} prompts side by side: expected some of"
+      f"methods={config['methods']} with {batches} prompts side by side: expected some of"
       f" {', '.join(compiled.METHODS)}, and 1 prompt or more."
     )
   search = types.SearchConfig(**config["search"])
@@ -41,7 +43,7 @@ def main() -> None:
       name,
       config["dtype"],
       benchmark.Workload(**config["workload"]),
-      batch,
+      batches,
       {k: v for k, v in searches.items() if k in methods} or {"rain": search},
       _TOPOLOGY.value,
       _TENSOR.value,

@@ -71,8 +71,9 @@ def options(file: str, part: str = "") -> str:
     value = config
     for key in name.split("."):
       value = value[key]
+    shown = repr(value).strip()  # of an empty section it ends in a line feed
     comment = lines[node.end_lineno - 1].partition("  # ")[2]
-    rows.append(f"| `{name}` | `{value!r}` | {comment} |")
+    rows.append(f"| `{name}` | `{shown}` | {comment} |")
   return TABLE + "\n".join(rows) + "\n"
 
 

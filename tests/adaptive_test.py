@@ -102,7 +102,6 @@ def test_same_responses_as_the_plain_program(found, plain):
 
 def test_every_branch_was_taken(plain):
   count = sum((own.count for own in plain), collections.Counter())
-  print({branch: count[branch] for branch in adaptive_oracle.BRANCHES})
   assert not [branch for branch in adaptive_oracle.BRANCHES if count[branch] == 0]
 
 

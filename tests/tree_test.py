@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rain_jax import tree as trees
 from rain_jax import types
+from rain_jax.search import tree as trees
 from rain_jax.types import NO_NODE, NO_PAGE, NO_TOKEN, SearchConfig
 from tests.helpers import invariants
 

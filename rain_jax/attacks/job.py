@@ -58,6 +58,11 @@ def run(
   task = dataclasses.replace(from_config.task_of(config, config["tasks"][0]), suffixes="")
   records = from_config.records_of(config, task)
   _check_requests(records)
+  if task.format.thinking and settings["method"] == "gcg":
+    raise AttackError(
+      "format.thinking: gcg looks for answers that begin at once; leave it away, or attack by"
+      " best_of_n."
+    )
   others = [load(path, config["model"]["dtype"]) for path in settings["models"]]
   models = [from_config.load_on(config), *others]
   embedder = find_embedder(**config["embedder"], tokenizer=models[0].tokenizer)

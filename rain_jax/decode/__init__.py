@@ -5,11 +5,20 @@ the adaptive mode, `state` is what they work on.
 """
 
 from rain_jax.decode.exact import commit, iterate, move, trusted
-from rain_jax.decode.outer_loop import advance, refill_slots, result, rounds, serve, step
+from rain_jax.decode.outer_loop import (
+  NOT_YET,
+  advance,
+  refill_slots,
+  result,
+  rounds,
+  serve,
+  step,
+)
 from rain_jax.decode.state import DecodeState, init, reset_slots
 from rain_jax.types.results import Result
 
 __all__ = (
+  "NOT_YET",
   "DecodeState",
   "Result",
   "advance",

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax import search, types
-from rain_jax import tree as trees
 from rain_jax.decode.state import DecodeState, appended
 from rain_jax.parallel.loops import while_any
+from rain_jax.search import tree as trees
 from rain_jax.search.rewind import rewound
-from rain_jax.tree import Tree
+from rain_jax.search.tree import Tree
 from rain_jax.types import NO_NODE, Array, Commit, SearchConfig
 
 

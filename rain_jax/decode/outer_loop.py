@@ -26,6 +26,9 @@ from rain_jax.parallel.loops import while_any
 from rain_jax.types import Array, SearchConfig
 from rain_jax.types.results import Result
 
+NOT_YET = object()
+"""What a queue of prompts answers that has none now, but may have one later."""
+
 
 def step(state: DecodeState, model: types.Model, params: Any, config: SearchConfig) -> DecodeState:
   """One step of every active response: some drafts, or an iteration of the search, and commits."""
@@ -110,7 +113,7 @@ def serve(
     A `Result` for each prompt, in the order in which they end, with the state it was
     read from.
   """
-  for ended, state in rounds(
+  for ended, _, state in rounds(
     state, model, params, config, prompts, start, max_steps=max_steps, sharding=sharding
   ):
     for one in ended:
@@ -129,8 +132,14 @@ def rounds(
   *,
   max_steps: int,
   sharding: BatchSharding | None = None,
-) -> Iterator[tuple[list[Result], DecodeState]]:
-  """As `serve`, by calls of `advance`: what ended in each, perhaps nothing, and the state."""
+  dropped: Callable[[Any], bool] = lambda index: False,
+) -> Iterator[tuple[list[Result], dict[int, Any], DecodeState]]:
+  """As `serve`, by calls of `advance`: what ended, what goes on in which slot, and the state.
+
+  The queue may answer `NOT_YET` for a prompt, but should wait for one while no slot is taken.
+  `dropped` is asked of the prompts in slots before each call: where it says so the slot is free
+  for another one, and there is no result.
+  """
   queue = iter(prompts)
   batch = state.active.shape[0]
   held: dict[int, Any] = {}
@@ -138,21 +147,28 @@ def rounds(
   while True:
     fresh: dict[int, Any] = {}
     keys: dict[int, Array] = {}
+    gone = [slot for slot in held if dropped(held[slot])]
+    if gone:
+      held = {slot: index for slot, index in held.items() if slot not in gone}
+      active = state.active & np.isin(np.arange(batch), gone, invert=True)
+      state = state.replace(active=jax.device_put(active, state.active.sharding))
     while more and len(held) < batch:
       item = next(queue, None)
-      if item is None:
-        more = False
+      if item is None or item is NOT_YET:
+        more = item is NOT_YET
         break
       slot = min(set(range(batch)) - held.keys())
       held[slot], keys[slot], fresh[slot] = item
     if fresh:
       state = start(refill_slots(state, keys, config, sharding), fresh)
     if not held:
+      if more:
+        continue
       return
     state = advance(state, model, params, config, max_steps, sharding=sharding)
     active = fetch(state.active)
     ended = [slot for slot in held if not active[slot]]
-    yield [result(state, slot, held.pop(slot)) for slot in ended], state
+    yield [result(state, slot, held.pop(slot)) for slot in ended], held, state
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sharding"), donate_argnames="state")

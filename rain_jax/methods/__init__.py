@@ -8,7 +8,7 @@ ended.
 
 from rain_jax.methods.answers import Answers, answers
 from rain_jax.methods.rain import BatchProgress, SearchStep, rain, watch
-from rain_jax.methods.registry import METHODS, Method, find_method
+from rain_jax.methods.registry import METHODS, Method, find_method, largest_plan
 from rain_jax.methods.sampling import best_of_n, samples, vanilla
 
 __all__ = (
@@ -20,6 +20,7 @@ __all__ = (
   "answers",
   "best_of_n",
   "find_method",
+  "largest_plan",
   "rain",
   "samples",
   "vanilla",

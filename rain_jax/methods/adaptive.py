@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 from rain_jax.methods.rain import BatchProgress, rain
 from rain_jax.methods.session import Response, Session
+from rain_jax.types import SearchConfig
 
 
 def adaptive(
@@ -23,5 +24,9 @@ def adaptive(
     skip: ids of prompts to leave out.
     on_progress: called every few steps.
   """
-  search = dataclasses.replace(session.config.search, mode="adaptive")
-  yield from rain(session.searching(search), seed, skip, on_progress)
+  yield from rain(session.searching(with_drafts(session.config.search)), seed, skip, on_progress)
+
+
+def with_drafts(search: SearchConfig) -> SearchConfig:
+  """The same hyperparameters for the adaptive mode."""
+  return dataclasses.replace(search, mode="adaptive")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from rain_jax.methods.session import Response, Session
+from rain_jax.methods.thoughts import check_labels
 from rain_jax.policy.labels import label_ids, probabilities
 from rain_jax.tasks.readers import LABELS
 from rain_jax.types import NOT_FINITE
@@ -21,7 +22,11 @@ def choose(
   """Answers the session's prompts with the more probable of a few labels, without sampling.
 
   `on_progress` is called after each batch, with None; nothing depends on `seed`.
+
+  Raises:
+    DataError: a model that thinks before it answers.
   """
+  check_labels(session)
   ids = [label_ids(session.loaded.tokenizer, (label,)) for label in labels]
   queries = [query for query in session.queries if query.record.id not in skip]
   prefix, size = session.prefix_ids, session.config.batch_size

@@ -231,7 +231,7 @@ def guard(
     found = {"refused": int(harmful is not False), "unjudged": int(harmful is None)}
     if harmful is not False:  # the model's verdict was on what is gone
       answer = dataclasses.replace(
-        answer, text=REFUSAL, tokens=[], verdict=None, log_likelihood=None
+        answer, text=REFUSAL, tokens=[], verdict=None, log_likelihood=None, reasoning=""
       )
     yield dataclasses.replace(answer, counters={**counters, **found})
 

@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.methods import recording
+from rain_jax.methods import recording, thoughts
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
@@ -64,6 +64,7 @@ class BatchProgress:
   rewinds: int
 
 
+@thoughts.thinking
 def rain(
   session: Session,
   seed: int,
@@ -80,7 +81,7 @@ def rain(
   """
 
   def look(worker, ended, state):
-    return [_searched(session, result, state) for result in ended], _progress(worker, state)
+    return [searched(session, result, state) for result in ended], _progress(worker, state)
 
   for responses, progress in searches(session, seed, look, skip):
     yield from responses
@@ -113,23 +114,54 @@ def searches(
   looking = threading.Lock()
 
   def batch(worker: int) -> Iterator[T]:
-    rounds = decode.rounds(
-      _empty_slots(session, slots),
-      session.lm,
-      session.params,
-      session.config.search,
-      items,
-      functools.partial(_read_prompts, session),
-      sharding=session.sharding,
-      max_steps=STEPS if session.shards == 1 else STEPS_SHARDED,
-    )
-    for ended, state in rounds:
+    for ended, _, state in rounds(session, slots, items):
       with looking:  # or two batches might compile the same program
         found = look(worker, ended, state)
       yield found
 
   with contextlib.closing(workers.merged([batch(worker) for worker in range(count)])) as found:
     yield from found
+
+
+def rounds(
+  session: Session,
+  slots: int,
+  items: Iterable[Any],
+  steps: int | None = None,
+  dropped: Callable[[Any], bool] = lambda index: False,
+) -> Iterator[tuple[list[decode.Result], dict[int, Any], decode.DecodeState]]:
+  """One batch of searches, see `decode.rounds`, which can be fed while it runs.
+
+  Args:
+    session: gives everything but the prompts.
+    slots: of the batch.
+    items: (index, random key, query) of each prompt; of that session, or `serving` made the query.
+    steps: between two looks at the slots, at most.
+    dropped: whether nobody waits for the answer to the prompt of that index any more.
+  """
+  return decode.rounds(
+    _empty_slots(session, slots),
+    session.lm,
+    session.params,
+    session.config.search,
+    items,
+    functools.partial(_read_prompts, session),
+    sharding=session.sharding,
+    max_steps=steps or (STEPS if session.shards == 1 else STEPS_SHARDED),
+    dropped=dropped,
+  )
+
+
+def committed(session: Session, state: decode.DecodeState) -> list[list[int]]:
+  """The tokens in each slot that are final: those that the adaptive mode may take back are not."""
+  response, final = fetch((state.response, state.response_length))
+  if state.revocable is not None:
+    begin, taken_back = fetch((state.revocable.begin, state.counters.taken_back))
+    left = session.config.search.max_rewinds - taken_back
+    revocable = (begin >= 0) & (np.arange(begin.shape[1]) < left[:, None])
+    oldest = np.where(revocable, begin, response.shape[1]).min(axis=1, initial=response.shape[1])
+    final = np.minimum(final, oldest)
+  return [row[:count].tolist() for row, count in zip(response, final)]
 
 
 def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
@@ -160,6 +192,10 @@ def watch(
   after every step of a batch.
   """
   session_config = session.config
+  by_id = {query.record.id: query for query in session.queries}
+  session, lost = thoughts.think(session, seed, skip)
+  for one in lost:
+    yield SearchStep(by_id[one.record.id], [], [], one)
   for queries in session.batches(skip):
     held = dict(enumerate(queries))
     keys = {slot: query.key(seed) for slot, query in held.items()}
@@ -174,7 +210,7 @@ def watch(
       for slot, new in frames.items():
         recorder, response = recorders[slot], None
         if not active[slot]:
-          response = _searched(session, decode.result(state, slot, held[slot]), state)
+          response = searched(session, decode.result(state, slot, held[slot]), state)
           response = _with_recording(session, response, recorders.pop(slot))
         yield SearchStep(held[slot], recorder.nodes, new, response)
       if on_progress:
@@ -219,17 +255,21 @@ def _read_prompts(
   return state
 
 
-def _searched(session: Session, result: decode.Result, state: decode.DecodeState) -> Response:
-  """A search's result, with all the work that was done for it."""
+def searched(session: Session, result: decode.Result, state: decode.DecodeState) -> Response:
+  """A search's response, with the model's own verdict on it and all the work done for it."""
+  finish, work = types.FINISH_REASONS.index(result.finish), search_work(result, state)
+  return responded(session, [result.index], [result.tokens], [finish], [work])[0]
+
+
+def search_work(result: decode.Result, state: decode.DecodeState) -> dict[str, int]:
+  """Counters of all the work done for a search."""
   usage = fetch(state.model.usage)
-  work = {
+  return {
     **result.counters,
     **work_of(usage.calls[result.slot], usage.tokens[result.slot]),
     "verdicts_read": int(usage.verdicts_read[result.slot]),
     "verdicts_remembered": int(usage.verdicts_remembered[result.slot]),
   }
-  finish = types.FINISH_REASONS.index(result.finish)
-  return responded(session, [result.index], [result.tokens], [finish], [work])[0]
 
 
 def _recorder(session: Session, query: Query) -> recording.Recorder:

@@ -36,7 +36,7 @@ _READ = (
 
 
 class Numbers(NamedTuple):
-  """What the tree knows of a node, see `rain_jax.tree.Tree`."""
+  """What the tree knows of a node, see `rain_jax.search.tree.Tree`."""
 
   visit_weight: float
   visits: int

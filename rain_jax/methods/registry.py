@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.methods import defences
-from rain_jax.methods.adaptive import adaptive
+from rain_jax.methods.adaptive import adaptive, with_drafts
 from rain_jax.methods.choose import choose
 from rain_jax.methods.rain import SearchStep, rain, watch
 from rain_jax.methods.sampling import best_of_n, equal_samples, vanilla
-from rain_jax.methods.segments import segments
+from rain_jax.methods.segments import segments, without_tree
 from rain_jax.methods.session import Response, Session
-from rain_jax.types import DataError, never
+from rain_jax.policy.memory_plan import Plan
+from rain_jax.types import DataError, SearchConfig, never
 
 Options = Mapping[str, Any]
 # From a method's name to the lines of results that there are of it.
@@ -29,6 +30,8 @@ class Method:
     options: the options in a run's configuration, see `configs/common.py`, and what an endpoint
       that they name asks whether to stop waiting. Raises `DataError` for what cannot be used, such
       as an unknown judge.
+    search: from the session's hyperparameters those that it searches or drafts with, in slots that
+      can be fed while they run (`rain.rounds`); None for a method that answers batch by batch.
     watch: as `run`, but yields a `SearchStep` for each step of a search, the last with the
       response; None for a method without a search.
     after: names of methods that are asked before it, whose results may decide its options.
@@ -40,6 +43,7 @@ class Method:
 
   run: Callable[..., Iterator[Response]]
   options: Callable[..., dict[str, Any]] = lambda config, stopping=never: {}
+  search: Callable[[SearchConfig], SearchConfig] | None = None
   watch: Callable[..., Iterator[SearchStep]] | None = None
   after: tuple[str, ...] = ()
   incomplete: Callable[[Options], bool] = lambda options: False
@@ -49,9 +53,9 @@ class Method:
 
 METHODS = {
   "vanilla": Method(vanilla),
-  "rain": Method(rain, watch=watch),
-  "segments": Method(segments),
-  "adaptive": Method(adaptive),
+  "rain": Method(rain, search=lambda search: search, watch=watch),
+  "segments": Method(segments, search=without_tree),
+  "adaptive": Method(adaptive, search=with_drafts),
   "best_of_n": Method(
     best_of_n,
     options=lambda config, stopping=never: {"samples": config["best_of_n"]["samples"]},
@@ -75,3 +79,10 @@ def find_method(name: str) -> Method:
   if name not in METHODS:
     raise DataError(f"Unknown method {name!r}: expected one of {', '.join(METHODS)}.")
   return METHODS[name]
+
+
+def largest_plan(session: Session, names: Sequence[str]) -> Plan | None:
+  """The memory that methods need, which run one after the other; None if none of them searches."""
+  searches = [METHODS[name].search for name in names]
+  plans = [session.searching(search(session.config.search)).plan() for search in searches if search]
+  return max(plans, key=lambda plan: plan.total, default=None)

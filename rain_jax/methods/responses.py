@@ -82,14 +82,27 @@ def responded(
       finish_reason=types.FINISH_REASONS[types.FAILED if broken else reason],
       verdict=None if broken else float(verdict),
       # The final reading is for the reader, and no part of the work.
-      counters={"response_tokens": len(ids), **one, "self_verdict_tokens": int(read)},
+      counters={
+        "response_tokens": len(ids),
+        **_with_thought(query, one),
+        "self_verdict_tokens": int(read),
+      },
       error=types.NOT_FINITE if broken else None,
       log_likelihood=float(chance) if np.isfinite(chance) else None,
+      reasoning=query.thought.text if query.thought else "",
     )
     for query, ids, reason, verdict, broken, read, chance, one in zip(
       queries, tokens, finish, value[:, 0], np.isnan(value[:, 0]), judged, likely[:, 0], work
     )
   ]
+
+
+def _with_thought(query: Query, work: Mapping[str, int]) -> Mapping[str, int]:
+  """Work with that of the thought before the answer on top."""
+  if query.thought is None:
+    return work
+  thought = query.thought.work
+  return {**work, **{name: work.get(name, 0) + count for name, count in thought.items()}}
 
 
 def work_of(calls, tokens) -> dict[str, int]:

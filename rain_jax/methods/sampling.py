@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import types
+from rain_jax.methods import thoughts
 from rain_jax.methods.responses import responded, self_evaluate, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
@@ -21,6 +22,7 @@ _ROUND = 16  # samples of a prompt that are drawn side by side
 _Best = tuple[tuple[float, float], list[int], int]
 
 
+@thoughts.thinking
 def vanilla(
   session: Session,
   seed: int,
@@ -39,6 +41,7 @@ def vanilla(
       on_progress(None)
 
 
+@thoughts.thinking
 def best_of_n(
   session: Session,
   seed: int,
@@ -105,7 +108,11 @@ def _rated(drawn: whole_responses.Samples, value, margin, row: int) -> list[_Bes
 def samples(
   session: Session, seed: int, samples: int, skip: frozenset[str] = frozenset()
 ) -> Iterator[tuple[list[Query], whole_responses.Samples]]:
-  """Draws N responses per prompt: batches of queries with their samples, on the host."""
+  """Draws N responses per prompt: batches of queries with their samples, on the host.
+
+  Prompts whose thoughts do not end are left out, see `thoughts.think`.
+  """
+  session, _ = thoughts.think(session, seed, skip)
   for queries in session.batches(skip):
     yield queries, _sample(session, queries, seed, 0, samples)
 

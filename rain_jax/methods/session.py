@@ -59,8 +59,11 @@ class SessionConfig:
     search: hyperparameters of the search.
     max_prompt: longest prompt in tokens; longer ones are reported, not answered.
     max_response: longest response in tokens.
+    max_thought: longest thought in tokens, of a format with `thinking`; one that is longer is
+      reported, and its prompt not answered.
     batch_size: prompts searched for side by side.
-    fit_prompts: make caches only as long as the longest prompt needs, not for `max_prompt`.
+    fit_prompts: make caches only as long as the longest prompt needs, not for `max_prompt`, and
+      no more slots than there are prompts.
     embedder: makes path embeddings; see `rain_jax.policy.embedders`.
     verdict_noise: share of the search's verdicts that flip their sign (ablation).
     soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
@@ -75,6 +78,7 @@ class SessionConfig:
   search: SearchConfig
   max_prompt: int = 512
   max_response: int = 256
+  max_thought: int = 1024
   batch_size: int = 8
   fit_prompts: bool = True
   embedder: Any = HiddenStates()
@@ -101,8 +105,10 @@ class SessionConfig:
       PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
     """
     judge = loaded.judging
-    scores = judge.model.config.scores
-    compiled = (compile_scored if scores else compile_preference)(self.preference, judge.tokenizer)
+    if judge.model.config.scores:
+      compiled = compile_scored(self.preference, judge.tokenizer)
+    else:
+      compiled = compile_preference(self.preference, judge.tokenizer, self.format)
     if self.calibration is not None:
       self.calibration.check(loaded.judging.fingerprint, self.preference.label, compiled.digest)
     return compiled
@@ -141,6 +147,7 @@ class Response:
     recording: the whole search, where it was recorded.
     log_likelihood: of `tokens` after the prompt, in nats, by the model itself at temperature 1; None
       where they were not read.
+    reasoning: the model's thought before it, see `methods.thoughts`; else "".
   """
 
   record: Record
@@ -152,6 +159,15 @@ class Response:
   error: str | None = None
   recording: Recording | None = None
   log_likelihood: float | None = None
+  reasoning: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Thought:
+  """What a model thought before its answer, "" if it answered at once, and the work of it."""
+
+  text: str
+  work: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +179,22 @@ class Query:
     proposing: token ids after which the response is generated.
     evaluating: token ids of the same conversation as the verdict reads it.
     ends: the prompt ends in a text end.
+    seed: its own, which takes the place of a run's.
+    thought: what `proposing` ends in, once it has been sampled.
   """
 
   record: Record
   proposing: list[int]
   evaluating: list[int]
   ends: bool
+  thought: Thought | None = None
+  seed: int | None = None
 
   def key(self, seed: int) -> jax.Array:
-    """Its random key, from the run's seed and the prompt's id alone."""
+    """Its random key, from the run's seed, or its own, and the prompt's id alone."""
     digest = hashlib.sha256(self.record.id.encode()).digest()
-    return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
+    key = jax.random.key(seed if self.seed is None else self.seed)
+    return jax.random.fold_in(key, int.from_bytes(digest[:4], "little"))
 
 
 class Session:
@@ -244,8 +265,10 @@ class Session:
 
   @property
   def slots(self) -> int:
-    """Prompts answered side by side: no more than there are, as many on each shard."""
-    size = min(self.config.batch_size, max(1, len(self.queries)))
+    """Prompts answered side by side, as many on each shard."""
+    size = self.config.batch_size
+    if self.config.fit_prompts:
+      size = min(size, max(1, len(self.queries)))
     return self.shards * math.ceil(size / self.shards)
 
   @property
@@ -286,6 +309,12 @@ class Session:
     other.lm = dataclasses.replace(self.lm, search=search)
     return other
 
+  def answering(self, queries: Sequence[Query]) -> "Session":
+    """The same session for some of its own queries."""
+    other = copy.copy(self)
+    other.queries = list(queries)
+    return other
+
   def serving(self, records: Sequence[Record]) -> "Session":
     """The same session for other prompts, as if it had been made for them.
 
@@ -298,6 +327,8 @@ class Session:
 
   def _read(self, records: Sequence[Record]) -> None:
     """Sorts prompts into queries and rejected ones, and fits `max_prompt` to the queries."""
+    # What came of each thought, by seed and prompt: methods that are asked in turn share them.
+    self.thoughts: dict[tuple[int, str], Query | Response] = {}
     self.queries: list[Query] = []
     self.rejected: list[Response] = []
     for record in records:
@@ -310,11 +341,18 @@ class Session:
     self._check_context()
     self._tell_of_system()
     room = longest if self.config.fit_prompts else self.config.max_prompt
-    self.max_prompt = 32 * math.ceil(room / 32)
+    self.max_prompt = 32 * math.ceil((room + self.thought_room) / 32)
+
+  @property
+  def thought_room(self) -> int:
+    """Tokens that a thought may take after a prompt, with the white space after its mark."""
+    form = self.config.format
+    return self.config.max_thought + len(form.think_end) if form.thinking else 0
 
   def _check_context(self) -> None:
     """Tells once a run that texts are longer than the model was made for; ends it beyond twice."""
-    before, asked = len(self.prefix_ids), max(map(len, self.preference.suffix_ids))
+    before = len(self.prefix_ids) + self.thought_room
+    asked = max(map(len, self.preference.suffix_ids))
     judged = len(self.preference.prefix_ids) + asked
     sides = {
       "proposing": (self.loaded, [before + len(q.proposing) for q in self.queries]),

@@ -47,6 +47,11 @@ def copies_stacks() -> bool:
   return name() == "cpu"
 
 
+def lays_caches_anew() -> bool:
+  """Whether a program's loops have caches in a layout of their own beside that of its arguments."""
+  return name() == "tpu"
+
+
 def gathered_copies() -> int:
   """Copies of gathered paths that are alive at once: as read, and in attention's order."""
   return 1 if name() == "gpu" else 2

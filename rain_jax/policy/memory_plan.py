@@ -22,6 +22,7 @@ from rain_jax.policy.language_model import LanguageModel
 from rain_jax.policy.params import Side
 from rain_jax.text.vocab import TokenTables
 
+_LANES = 128  # to which a TPU pads the innermost axis of an array
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
 # Keys by which a run is made smaller, and a benchmark.
 RUN = {
@@ -101,6 +102,7 @@ def plan(
   contexts = size(lambda s: (s.model.proposing.context, s.model.evaluating.context))
   pools = size(lambda s: (s.model.proposing.pool, s.model.evaluating.pool))
   trees = size(lambda s: s.tree)
+  drafts = size(lambda s: s.model.drafted)
   prefixes = token * proposing_prefix + judged * len(lm.preference.prefix_ids)
   apart = isinstance(model.params["layers"], tuple) and backend.copies_stacks()
   # Of two models' phases the larger one's keys and values are counted in all.
@@ -108,6 +110,12 @@ def plan(
   if apart:
     # Each layer has its part of what attention reads copied out of the stack, before the loops.
     passing += prefixes + contexts
+  if backend.lays_caches_anew():
+    # In the loops caches lie as scatters want them, heads along the lanes; one side's context is
+    # there as attention reads it, too; and of the tables with two words a token each row is a tile.
+    wide = -(-config.head_size // _LANES) * _LANES
+    passing += (contexts + pools) * wide // config.head_size + contexts // 2
+    passing += nbytes((tables.hash, tables.shift)) * _LANES // 2
   others = {}
   if verdict is not None:
     placed = None if mesh is None else shardings(verdict, mesh)
@@ -120,9 +128,11 @@ def plan(
     "contexts of both caches": contexts,
     "visited nodes of both caches": pools,
     "trees": trees,
-    "texts, hidden states, verdicts": size(lambda s: s) - contexts - pools - trees,
+    "texts, hidden states, verdicts": size(lambda s: s) - contexts - pools - trees - drafts,
     "temporaries of a step": passing,
   }
+  if drafts:
+    sizes["best drafts"] = drafts
   return Plan(sizes, batch)
 
 
@@ -161,30 +171,37 @@ def temporaries(
   the largest of what one layer's attention or one unembedding needs.
   """
   search, R, L = lm.search, lm.max_response, lm.search.max_set_length
-  leaves, path = batch // parts.trees * search.leaves, search.max_path * L
-  gathered = backend.gathered_copies() * token * leaves * path
-  context = lm.max_prompt + R + L + path
-  rows = 2 + search.sampled_draws
-  asked = lm.read_chunk + sum(map(len, lm.preference.suffix_ids))
-  readings = len(lm.preference.suffix_ids)
+  trees, copies = batch // parts.trees, 2 if apart else 1
+  suffixes = lm.preference.suffix_ids
+  asked = lm.read_chunk + sum(map(len, suffixes))
 
-  def arithmetic(tokens: int, seen: int, logits: int, side: Side = "proposing") -> int:
-    """Attention and MLP of one layer, then the logits, of `tokens` of every leaf."""
-    config = shapes(lm, side)
-    scores = config.num_heads // parts.heads * seen
-    widths = 3 * config.intermediate_size // parts.mlp + 6 * config.hidden_size
-    layer = tokens * (scores + widths)
-    return 4 * leaves * max(layer, _LOGIT_COPIES * logits * config.vocab_size)
+  def largest(leaves: int, path: int, rows: int, kept: int) -> int:
+    """Of `leaves` in all, `path` tokens each; `rows` candidates, `kept` tokens of their rollouts."""
+    context = lm.max_prompt + R + L + path
 
-  copies = 2 if apart else 1
-  together = copies * token * leaves * rows * L
-  decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
-  rolling = (
-    together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
-  )
-  seen = len(lm.preference.prefix_ids) + context + R + asked
-  evaluating = token * leaves * (R + asked) + arithmetic(asked, seen, readings, "evaluating")
-  return gathered + max(decoding, rolling, evaluating)
+    def arithmetic(tokens: int, seen: int, logits: int, side: Side = "proposing") -> int:
+      """Attention and MLP of one layer, then the logits, of `tokens` of every leaf."""
+      config = shapes(lm, side)
+      scores = config.num_heads // parts.heads * seen
+      widths = 3 * config.intermediate_size // parts.mlp + 6 * config.hidden_size
+      layer = tokens * (scores + widths)
+      return 4 * leaves * max(layer, _LOGIT_COPIES * logits * config.vocab_size)
+
+    together = copies * token * leaves * rows * L
+    decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
+    rolling = (
+      together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
+    )
+    seen = len(lm.preference.prefix_ids) + context + R + asked
+    evaluating = token * leaves * (kept + R + asked)
+    evaluating += arithmetic(asked, seen, len(suffixes), "evaluating")
+    gathered = backend.gathered_copies() * token * leaves * path
+    return gathered + max(decoding, rolling, evaluating)
+
+  searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, 0)
+  drafting = largest(trees * search.draft_rows, L, 0, R)
+  needed = {"exact": [searching], "segments": [drafting], "adaptive": [searching, drafting]}
+  return max(needed[search.mode])
 
 
 def check(needed: Plan, available: int, names: Mapping[str, str] = RUN) -> None:

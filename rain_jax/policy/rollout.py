@@ -12,13 +12,13 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from rain_jax import tree as trees
 from rain_jax import types
 from rain_jax.models import KV, arrays
 from rain_jax.policy import context, decoding, sampling
 from rain_jax.policy.decoding import Decoding
 from rain_jax.policy.params import Params
 from rain_jax.policy.usage import CANDIDATES, ROLLOUT, Usage
+from rain_jax.search import tree as trees
 from rain_jax.text import scanner
 from rain_jax.text.scanner import ScanState
 from rain_jax.types import NO_TOKEN, Array, Request, SearchConfig

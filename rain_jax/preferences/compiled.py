@@ -69,7 +69,9 @@ class CompiledPreference:
     return hashlib.sha256(read.encode()).hexdigest()
 
 
-def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPreference:
+def compile_preference(
+  preference: Preference, tokenizer: Any, form: formats.Format = formats.CHAT
+) -> CompiledPreference:
   """Turns a preference into tokens.
 
   Prefix, conversation, response and suffix are joined as tokens, so each is tokenised
@@ -79,6 +81,7 @@ def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPrefer
   Args:
     preference: what to compile.
     tokenizer: fast tokenizer of transformers.
+    form: the format of the run, for what its chat template is given.
 
   Raises:
     PreferenceError: for a label that is not exactly one token (the chat form takes a label's
@@ -92,7 +95,7 @@ def compile_preference(preference: Preference, tokenizer: Any) -> CompiledPrefer
       raise PreferenceError(f"Preference {preference.label!r}: {error}") from None
 
   if preference.form == CHAT:
-    prefix, closing, label_id = _chat_frame(preference, tokenizer, encode)
+    prefix, closing, label_id = _chat_frame(preference, tokenizer, encode, form)
   else:
     prefix, closing = _prefix_ids(tokenizer, preference.prefix), ()
     label_id = lambda suffix, label: _label_id(encode, preference, tokenizer, suffix, label)
@@ -171,7 +174,10 @@ def compile_scored(preference: Preference, tokenizer: Any) -> CompiledPreference
 
 
 def _chat_frame(
-  preference: Preference, tokenizer: Any, encode: Callable[[str], list[int]]
+  preference: Preference,
+  tokenizer: Any,
+  encode: Callable[[str], list[int]],
+  form: formats.Format,
 ) -> tuple[tuple[int, ...], tuple[int, ...], Callable[[str, str], int]]:
   """Tokens before the judged conversation, those after its question, and what finds a label's.
 
@@ -183,8 +189,10 @@ def _chat_frame(
     )
   user = {"role": "user", "content": _PLACE}
   try:
-    whole = chat.render(tokenizer, [user])
-    answered = chat.render(tokenizer, [user, {"role": "assistant", "content": _ANSWER}], False)
+    given = dict(form.template_kwargs)
+    whole = chat.render(tokenizer, [user], kwargs=given)
+    answer = {"role": "assistant", "content": _ANSWER}
+    answered = chat.render(tokenizer, [user, answer], False, kwargs=given)
   except ValueError as error:
     raise PreferenceError(f"Preference {preference.label!r}: {error}") from None
   before, _, after = whole.partition(_PLACE)
@@ -193,10 +201,18 @@ def _chat_frame(
       f"Preference {preference.label!r}: the chat template shows the user's turn"
       f" {whole.count(_PLACE)} times, expected once; choose another form."
     )
-  # Where templates begin an answer with a space, so does the label.
+  if form.in_thought(after):
+    raise PreferenceError(
+      f"Preference {preference.label!r}: the chat template begins answers in the middle of a"
+      " thought, where no label can be read; choose another form."
+    )
+  # Where templates begin an answer with a space, so does the label; a thought that they close before
+  # an answer is closed before the label, too.
   space = ""
   if answered.startswith(whole):
     space = answered[len(whole) :].partition(_ANSWER)[0]
+  if space.strip():
+    after, space = after + space, ""
   text = f"{preference.prefix}\n\n" if preference.prefix else ""
   opening = control.encode_around(tokenizer, lambda said: before + said[0], [text], begin=False)
 

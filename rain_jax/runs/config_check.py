@@ -35,6 +35,7 @@ _TEXTS = (
   *("model.revision", "model.adapter", "verdict.model", "verdict.kind"),
   *("prompts.path", "prompts.column", "prompts.text", "prompts.suffixes", "prompts.bad_rows"),
   *("format.name", "format.prefix", "format.template", "format.opening", "embedder.name"),
+  *("format.thinking", "format.think_end", "prompts.behaviors"),
   *("embedder.path", "endpoint.url", "endpoint.model", "endpoint.key", "endpoint.cache"),
   *(
     "judging.dtype",

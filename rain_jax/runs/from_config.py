@@ -19,7 +19,7 @@ from rain_jax.models.sharding import make_mesh
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences.calibration import load_calibration
 from rain_jax.runs.config_check import REWARD, SKIP
-from rain_jax.tasks import Record, Task, find_task, load_records, load_suffixes
+from rain_jax.tasks import Record, Task, find_task, load_behaviors, load_records, load_suffixes
 from rain_jax.tasks.rows import RowError
 from rain_jax.text.formats import find_format
 from rain_jax.types import DataError
@@ -88,6 +88,8 @@ def records_of(
     _LOG.warning("%d rows left out: %s", len(skipped), " ".join(skipped))
     if left_out is not None:
       left_out += skipped
+  if prompts.get("behaviors"):
+    records = list(map(load_behaviors(prompts["behaviors"]), records))
   suffixes = prompts["suffixes"] or ("" if named else task.suffixes)
   if suffixes:
     attack = load_suffixes(suffixes)
@@ -107,6 +109,8 @@ def make_session_config(
     search=search_config(task.variant, overrides, embedder),
     max_prompt=config["limits"]["max_prompt"],
     max_response=config["limits"]["max_response"],
+    # Configurations of earlier versions have no such key.
+    max_thought=config["limits"].get("max_thought", SessionConfig.max_thought),
     batch_size=config["batch_size"],
     embedder=embedder,
     verdict_noise=config["verdict_noise"],

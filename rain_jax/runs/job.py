@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rain_jax import judges
-from rain_jax.methods import METHODS, SearchStep, find_method
+from rain_jax.methods import METHODS, SearchStep, find_method, largest_plan
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays
 from rain_jax.models.loading import LoadedModel
@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
-  """The memory that each task's search will need, by the task's name.
+  """The memory that the largest of the methods will need for each task, by the task's name.
 
   Raises:
     As `run`.
@@ -36,10 +36,11 @@ def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
   loaded = from_config.load_model(config, Hosts())
   settings = _settings(config, tasks, loaded)
-  return {
-    name: Session(loaded, settings[name], from_config.records_of(config, task)).plan()
-    for name, task in tasks.items()
-  }
+  found = {}
+  for name, task in tasks.items():
+    session = Session(loaded, settings[name], from_config.records_of(config, task))
+    found[name] = largest_plan(session, config["methods"]) or session.plan()
+  return found
 
 
 def run(
@@ -150,8 +151,9 @@ def _close(
 
 def _answer(part: TaskRun, session: Session, names: Sequence[str]) -> None:
   """The responses of one task, by every method."""
-  if any(METHODS[method].watch for method in names):  # it searches
-    memory_plan.check(session.plan(), arrays.bytes_available())
+  needed = largest_plan(session, names)
+  if needed is not None:
+    memory_plan.check(needed, arrays.bytes_available())
   part.run(session, names)
 
 

@@ -40,9 +40,15 @@ _PLACES = ("mesh",)
 # Keys that a configuration of an older version lacks, with the value that says the same.
 _LATER_KEYS = {
   "calibration": "",
-  "prompts": {"bad_rows": "refuse"},
+  "prompts": {"bad_rows": "refuse", "behaviors": ""},
+  "format": {"thinking": "", "think_end": None},
+  "limits": {"max_thought": SessionConfig.max_thought},
   "model": {"revision": "", "adapter": ""},
   "verdict": {"model": "", "kind": "preference"},
+}
+# Likewise of a format's, with their defaults.
+_LATER_FORMAT = {
+  name: getattr(Format(), name) for name in ("template_kwargs", "thinking", "think_end")
 }
 # What readers of a run take from its manifest, with the kind of each; of lists, texts.
 _READ: Mapping[str, type] = {
@@ -89,7 +95,7 @@ def make(
     "versions": versions(),
     "templates": each(lambda session_config: session_config.preference),
     # A template's day is the run's, see `started`.
-    "formats": {name: {k: v for k, v in f.items() if k != "now"} for name, f in formats.items()},
+    "formats": {name: _lasting(fields) for name, fields in formats.items()},
     "search": each(lambda session_config: session_config.search),
     "prompts": {name: _records_digest(some) for name, some in records.items()},
     "tokenizer": {"sha256": tokenizer_digest(first.tokenizer)},
@@ -98,6 +104,12 @@ def make(
     **({"calibration": calibrations} if calibrations else {}),
     "started": datetime.datetime.now().isoformat(timespec="seconds"),
   }
+
+
+def _lasting(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """A format's fields without the time; later ones only where they say something."""
+  said = lambda name, value: name not in _LATER_FORMAT or value != _LATER_FORMAT[name]
+  return {name: value for name, value in fields.items() if name != "now" and said(name, value)}
 
 
 def _records_digest(records: Sequence[Record]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ _SHORT = {
   "model_calls_per_token": "calls per token",
   "tokens_forwarded_per_token": "forwarded per token",
 }
+# Counters of the methods that draft segments.
+_DRAFTING = ("drafts", "taken_back", "searched_moves")
 
 
 def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, Any]:
@@ -46,6 +48,8 @@ def summarise(results: Iterable[Mapping[str, Any]], method: str) -> dict[str, An
     "rewinds_per_response": total("rewinds") / max(len(answered), 1),
     "seconds": sum(r.get("seconds", 0.0) for r in answered),
   }
+  if total("drafts"):
+    summary |= {f"{name}_per_response": total(name) / max(len(answered), 1) for name in _DRAFTING}
   samples = [r["counters"]["samples"] for r in answered if "samples" in r["counters"]]
   if samples:
     summary["samples"] = float(np.mean(samples))
@@ -72,7 +76,9 @@ def table(summary: Mapping[str, Any]) -> str:
     columns += [name] * any(m.get(name) for m in methods.values())
   columns += ["repeats", "distinct_2", "log_likelihood_per_token", "tokens_per_response"]
   columns += ["model_calls_per_token", "tokens_forwarded_per_token"]
-  columns += ["iterations_per_move", "rewinds_per_response", "seconds"]
+  columns += ["iterations_per_move", "rewinds_per_response"]
+  drafting = [f"{name}_per_response" for name in _DRAFTING]
+  columns += drafting * any(drafting[0] in m for m in methods.values()) + ["seconds"]
   judge = summary.get("verdicts_by", "")
   short = _SHORT | ({"self_verdict": "other's verdict"} if judge else {})
   rows = [["method", *(short.get(c, c.replace("_", " ")) for c in columns)]]

@@ -163,6 +163,7 @@ class TaskRun:
       "prompt": record.prompt,
       **({"goal": record.goal} if "goal" in record.fields else {}),
       **({"prefill": record.prefill} if record.prefill else {}),
+      **({"reasoning": response.reasoning} if response.reasoning else {}),
       "response": response.text,
       "finish_reason": response.finish_reason,
       "verdict": response.verdict,

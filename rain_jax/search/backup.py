@@ -6,7 +6,7 @@ from rain_jax import types
 from rain_jax.search.dynamic_nodes import growth_due
 from rain_jax.search.selection import Selection
 from rain_jax.search.similarity import similarity_update, similarity_weights
-from rain_jax.tree import Tree
+from rain_jax.search.tree import Tree
 from rain_jax.types import NO_PAGE, Array, SearchConfig
 
 

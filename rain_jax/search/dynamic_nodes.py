@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from rain_jax import tree as trees
+from rain_jax.search import tree as trees
 from rain_jax.search.expansion import clip_greedy, distinct, priors, ranked
-from rain_jax.tree import Tree
+from rain_jax.search.tree import Tree
 from rain_jax.types import Array, Evaluation, SearchConfig
 
 

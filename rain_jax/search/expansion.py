@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from rain_jax import tree as trees
-from rain_jax.tree import Tree
+from rain_jax.search import tree as trees
+from rain_jax.search.tree import Tree
 from rain_jax.types import Array, Evaluation, SearchConfig
 
 

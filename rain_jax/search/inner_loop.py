@@ -14,13 +14,13 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from rain_jax import tree as trees
 from rain_jax import types
+from rain_jax.search import tree as trees
 from rain_jax.search.backup import backup
 from rain_jax.search.dynamic_nodes import grow, join_proposals
 from rain_jax.search.expansion import expand
 from rain_jax.search.selection import Selection, make_request, select_leaves
-from rain_jax.tree import Tree
+from rain_jax.search.tree import Tree
 from rain_jax.types import NO_NODE, Array, Evaluation, Request, SearchConfig
 
 

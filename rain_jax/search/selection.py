@@ -9,9 +9,9 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from rain_jax import tree as trees
 from rain_jax import types
-from rain_jax.tree import Tree
+from rain_jax.search import tree as trees
+from rain_jax.search.tree import Tree
 from rain_jax.types import NO_NODE, NO_PAGE, NO_TOKEN, Array, Request, SearchConfig
 
 

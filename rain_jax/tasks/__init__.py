@@ -4,7 +4,13 @@ A task is data: `registry.TASKS` names what belongs together. `files` reads the 
 come in, `readers` makes records of their rows, `text.formats` puts records to a model.
 """
 
-from rain_jax.tasks.readers import PROMPT_COLUMNS, load_prompts, load_records, load_suffixes
+from rain_jax.tasks.readers import (
+  PROMPT_COLUMNS,
+  load_behaviors,
+  load_prompts,
+  load_records,
+  load_suffixes,
+)
 from rain_jax.tasks.records import Record
 from rain_jax.tasks.registry import TASKS, Task, find_task
 
@@ -14,6 +20,7 @@ __all__ = (
   "TASKS",
   "Task",
   "find_task",
+  "load_behaviors",
   "load_prompts",
   "load_records",
   "load_suffixes",

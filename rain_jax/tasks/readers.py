@@ -279,6 +279,33 @@ def _suffixes(where: str, value: Any) -> list[str]:
   return suffixes
 
 
+def load_behaviors(path: str) -> Callable[[Record], Record]:
+  """What a file of HarmBench's behaviours makes of a test case: one whose goal is the behaviour.
+
+  Raises:
+    DataError: the file has no behaviours; later, a test case of a behaviour that is not in it.
+  """
+  found: dict[str, Record] = {}
+  for row in read_rows(path):
+    for name in (BEHAVIOR, BEHAVIOR_ID):
+      _text(row, name)
+    if not row.values.get(IMAGE):
+      (found[row.values[BEHAVIOR_ID]],) = prompts(row)
+
+  def with_goal(record: Record) -> Record:
+    name = record.fields.get(BEHAVIOR_ID)
+    if name not in found:
+      raise DataError(
+        f"{path}: no behaviour {name!r:.60}, of which {record.id!r:.60} is a test case; it has"
+        f" {len(found)}: name the file that the test cases were made for."
+      )
+    about = found[name]
+    fields = {**about.fields, **record.fields, "goal": about.prompt}
+    return dataclasses.replace(record, fields=fields)
+
+  return with_goal
+
+
 # -- questions --------------------------------------------------------------------
 
 

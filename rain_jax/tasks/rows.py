@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from rain_jax.types import DataError
 # Columns that hold the prompt in the field's data sets, in the order they are tried.
 PROMPT_COLUMNS = ("prompt", "goal", "Goal", "question", "Question")
 
+TEST_CASES = "test_cases"  # how the names of HarmBench's files of prompts begin
 LARGEST = 1 << 28  # bytes of a file, and of one once it is decompressed
 _SHOWN = 10  # names that a message lists
 
@@ -100,7 +102,8 @@ def json_lines(path: str, text: str) -> Rows:
 def json_values(path: str, text: str) -> Rows:
   """A list of objects, an object of lists of equal length, as columns, or one with such a list.
 
-  The last is how JailbreakBench keeps its artifacts: `jailbreaks` beside `parameters`.
+  The last is how JailbreakBench keeps its artifacts: `jailbreaks` beside `parameters`. A file whose
+  name begins with `test_cases` is one of HarmBench's, see `_test_cases`.
   """
   try:
     value = load_json(text)
@@ -109,6 +112,9 @@ def json_values(path: str, text: str) -> Rows:
       yield from json_lines(path, text)
       return
     raise DataError(f"{path}: not JSON ({error}).") from None
+  if isinstance(value, dict) and pathlib.PurePath(path).name.startswith(TEST_CASES):
+    yield from _test_cases(path, value)
+    return
   if isinstance(value, dict):
     value = _rows_of(path, value)
   if not isinstance(value, list):
@@ -118,6 +124,29 @@ def json_values(path: str, text: str) -> Rows:
       yield Row(path, place, row)
     else:
       yield RowError(f"{path}, row {place}: expected a JSON object, found {str(row)[:40]!r}.")
+
+
+def _test_cases(path: str, value: Mapping[str, Any]) -> Rows:
+  """HarmBench's test cases, an object of lists of prompts by the behaviour's id, in order.
+
+  The id of a row is that of its behaviour, with a number after it where that has several.
+  """
+  place = 0
+  for name, cases in value.items():
+    given = cases if isinstance(cases, list) else [cases]
+    if not given:
+      place += 1
+      yield RowError(f"{path}, row {place}: no test case of {name!r:.40}.")
+    for number, case in enumerate(given):
+      place += 1
+      if isinstance(case, str):
+        own = name if len(given) == 1 else f"{name}.{number}"
+        yield Row(path, place, {"id": own, "prompt": case, "BehaviorID": name})
+      else:
+        yield RowError(
+          f"{path}, row {place}: a test case of {name!r:.40} is {case!r:.40}, expected text; those"
+          " with images are not read."
+        )
 
 
 def _rows_of(path: str, value: Mapping[str, Any]) -> list[Any]:

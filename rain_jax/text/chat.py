@@ -22,11 +22,16 @@ class _TooLong(BaseException):
 
 
 def render(
-  tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool = True, now: str = ""
+  tokenizer: Any,
+  messages: Sequence[Mapping[str, str]],
+  generate: bool = True,
+  now: str = "",
+  kwargs: Mapping[str, Any] | None = None,
 ) -> str:
   """Messages as the tokenizer's chat template puts them; `generate` begins an answer after them.
 
-  A template that asks for today's date is told `now`, in ISO format, unless that is empty.
+  A template that asks for today's date is told `now`, in ISO format, unless that is empty; `kwargs`
+  are the names, with their values, that it is given besides.
 
   Raises:
     DataError: the template, which has to be there, does not take this conversation, whatever it
@@ -40,7 +45,11 @@ def render(
     if _has_powers(template):
       raise ValueError("it computes powers, which may take forever")
     text = tokenizer.apply_chat_template(
-      messages, chat_template=template, tokenize=False, add_generation_prompt=generate
+      messages,
+      chat_template=template,
+      tokenize=False,
+      add_generation_prompt=generate,
+      **(kwargs or {}),
     )
     if len(text) > _ROOM + 4 * sum(len(message["content"]) for message in messages):
       raise ValueError(f"it makes a text of {len(text)} characters")

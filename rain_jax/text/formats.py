@@ -9,6 +9,7 @@ from rain_jax.text.printable import one_line
 from rain_jax.types import DataError, is_unicode
 
 PROMPT = "{prompt}"
+STRIP = "strip"
 _STAND_INS = ("zqs", "zqu")  # what system and user say where it does not matter; in no template
 
 
@@ -27,6 +28,11 @@ class Format:
     special: names of control tokens in `between` and `opening` stand for the tokens.
     chat: take everything from the tokenizer's chat template; template, between and prefix
       have no say then.
+    template_kwargs: what a chat template is given besides, such as {"enable_thinking": False}:
+      texts, numbers, True and False by name; kept as pairs.
+    thinking: "strip" for a model that thinks before it answers: what stands before the mark is
+      sampled first, and is no part of the answer, see `rain_jax.methods.thoughts`.
+    think_end: the mark that ends a thought, with the white space that the model puts after it.
     now: what a chat template takes for the time, as 2026-01-31T12:00:00; "" asks the clock.
 
   Raises:
@@ -41,6 +47,9 @@ class Format:
   special: bool = False
   chat: bool = False
   now: str = ""
+  template_kwargs: tuple[tuple[str, Any], ...] = ()
+  thinking: str = ""
+  think_end: str = "</think>\n\n"
 
   def __post_init__(self) -> None:
     if not isinstance(self.stop, (tuple, list)):
@@ -54,8 +63,54 @@ class Format:
         raise DataError(f"format.{name}={text!r:.60}: expected text.")
     if "" in self.stop:
       raise DataError("format.stop: '' stands everywhere; expected texts that end a response.")
+    object.__setattr__(self, "template_kwargs", self._pairs())
+    if self.template_kwargs and not self.chat:
+      raise DataError("format.template_kwargs are for a chat template: set format.name=chat.")
+    if self.thinking not in ("", STRIP):
+      raise DataError(f"format.thinking={self.thinking!r:.60}: expected {STRIP} or nothing.")
+    if not isinstance(self.think_end, str) or not self.think_end.strip():
+      raise DataError(f"format.think_end={self.think_end!r:.60}: expected the text of a mark.")
     if PROMPT not in self.template:
       raise DataError(f"format.template={self.template!r:.60}: expected {PROMPT} in it.")
+
+  def _pairs(self) -> tuple[tuple[str, Any], ...]:
+    """`template_kwargs`, a mapping or what a manifest keeps of it, as pairs in order."""
+    given: Any = self.template_kwargs
+    try:
+      pairs = dict(given)
+    except (TypeError, ValueError):
+      raise DataError(
+        f"format.template_kwargs={given!r:.60}: expected a dict, such as"
+        " {'enable_thinking': False}."
+      ) from None
+    for name, value in pairs.items():
+      if not isinstance(name, str) or not isinstance(value, (str, int, float)):
+        raise DataError(
+          f"format.template_kwargs.{name!s:.40}={value!r:.40}: expected text, a number, True or"
+          " False."
+        )
+    return tuple(sorted(pairs.items()))
+
+  def in_thought(self, text: str) -> bool:
+    """Whether what a model says, from where its turn begins, stops in the middle of a thought."""
+    end = self.think_end.strip()
+    begin = _beginning(end)
+    return bool(begin) and text.rfind(begin) > text.rfind(end)
+
+  def without_opening(self, thought: str) -> str:
+    """A thought without the mark that may begin it, and white space around it."""
+    return thought.strip().removeprefix(_beginning(self.think_end.strip())).strip()
+
+  def opening_of_answers(self, tokenizer: Any) -> str:
+    """What stands between the user's last turn and the answer.
+
+    Raises:
+      DataError: there is no chat template, or none that shows what was said.
+    """
+    said = _STAND_INS[1:]
+    text = self.rendered(tokenizer, said) if self.chat else self.render(*said)
+    chat.check_kept(text, said, ())
+    return text[text.rindex(said[0]) + len(said[0]) :]
 
   def render(
     self, prompt: str, history: Sequence[str] = (), system: str = "", prefill: str = ""
@@ -176,7 +231,7 @@ class Format:
     if prefill:
       text = self._begun(tokenizer, messages, prefill)
     else:
-      text = chat.render(tokenizer, messages, generate, self.now)
+      text = self._render(tokenizer, messages, generate)
     if not system and self.opening.strip() not in text:
       raise DataError(
         "the chat template drops or rewrites the system message, format.opening: leave that empty,"
@@ -184,12 +239,15 @@ class Format:
       )
     return text
 
+  def _render(self, tokenizer: Any, messages: Sequence[Mapping[str, str]], generate: bool) -> str:
+    return chat.render(tokenizer, messages, generate, self.now, dict(self.template_kwargs))
+
   def _begun(self, tokenizer: Any, messages: Sequence[Mapping[str, str]], prefill: str) -> str:
     """The messages and the beginning of an answer, without what the template puts after answers."""
 
     def answered(text: str) -> str:
       answer = {"role": "assistant", "content": text}
-      return chat.render(tokenizer, [*messages, answer], False, self.now)
+      return self._render(tokenizer, [*messages, answer], False)
 
     _, found, closing = answered(_STAND_INS[0]).rpartition(_STAND_INS[0])
     whole = answered(prefill)
@@ -200,6 +258,11 @@ class Format:
         f" assistant: {one_line(prefill, 60)!r}"
       )
     return begun + prefill[len(prefill.rstrip()) :]
+
+
+def _beginning(end: str) -> str:
+  """The mark that begins a thought, from that which ends it, as tags are: "" if it is no tag."""
+  return end.replace("/", "", 1) if "/" in end else ""
 
 
 def with_system(system: str, said: Sequence[str]) -> list[str]:

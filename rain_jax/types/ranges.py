@@ -125,6 +125,7 @@ SET_LENGTH = whole(1, _SIZE)
 SESSION = {
   "max_prompt": whole(1, _SIZE),
   "max_response": whole(1, _SIZE),
+  "max_thought": whole(1, _SIZE),
   "batch_size": whole(1, _SIZE),
   "verdict_noise": _SHARE,
   "soft_verdicts": YES_NO,

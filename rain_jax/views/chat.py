@@ -76,7 +76,8 @@ class Conversation:
           on_event(event)
           if event.response is not None:  # the last one's
             answers[name] = event.response
-    self.history += (prompt, answers[methods[-1]].text)
+    if answers[methods[-1]].error is None:
+      self.history += (prompt, answers[methods[-1]].text)
     return answers
 
   def forget(self) -> None:

@@ -196,11 +196,11 @@ def _against_cost(mine: Methods, measure: str) -> str:
 
 
 def _iterations(results: Iterable[dict]) -> str:
-  """How many iterations a move took, one count per response."""
-  counters = [r["counters"] for r in results if r.get("counters", {}).get("moves")]
-  values = [c["iterations"] / c["moves"] for c in counters]
+  """How many iterations a move of RAIN took, one count per response."""
+  mine = [r["counters"] for r in results if r["method"] == "rain" and "counters" in r]
+  values = [c.get("iterations", 0) / c["moves"] for c in mine if c.get("moves")]
   plot = plots.histogram(values, "iterations per move", "responses") if values else ""
-  return _figure("Iterations per move", plot, "no response of RAIN yet")
+  return _figure("Iterations per move of RAIN", plot, "no response of RAIN yet")
 
 
 def _values(searches: Sequence[recording.Recording]) -> str:

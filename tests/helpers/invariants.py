@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from rain_jax.tree import Tree
+from rain_jax.search.tree import Tree
 
 
 def one(trees: Tree, slot: int) -> Tree:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax import decode, types
-from rain_jax import tree as trees
 from rain_jax.methods import recording
+from rain_jax.search import tree as trees
 from tests.helpers import scripted, serving
 
 

@@ -1,6 +1,7 @@
 """Chat templates like those of the field's families, and a tokenizer with their tokens."""
 
 import copy
+import dataclasses
 
 # Like Qwen3: a closed thought before a last answer, none in earlier ones; one that is asked for
 # without thinking is begun after a closed thought.
@@ -43,6 +44,12 @@ LLAMA2 = (
 # A template that leaves system messages out, without a word.
 DROPS = "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.content }}{% endfor %}"
 TEMPLATES = {"qwen": QWEN, "r1": R1, "gemma": GEMMA, "llama2": LLAMA2, "drops": DROPS}
+
+
+def labelled(preference):
+  """The preference with labels that the tests' small tokenizer has as single tokens."""
+  readings = tuple(dataclasses.replace(r, good=("A",), bad=("B",)) for r in preference.readings)
+  return dataclasses.replace(preference, readings=readings)
 
 
 def with_template(tokenizer, template):

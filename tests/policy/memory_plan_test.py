@@ -7,6 +7,7 @@ import pytest
 
 from rain_jax import api
 from rain_jax.experiments import benchmark
+from rain_jax.methods.registry import METHODS
 from rain_jax.methods.session import Session
 from rain_jax.models import arrays, loading
 from rain_jax.policy import memory_plan
@@ -24,6 +25,29 @@ def planned(name: str, batch: int, dtype: str = "float32", **search):
 def test_total_is_within_a_tenth_of_the_compiled_program():
   model, lm, needed = planned("demo_shape", 8)
   assert needed.total == pytest.approx(benchmark.compiled_bytes(model, lm, 8), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["segments", "adaptive"])
+def test_total_with_drafts_is_within_a_tenth_of_the_compiled_program(mode):
+  search = METHODS[mode].search(SearchConfig())
+  model, lm = benchmark.abstract_subject("demo_shape", "float32", WORKLOAD, search)
+  needed = memory_plan.plan(model, lm, 8, benchmark.abstract_tables(model))
+  assert needed.total == pytest.approx(benchmark.compiled_bytes(model, lm, 8), rel=0.1)
+
+
+def test_drafts_are_planned_for():
+  _, _, exact = planned("demo_shape", 4)
+  _, lm, adaptive = planned("demo_shape", 4, mode="adaptive", draft_rows=16)
+  _, _, wide = planned("demo_shape", 4, mode="adaptive", draft_rows=64)
+  token = 2 * 4 * lm.config.num_layers * lm.config.num_kv_heads * lm.config.head_size
+  held = adaptive.parts["best drafts"]
+  assert 2 * 4 * token * lm.max_response <= held < 2.1 * 4 * token * lm.max_response
+  assert exact.parts.keys() == adaptive.parts.keys() - {"best drafts"}
+  same = adaptive.parts.keys() - {"best drafts", "temporaries of a step"}
+  assert all(wide.parts[name] == adaptive.parts[name] for name in same)
+  passing = "temporaries of a step"
+  assert wide.parts[passing] > 3.5 * adaptive.parts[passing] > exact.parts[passing]
 
 
 def test_weights_are_held_once_however_many_sessions_there_are(checkpoint):

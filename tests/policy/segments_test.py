@@ -1,4 +1,4 @@
-"""Segment-level rejection against a plain program that reads whole texts, without caches."""
+"""Segment-level rejection and adaptive RAIN against plain programs that read whole texts."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,33 @@ from rain_jax import types
 from rain_jax.methods.segments import without_tree
 from rain_jax.models import forward
 from rain_jax.policy import decoding, prompts, sampling, segments, self_evaluation
-from rain_jax.text import vocab
+from rain_jax.policy.params import Override
+from rain_jax.text import scanner, vocab
 from tests.helpers.tiny_lm import JUDGED, PROMPTS, R, make, padded_reader, search_all
 
 THRESHOLD = 0.0012
 SEARCH = without_tree(types.SearchConfig(draft_rows=2, draft_tries=4, draft_threshold=THRESHOLD))
+
+ADAPTIVE = types.SearchConfig(
+  mode="adaptive",
+  set_lengths=(1, 2, 4),
+  num_candidates=3,
+  max_children=4,
+  min_visits=1,
+  max_iterations=4,
+  extra_iterations=2,
+  max_nodes=64,
+  max_visited=16,
+  max_path=4,
+  draft_rows=2,
+  root_tries=2,
+  max_rewinds=4,
+  search_after=3,
+)
+
+SEEDS = range(2)
+MORE_ENDS = range(2, 300, 5)  # tokens that are made text ends, so that segments are short
+SCAN = jax.jit(scanner.advance_all)
 
 
 def plain(tokenizer, lm, read, number, key):
@@ -38,7 +60,7 @@ def plain(tokenizer, lm, read, number, key):
   return response, finish, counters, margins
 
 
-def draft(tokenizer, read, prompt, response, uniforms):
+def draft(tokenizer, read, prompt, response, uniforms, more_ends=()):
   drawn = []
   while True:
     _, logits = read(prompt + response + drawn)
@@ -50,7 +72,8 @@ def draft(tokenizer, read, prompt, response, uniforms):
       return drawn, "stop"
     if len(response + drawn) >= R:
       return drawn, "length"
-    if text and text[-1] in vocab.TEXT_ENDS:
+    shown = [token for token in response + drawn if token > 1]  # that are no special tokens
+    if (text and text[-1] in vocab.TEXT_ENDS) or (shown and shown[-1] in more_ends):
       return drawn, "running"
 
 
@@ -88,6 +111,7 @@ def test_responses_are_those_of_whole_texts(bpe_tokenizer, model):
   assert 0 < kept < moves and moves > len(PROMPTS)  # either way of committing was taken
 
 
+@pytest.mark.slow
 def test_slots_and_neighbours_do_not_matter(model):
   lm, params = model
   alone, usage_alone, _ = search_all(lm, params, batch=3, prompts=[2])
@@ -124,3 +148,108 @@ def test_every_committed_token_is_read_once_by_either_side(bpe_tokenizer, model,
     ended = result.finish == "eos"  # whose token no verdict reads
     assert verdict == len(result.tokens) - ended + drafts * asked
   assert sum(calls) == sum(one.tokens.sum() for one in usage.values())
+
+
+def text_hash(params, tokens):
+  padded = jnp.asarray(tokens + [types.NO_TOKEN] * (R - len(tokens)), jnp.int32)
+  return SCAN(params["tables"], scanner.empty(()), padded).hash
+
+
+def plain_adaptive(tokenizer, lm, params, read, number, key):
+  """The response as far as drafts alone make it, why it ends ("search" where they do not), what was
+  taken back, and how many drafts there were."""
+  search, response, finish = lm.search, [], "running"
+  begins, gone, step = [], [], 0
+  while finish == "running":
+    best, tried = (-np.inf, [], ""), 0
+    while best[0] <= search.draft_threshold and tried < search.root_tries:
+      uniforms = jax.random.uniform(jax.random.fold_in(key, step), (search.draft_rows, R))
+      step, tried = step + 1, tried + search.draft_rows
+      for row in range(search.draft_rows):
+        drawn, why = draft(tokenizer, read, PROMPTS[number], response, uniforms[row], MORE_ENDS)
+        if response + drawn not in gone:
+          value = margin(tokenizer, lm, read, JUDGED[number], response + drawn)
+          value = float(params["override"].apply(value, text_hash(params, response + drawn)))
+          best = max(best, (value, drawn, why), key=lambda one: one[0])
+    if best[0] > search.draft_threshold:
+      begins.append(len(response))
+      response, finish = response + best[1], best[2]
+    elif begins and len(gone) < search.search_after:
+      gone.append(response)
+      response = response[: begins.pop()]
+    else:
+      finish = "search"
+  return response, finish, gone, step * search.draft_rows
+
+
+@pytest.fixture(scope="module")
+def adaptive(bpe_tokenizer):
+  """The model, and the responses of some seeds with the state that they leave, each in its slot.
+
+  Half of the verdicts change their sign, so that any text may be good or bad.
+  """
+  lm, params = make(bpe_tokenizer, ADAPTIVE)
+  params["override"] = Override(flipped=jnp.float32(0.5))
+  ends = params["tables"].ends.at[jnp.asarray(MORE_ENDS)].set(True)
+  params["tables"] = params["tables"].replace(ends=ends)
+  return lm, params, [search_all(lm, params, len(PROMPTS), seed=seed) for seed in SEEDS]
+
+
+def test_adaptive_responses_are_those_of_whole_texts(bpe_tokenizer, adaptive):
+  """Drafts, and what is taken back; searches are held against whole texts by the exact mode's tests."""
+  lm, params, found = adaptive
+  read, whole, taken_back = padded_reader(lm, params), 0, 0
+  for seed, (results, _, _) in zip(SEEDS, found):
+    for number, result in results.items():
+      key = jax.random.fold_in(jax.random.key(seed), number)
+      response, finish, gone, drafts = plain_adaptive(bpe_tokenizer, lm, params, read, number, key)
+      if finish != "search":
+        assert (result.tokens, result.finish) == (response, finish)
+        assert result.counters["taken_back"] == len(gone)
+        assert result.counters["drafts"] == drafts
+        assert result.counters["searched_moves"] == result.counters["iterations"] == 0
+        whole, taken_back = whole + 1, taken_back + len(gone)
+      else:
+        assert result.counters["iterations"] > 0
+  counters = [result.counters for results, _, _ in found for result in results.values()]
+  assert whole > 2 and taken_back > 5
+  assert sum(c["searched_moves"] > 0 for c in counters) > 1
+  assert sum(c["searched_moves"] > 0 and c["taken_back"] > 0 for c in counters) > 1
+
+
+def test_adaptive_contexts_hold_what_was_committed(bpe_tokenizer, adaptive):
+  """Keys, values and text of either side, whatever was drafted, searched and taken back before."""
+  lm, params, found = adaptive
+  whole = jax.jit(lambda ids: forward(lm.graphdef, params["model"], ids, jnp.arange(64))[1])
+  results, _, state = found[0]
+  model = state.model
+  text = SCAN(params["tables"], scanner.empty((len(PROMPTS),)), state.response[:, :R])
+  for number, result in results.items():
+    slot = result.slot
+    jax.tree.map(
+      lambda held, scanned: np.testing.assert_array_equal(held[slot], scanned[slot]),
+      model.text,
+      text,
+    )
+    sides = (model.proposing, [], PROMPTS), (model.evaluating, lm.preference.prefix_ids, JUDGED)
+    for cache, prefix, prompts_of in sides:
+      ids = [*prefix, *prompts_of[number], *result.tokens]
+      length, cached = int(cache.length[slot]), int(cache.cached[slot])
+      assert length == len(ids) - len(prefix)
+      assert cache.tokens[slot, :length].tolist() == ids[len(prefix) :]
+      assert cached >= length - lm.search.max_set_length
+      fresh = whole(jnp.asarray(ids + [0] * (64 - len(ids)), jnp.int32))
+      for held, read in ((cache.context.keys, fresh.keys), (cache.context.values, fresh.values)):
+        read = np.asarray(read)[..., len(prefix) : len(prefix) + cached, :]
+        np.testing.assert_allclose(np.asarray(held)[:, slot, :, :cached], read, atol=1e-4)
+
+
+def test_adaptive_slots_and_neighbours_do_not_matter(adaptive):
+  lm, params, found = adaptive
+  together, usage, _ = found[0]
+  again, usage_again, _ = search_all(lm, params, len(PROMPTS), prompts=[4, 2, 0, 1, 3], broken=[1])
+  assert again.pop(1).finish == "failed"
+  assert any(again[n].slot != together[n].slot for n in again)
+  for n, result in again.items():
+    assert (result.tokens, result.counters) == (together[n].tokens, together[n].counters)
+    np.testing.assert_array_equal(usage_again[n].tokens, usage[n].tokens)

@@ -14,8 +14,7 @@ from rain_jax.text import control
 from rain_jax.text.formats import CHAT, FORMATS, join_turns
 from rain_jax.types import DataError
 from tests.helpers import small_runs
-from tests.helpers.thinking import TEMPLATES, with_template
-from tests.text.formats_test import _labels as labelled
+from tests.helpers.thinking import TEMPLATES, labelled, with_template
 
 HISTORY, SYSTEM, PREFILL = ("Where is it?", "By the mill."), "Be kind.", "Sure, the way:\n"
 
@@ -117,7 +116,7 @@ def test_the_verdict_reads_all_of_the_dialogue_and_the_answer_from_its_beginning
   bpe_tokenizer, name
 ):
   preference = load_preference(name)
-  compiled = compile_preference(labelled(preference, bpe_tokenizer), bpe_tokenizer)
+  compiled = compile_preference(labelled(preference), bpe_tokenizer)
   text = read(bpe_tokenizer, compiled.conversation_ids("And now?", HISTORY, SYSTEM, "Sure, the"))
   before = join_turns(preference.conversation, "And now?", HISTORY)
   assert text == before.replace("Where is it?", "Be kind.\n\nWhere is it?", 1) + " Sure, the"

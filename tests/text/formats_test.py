@@ -7,6 +7,7 @@ import pytest
 from rain_jax.preferences import compile_preference, load_preference
 from rain_jax.text.formats import FORMATS, LLAMA2_CHAT, VICUNA, Format, find_format, join_turns
 from rain_jax.types import DataError
+from tests.helpers.thinking import labelled
 
 HISTORY = ("Where is it?", "By the mill.")
 TEMPLATE = (
@@ -112,17 +113,11 @@ def test_between_turns_stands_the_templates_own_white_space():
 @pytest.mark.parametrize("name", ["harmless", "adversarial_harmless", "truthful"])
 def test_the_verdict_reads_the_whole_conversation(bpe_tokenizer, name):
   preference = load_preference(name)
-  compiled = compile_preference(_labels(preference, bpe_tokenizer), bpe_tokenizer)
+  compiled = compile_preference(labelled(preference), bpe_tokenizer)
   ids = compiled.conversation_ids("And now?", HISTORY)
   text = bpe_tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
   assert text == join_turns(preference.conversation, "And now?", HISTORY)
   assert text.count("Where is it?") == 1 and text.index("By the mill.") < text.index("And now?")
-
-
-def _labels(preference, tokenizer):
-  """The preference with labels that the tests' small tokenizer has as single tokens."""
-  readings = tuple(dataclasses.replace(r, good=("A",), bad=("B",)) for r in preference.readings)
-  return dataclasses.replace(preference, readings=readings)
 
 
 def test_vicuna_stops_at_the_users_next_turn():

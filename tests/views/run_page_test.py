@@ -31,7 +31,7 @@ MANIFEST = {
 
 def result(number, method, **more):
   counters = {"response_tokens": 10, "model_calls": 20, "tokens_forwarded": 30 * number + 30}
-  if method == "rain":
+  if method != "vanilla":
     counters |= {"iterations": 12 + number, "moves": 4, "rewinds": 2}
   return {
     "id": f"{HOSTILE[1]} {number}",
@@ -79,6 +79,7 @@ def workdir(tmp_path):
   for number in range(4):
     for method in ("vanilla", "rain"):
       out.append(result(number, method))
+  out.append(result(0, "segments"))
   rejected = {
     "finish_reason": "rejected",
     "verdict": None,
@@ -119,7 +120,10 @@ def test_the_report_tells_what_was_measured(workdir):
   drawn = [ElementTree.fromstring(s) for s in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
   titles = lambda svg: [e.text for e in svg.iter("title")]
   rates, cost, repeats, histogram, lines = drawn
-  assert titles(rates) == [f"{m}: 50.0% [15, 85], 2/4" for m in ("vanilla", "rain")]
+  assert titles(rates) == [
+    *(f"{method}: 50.0% [15, 85], 2/4" for method in ("vanilla", "rain")),
+    "segments: 100.0% [21, 100], 1/1",
+  ]
   assert titles(cost)[:2] == ["vanilla: 7.5, 50", "rain: 7.5, 50"]
   assert titles(repeats)[0] == "vanilla: 0.0% [0, 49], 0/4"
   assert sum(int(t.split(": ")[1]) for t in titles(histogram)) == 4
@@ -141,7 +145,7 @@ def test_what_judges_said_later_is_in_the_report(workdir):
   assert "a&lt;b&gt;: rain: kind 100.0% of 4" in html
   first = columns(re.search(r"<table>.*?</table>", html)[0])
   assert first["rain"]["kind"].startswith("100.0%") and first["vanilla"]["kind"].endswith("0/4")
-  assert html.count("kind: yes</span>") == 4 == html.count("kind: no</span>")
+  assert html.count("kind: yes</span>") == 4 and html.count("kind: no</span>") == 5
 
 
 def test_a_run_that_has_just_begun_has_a_report_too(tmp_path):
@@ -169,7 +173,7 @@ def test_hostile_text_in_a_report_is_shown_and_never_run(workdir, chromium):
   said = chromium.execute_script(
     "return [...document.querySelectorAll('.answers .said')].map(e => e.textContent)"
   )
-  assert sum(HOSTILE[0] in text for text in said) == 8
+  assert sum(HOSTILE[0] in text for text in said) == 9
   chromium.execute_script("document.querySelector('li a').click()")
   assert chromium.title == "Search tree" and len(nodes_shown(chromium)) == 1 + len(HOSTILE)
   browser.no_errors(chromium)

@@ -25,6 +25,7 @@ from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, load_preference
 from rain_jax.tasks import Record
 from rain_jax.text import vocab
+from rain_jax.text.formats import DIALOGUE
 from rain_jax.types import Array, DataError, SearchConfig
 
 
@@ -35,12 +36,14 @@ def _llama(vocab_size, hidden, mlp, layers, heads, kv_heads, tie=False) -> Model
 
 
 SHAPES = {
-  "counts": _llama(1024, 32, 48, 1, 2, 2),  # to count what searches do, at no cost
+  "smallest": _llama(1024, 32, 48, 1, 2, 2),  # to count what searches do, at no cost
   "demo_shape": _llama(1400, 128, 384, 4, 4, 2, tie=True),
   "125m": _llama(32000, 768, 2048, 12, 12, 12),
+  "1b": _llama(128256, 2048, 8192, 16, 32, 8, tie=True),  # LLaMA 3.2
   "7b": _llama(32000, 4096, 11008, 32, 32, 32),  # LLaMA 1 and 2
   "8b": _llama(128256, 4096, 14336, 32, 32, 8),  # LLaMA 3
   "13b": _llama(32000, 5120, 13824, 40, 40, 40),
+  "70b": _llama(128256, 8192, 28672, 80, 64, 8),  # LLaMA 3
 }
 """Shapes that get random weights; "demo" is the trained checkpoint of the package."""
 
@@ -137,9 +140,9 @@ class MeasuredSession(Session):
     lm = dataclasses.replace(subject.lm, search=search or subject.lm.search)
     self.lm, self.preference, self.max_prompt = lm, lm.preference, lm.max_prompt
     self.params = cast(Params, {**subject.params, "override": override})
-    unused: Any = None  # format and preference, which make tokens of texts
+    unused: Any = None  # the preference, which makes tokens of texts
     self.config = SessionConfig(
-      unused, unused, lm.search, lm.max_prompt, lm.max_response, batch_size=batch
+      DIALOGUE, unused, lm.search, lm.max_prompt, lm.max_response, batch_size=batch
     )
     side = lambda ids, i: list(ids[i % len(ids)])
     self.queries = [
@@ -148,8 +151,8 @@ class MeasuredSession(Session):
         side(subject.proposing, i),
         side(subject.evaluating, i),
         subject.ends,
-        i,
-        batch,
+        place=i,
+        batch=batch,
       )
       for i in range(batch)
     ]

@@ -34,7 +34,7 @@ def searching(
   workload: Workload, batch: int, search: SearchConfig, verdicts: str, mixed_share: float
 ) -> Counts:
   """Of a search for `batch` prompts side by side, with verdicts that are forced; it is run."""
-  subject = find_subject("counts", "float32", workload, search)
+  subject = find_subject("smallest", "float32", workload, search)
   # All in one batch, as on an accelerator; on a CPU each core would search for prompts of its own.
   with backend.target("tpu"):
     work = rain(subject, batch, search, verdicts, mixed_share)(0)

@@ -30,19 +30,32 @@ class Shape:
     dtype: as XLA names it, such as bf16.
     dims: its sizes.
     memory: the space it is in; 0 is the device's main memory, any other lies on the chip.
+    order: its axes, the one along which neighbours lie first.
+    tile: sizes to which the first of them, from the last on, are padded.
   """
 
   dtype: str
   dims: tuple[int, ...]
   memory: int = 0
+  order: tuple[int, ...] = ()
+  tile: tuple[int, ...] = ()
+
+  @property
+  def elements(self) -> int:
+    """How many there is room for: a tiled layout pads its last axes to whole tiles."""
+    sizes = [self.dims[axis] for axis in self.order]
+    if len(sizes) < max(len(self.tile), 1):
+      return math.prod(self.dims)
+    padded = [-(-size // unit) * unit for size, unit in zip(sizes, reversed(self.tile))]
+    return math.prod(padded + sizes[len(padded) :])
 
   @property
   def nbytes(self) -> float:
-    """Its bytes, without what a tiled layout pads."""
+    """Its bytes."""
     bits = _BITS.get(self.dtype)
     if bits is None:
       bits = int(re.findall(r"\d+", self.dtype)[0])
-    return math.prod(self.dims) * bits / 8
+    return self.elements * bits / 8
 
   @property
   def moved(self) -> float:
@@ -178,9 +191,15 @@ def _matching(text: str, begin: int) -> int:
 
 def _shapes(text: str) -> tuple[Shape, ...]:
   def one(dtype: str, dims: str, layout: str) -> Shape:
-    place = re.search(r"S\((\d+)\)", layout)
+    place, tile = re.search(r"S\((\d+)\)", layout), re.search(r"T\(([\d,]+)\)", layout)
+    numbers = lambda text: tuple(int(n.lstrip("<=")) for n in text.split(",") if n)
+    order = numbers(layout.partition(":")[0])
     return Shape(
-      dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d), int(place[1]) if place else 0
+      dtype,
+      numbers(dims),
+      int(place[1]) if place else 0,
+      order,
+      numbers(tile[1]) if tile and order else (),
     )
 
   return tuple(one(*found) for found in _SHAPE.findall(text))

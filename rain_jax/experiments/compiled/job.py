@@ -1,6 +1,8 @@
 """The job of `scripts/compile.py`: every program of a benchmark, compiled for chips that are not there."""
 
+import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,11 +20,12 @@ from rain_jax.experiments.benchmark.subjects import (
 )
 from rain_jax.experiments.compiled.chips import Chip, chip_of, mesh_of
 from rain_jax.experiments.compiled.pricing import Priced, price
-from rain_jax.models import backend
+from rain_jax.models import Model, backend
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import shardings
 from rain_jax.parallel.batch_sharding import DATA
 from rain_jax.policy import memory_plan
+from rain_jax.policy.language_model import LanguageModel
 from rain_jax.types import DataError, SearchConfig
 
 METHODS = ("vanilla", "rain", "leaf_parallel")
@@ -66,19 +69,25 @@ class Target:
     """Chips that hold one copy of the model."""
     return self.mesh.size // self.mesh.shape[DATA]
 
+  def subject(self, search: SearchConfig) -> tuple[Model, LanguageModel]:
+    """The abstract model as it lies on a TPU, and the static part with a search."""
+    with backend.target("tpu"):
+      return abstract_subject(self.model, self.dtype, self.workload, search)
+
   def lowering(self, search: SearchConfig) -> Lowering:
-    """Its programs with a search; to be made inside `backend.target`."""
-    model, lm = abstract_subject(self.model, self.dtype, self.workload, search)
+    """Its programs with a search, which are to be traced inside `backend.target`."""
+    model, lm = self.subject(search)
     return Lowering(model, lm, self.batch, model_dtype(self.dtype), self.mesh, "tpu")
 
   def plan(self, search: SearchConfig) -> memory_plan.Plan:
     """The memory that a search will need on each chip."""
-    model, lm = abstract_subject(self.model, self.dtype, self.workload, search)
-    return memory_plan.plan(model, lm, self.batch, abstract_tables(model), mesh=self.mesh)
+    model, lm = self.subject(search)
+    with backend.target("tpu"):
+      return memory_plan.plan(model, lm, self.batch, abstract_tables(model), mesh=self.mesh)
 
   def floor(self, search: SearchConfig) -> float:
     """Bytes that a call cannot but read on each chip: its weights, and one side's context."""
-    model, _ = abstract_subject(self.model, self.dtype, self.workload, search)
+    model, _ = self.subject(search)
     places: Any = shardings(model, self.mesh)
     table = "embedding" if model.config.tie_embeddings else "head"
     weights = sum(nbytes(model.params[name], places[name]) for name in ("layers", table))
@@ -89,14 +98,24 @@ def target(
   model: str,
   dtype: str,
   workload: Workload,
-  batch: int,
+  batches: Sequence[int],
   searches: Mapping[str, SearchConfig],
   topology: str,
   tensor: int | None = None,
 ) -> Target:
-  """What to compile for; `tensor` chips hold the model, None for as few as the plan needs.
+  """What to compile for: the largest batch that fits, on as few chips for a model as it needs.
 
-  A batch that the mesh does not divide is rounded up, as in a run.
+  Whether it fits is the plan's word; if nothing does, it is the smallest batch on all chips. A batch
+  that the mesh does not divide is rounded up, as in a run.
+
+  Args:
+    model: a name of `benchmark.SHAPES`.
+    dtype: a name of `loading.DTYPES`.
+    workload: lengths.
+    batches: prompts side by side, over all of the mesh, of which one is taken.
+    searches: the search of each method that searches.
+    topology: such as v5e:2x4.
+    tensor: chips that hold a model; None tries all numbers.
 
   Raises:
     DataError: no such model, chip or topology, or no libtpu.
@@ -107,13 +126,14 @@ def target(
   kv_heads = SHAPES[model].num_kv_heads
   count = mesh_of(topology, 1, kv_heads).size
   widths = [tensor] if tensor else [n for n in range(1, count + 1) if count % n == 0]
-  for width in widths:
-    mesh = mesh_of(topology, width, kv_heads)
-    shards = mesh.shape[DATA]
-    found = Target(model, dtype, workload, -(-batch // shards) * shards, searches, topology, mesh)
-    with backend.target("tpu"):
+  for batch in sorted(batches, reverse=True):
+    for width in widths:
+      mesh = mesh_of(topology, width, kv_heads)
+      shards = mesh.shape[DATA]
+      whole = -(-batch // shards) * shards
+      found = Target(model, dtype, workload, whole, searches, topology, mesh)
       if all(found.plan(one).total <= found.chip.memory for one in searches.values()):
-        break
+        return found
   return found
 
 
@@ -163,7 +183,8 @@ def _compiled(target: Target, method: str, program: str, search: SearchConfig) -
   lowering, begin = time.perf_counter() - begin, time.perf_counter()
   needed, priced, refused = None, None, None
   try:
-    compiled = lowered.compile()
+    with _not_kept():
+      compiled = lowered.compile()
     needed = bytes_needed(compiled)
     if program != "begin":
       priced = price(compiled, target.mesh.shape, method == "vanilla")
@@ -179,6 +200,18 @@ def _compiled(target: Target, method: str, program: str, search: SearchConfig) -
   return Compiled(
     method, program, lowering, compiling, plan.total if plan else None, needed, priced, refused
   )
+
+
+@contextlib.contextmanager
+def _not_kept() -> Iterator[None]:
+  """Within it no program goes into the compilation cache, which cannot read such a one again."""
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = getattr(jax.config, name)
+  jax.config.update(name, math.inf)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 def _lower(target: Target, plan: memory_plan.Plan | None, needed: int | None) -> str:
