@@ -234,7 +234,7 @@ def _summary(workdir: str, results: Sequence[Mapping], names: Sequence[str]) -> 
   """
   summary: dict[str, Any] = {"methods": {name: summarise(results, name) for name in names}}
   kept = directory.read_manifest(workdir)
-  if judge := kept["config"].get("verdict", {}).get("model", ""):
+  if judge := manifest.verdicts_by(kept):
     summary["verdicts_by"] = judge
   left_out = kept.get("left_out", {})
   if left_out:

@@ -191,6 +191,13 @@ def fault(manifest: Mapping[str, Any]) -> str:
   return ""
 
 
+def verdicts_by(manifest: Mapping[str, Any]) -> str:
+  """The model that gave a run's verdicts in place of its own; "" for self-evaluation."""
+  section = manifest["config"].get("verdict")
+  name = section.get("model") if isinstance(section, Mapping) else ""
+  return name if isinstance(name, str) else ""
+
+
 def dated(settings: Mapping[str, SessionConfig], kept: Mapping[str, Any]) -> dict[str, Any]:
   """Settings whose chat templates take the time of the run's first start for now.
 

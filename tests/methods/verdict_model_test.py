@@ -88,6 +88,9 @@ def test_who_judges_is_planned_named_and_remembered(model, other):
   assert from_config.load_on(named).verdict.fingerprint == other.fingerprint
   made = manifest.make(named, loaded, {"dialogue": config}, {"dialogue": []})
   assert made["helpers"]["verdict"] == other.fingerprint
+  assert manifest.verdicts_by(made) == other.name
+  for odd in ({}, {"verdict": 3}, {"verdict": {"model": [1]}}, {"verdict": {}}):
+    assert manifest.verdicts_by({"config": odd}) == ""
   said = table({"methods": {"rain": {"self_verdict": 0.5}}, "verdicts_by": other.name})
   assert f"by {other.name}: no self-evaluation" in said and "self verdict" not in said
 
