@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.methods import recording
+from rain_jax.methods import recording, recording_drafts
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
@@ -35,12 +35,14 @@ class SearchStep:
     nodes: every token set so far; a list that goes on growing.
     frames: what happened in this step.
     response: the response, once it has ended.
+    revocable: committed text may be taken back, until the response ends.
   """
 
   query: Query
   nodes: list[recording.Node]
   frames: list[recording.Frame]
   response: Response | None = None
+  revocable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,8 @@ def watch(
   after every step of a batch.
   """
   session_config = session.config
+  revocable = session_config.search.mode == "adaptive"
+  advance: Any = recording_drafts.advance if revocable else recording.advance
   for queries in session.batches(skip):
     held = dict(enumerate(queries))
     keys = {slot: query.key(seed) for slot, query in held.items()}
@@ -167,16 +171,14 @@ def watch(
     state = _begin(session, state, held)
     recorders = {slot: _recorder(session, query) for slot, query in held.items()}
     while recorders:
-      state, frames = recording.advance(
-        state, session.lm, session.params, session_config.search, recorders
-      )
+      state, frames = advance(state, session.lm, session.params, session_config.search, recorders)
       active = np.asarray(state.active)
       for slot, new in frames.items():
         recorder, response = recorders[slot], None
         if not active[slot]:
           response = _searched(session, decode.result(state, slot, held[slot]), state)
           response = _with_recording(session, response, recorders.pop(slot))
-        yield SearchStep(held[slot], recorder.nodes, new, response)
+        yield SearchStep(held[slot], recorder.nodes, new, response, revocable)
       if on_progress:
         on_progress(_progress(0, state))
 
@@ -237,7 +239,9 @@ def _recorder(session: Session, query: Query) -> recording.Recorder:
   piece = lambda before, ids: encoding.decode_response(
     session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
   )
-  return recording.Recorder(session.config.search, piece, lambda ids: session.decoded(query, ids))
+  search = session.config.search
+  kind = recording_drafts.Recorder if search.mode == "adaptive" else recording.Recorder
+  return kind(search, piece, lambda ids: session.decoded(query, ids))
 
 
 def _with_recording(session: Session, response: Response, recorder: recording.Recorder) -> Response:

@@ -187,3 +187,26 @@ class Model(scripted.TableModel):
 
 def _best(state: dict) -> Segment:
   return Segment(*(state[f"best_{name}"] for name in ("tokens", "length", "finish", "margin")))
+
+
+MODEL = Model(
+  types.SearchConfig(
+    mode="adaptive",
+    set_lengths=(1, 2, 3),
+    num_candidates=4,
+    max_children=7,
+    similarity_threshold=0.9,
+    grow_threshold=0.05,
+    min_visits=2,
+    value_threshold=0.6,
+    max_iterations=12,
+    extra_iterations=5,
+    max_nodes=160,
+    max_visited=40,
+    max_path=12,
+    draft_rows=2,
+    root_tries=4,
+    max_rewinds=3,
+    search_after=1,
+  )
+)
