@@ -3,7 +3,7 @@
 Adaptive RAIN drafts where a draft is good enough, takes back what leads nowhere, and searches where
 neither helps. A response is in one of two states, and each step does one thing to it:
 
-    DRAFT   `draft_rows` drafts after the committed text, each with a verdict on the text with it.
+    DRAFT   `root_rows` drafts after the committed text, each with a verdict on the text with it.
               the best is good             it is committed, and can be taken back; a fresh tree; DRAFT
               fewer than `root_tries`      DRAFT
               taken back < `search_after`, and there is a draft to take back   REWIND
@@ -84,7 +84,7 @@ def _draft(
   tries: int,
   config: SearchConfig,
 ) -> tuple[DecodeState, drafts.Drafts]:
-  """`draft_rows` more drafts in the responses of `mask` bool[B]; nothing is committed."""
+  """`drafts_at_once` more drafts in the responses of `mask` bool[B]; nothing is committed."""
   keys = jax.vmap(jax.random.fold_in)(state.keys, state.counters.steps)
   best, drafted = model.draft(params, state.model, mask, keys)
   types.check_state(drafted, state.model, "draft")
@@ -96,7 +96,7 @@ def _draft(
     finish=jnp.where(made.failed, types.FAILED, state.finish),
     tried=made.tried,
     counters=old.replace(
-      steps=old.steps + mask, drafts=old.drafts + jnp.where(mask, config.draft_rows, 0)
+      steps=old.steps + mask, drafts=old.drafts + jnp.where(mask, config.drafts_at_once, 0)
     ),
   )
   return state, made

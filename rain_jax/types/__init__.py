@@ -99,10 +99,11 @@ class SearchConfig:
     max_path: nodes between root and leaf (D).
     mode: "exact", the method; "segments", no search, but segment-level rejection; or "adaptive",
       drafts that can be taken back, and the search where they fail; see `rain_jax.decode.drafting`.
-    draft_rows: drafts of a segment sampled side by side (segments, adaptive).
+    draft_rows: drafts of a segment sampled side by side (segments).
     draft_tries: drafts after which the best so far is committed, whatever its margin (segments).
     draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments,
       adaptive).
+    root_rows: drafts of a segment sampled side by side (adaptive).
     root_tries: drafts after which a text is taken back or searched from, none being good
       (adaptive).
     max_rewinds: committed drafts that a response may take back (adaptive).
@@ -135,7 +136,8 @@ class SearchConfig:
   draft_rows: int = 4
   draft_tries: int = 16
   draft_threshold: float = 0.0
-  root_tries: int = 4
+  root_rows: int = 1
+  root_tries: int = 2
   max_rewinds: int = 8
   search_after: int = 8
 
@@ -167,6 +169,11 @@ class SearchConfig:
   def max_set_length(self) -> int:
     """Tokens of the longest token set (L)."""
     return max(self.set_lengths)
+
+  @property
+  def drafts_at_once(self) -> int:
+    """Drafts of a segment sampled side by side, in the modes that draft."""
+    return self.root_rows if self.mode == "adaptive" else self.draft_rows
 
   @property
   def draws(self) -> int:
@@ -345,7 +352,7 @@ class Drafter(Model, Protocol):
   """What segment-level rejection needs of a model, beside what a search does."""
 
   def draft(self, params: Any, state: Any, wanted: Array, keys: Array) -> tuple[Segment, Any]:
-    """Samples `draft_rows` drafts of the next segment of the texts `wanted` bool[B], and judges them.
+    """Samples `drafts_at_once` drafts of the next segment of the texts `wanted` bool[B], and judges them.
 
     Returns:
       The best so far since the last commit, these and earlier ones, and the state, which holds it.

@@ -50,7 +50,7 @@ def test_the_record_agrees_with_the_response_and_its_counters(recorded):
     assert {k: int(v[slot]) for k, v in vars(state.counters).items()} == result.counters
     frames = recorders[slot].frames
     of = lambda kind, frames=frames: [frame for frame in frames if frame.kind == kind]
-    assert len(of(recording.DRAFT)) * CONFIG.draft_rows == result.counters["drafts"]
+    assert len(of(recording.DRAFT)) * CONFIG.root_rows == result.counters["drafts"]
     assert len(of(recording.REWIND)) == result.counters["taken_back"]
     assert len(of(recording.COMMIT)) == result.counters["moves"]
     searched = [frame for frame in of(recording.COMMIT) if frame.reason != "draft"]
