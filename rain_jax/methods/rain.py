@@ -55,7 +55,7 @@ class BatchProgress:
     busy: prompts it is at.
     response_tokens: committed for them.
     tokens_forwarded: by the model, for them.
-    rewinds: of their searches.
+    rewinds: of their searches, and committed drafts that were taken back.
   """
 
   worker: int
@@ -135,8 +135,15 @@ def searches(
 
 
 def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
-  active, length, rewinds, forwarded = fetch(
-    (state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens)
+  counters = state.counters
+  active, length, forwarded, rewinds, taken_back = fetch(
+    (
+      state.active,
+      state.response_length,
+      state.model.usage.tokens,
+      counters.rewinds,
+      counters.taken_back,
+    )
   )
   of_active = lambda counts: int(counts[active].sum())
   return BatchProgress(
@@ -145,7 +152,7 @@ def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
     of_active(active),
     of_active(length),
     of_active(forwarded),
-    of_active(rewinds),
+    of_active(rewinds) + of_active(taken_back),
   )
 
 
