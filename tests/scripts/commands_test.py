@@ -237,9 +237,9 @@ def working_copy(path):
 
 def extend(monkeypatch):
   """Adds what a reader of docs/extending.md adds to the package's tables."""
-  for module, table in ((embedders, "EMBEDDERS"), (tasks, "TASKS"), (judges, "JUDGES")):
-    monkeypatch.setattr(module, table, dict(getattr(module, table)))
-  monkeypatch.setitem(METHODS, "shortest", None)  # is taken out again
+  added = {"shortest": METHODS, "riddles": tasks.TASKS, "solved": judges.JUDGES}
+  for name, registry in [*added.items(), ("counts", embedders.EMBEDDERS)]:
+    monkeypatch.setitem(registry, name, None)  # is taken out again
   for snippet in docs.blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), {})
 
