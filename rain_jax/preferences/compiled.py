@@ -64,7 +64,10 @@ class CompiledPreference:
   @property
   def digest(self) -> str:
     """sha256, in hex, of everything that a verdict reads besides what it is about."""
-    fields = (f for f in dataclasses.fields(self) if f.compare)
+    # `scored` where it says something: calibrations from before it was a field stay valid.
+    fields = (
+      f for f in dataclasses.fields(self) if f.compare and (f.name != "scored" or self.scored)
+    )
     read = repr([(field.name, getattr(self, field.name)) for field in fields])
     return hashlib.sha256(read.encode()).hexdigest()
 

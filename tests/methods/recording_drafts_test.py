@@ -26,7 +26,7 @@ def recorded():
   params = jax.tree.map(jnp.asarray, scripted_drafts.make_tables())
   state = decode.init(BATCH, MODEL.init(BATCH), CONFIG, MODEL.embedding_size, MODEL.longest)
   keys = {slot: jax.random.key(slot) for slot in range(BATCH)}
-  state = decode.begin(state, keys, CONFIG)
+  state = decode.refill_slots(state, keys, CONFIG)
   state = state.replace(model=MODEL.start(state.model, dict(enumerate(PROMPTS))))
   whole = lambda ids: spell((), ids)
   recorders = {s: recording_drafts.Recorder(CONFIG, spell, whole) for s in range(BATCH)}

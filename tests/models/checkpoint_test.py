@@ -124,6 +124,7 @@ def test_script_fails_in_one_line(tmp_path):
   assert "no config.json" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_models_on_meshes_of_eight_devices(tmp_path):
   """Runs checkpoint_sharded.py, since the number of devices is fixed when JAX starts."""
   for family in ("llama2", "qwen2"):

@@ -217,7 +217,7 @@ def test_verdicts_are_signs_or_means_of_margins():
 
 def test_a_correction_moves_margins_and_no_correction_leaves_the_published_rule():
   logits = jax.random.normal(jax.random.key(0), (50, 2, 40)) * 4
-  preference = SimpleNamespace(good_ids=((3,), (5, 6)), bad_ids=((4, 7), (3,)))
+  preference = SimpleNamespace(good_ids=((3,), (5, 6)), bad_ids=((4, 7), (3,)), scored=False)
   plain = self_evaluation.margins(preference, logits)
   chances = np.asarray(jax.nn.softmax(logits, -1))
   leads = np.asarray(self_evaluation.leads(preference, logits))

@@ -123,6 +123,7 @@ def test_slots_and_neighbours_do_not_matter(model):
   assert all(failing[n].tokens == together[n].tokens for n in failing)
 
 
+@pytest.mark.slow
 def test_every_committed_token_is_read_once_by_either_side(bpe_tokenizer, model, monkeypatch):
   """What was drafted is not read again when it is committed, and all that is read is counted."""
   calls = []
