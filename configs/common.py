@@ -15,9 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.adapter = ""  # LoRA adapter of PEFT to merge: a folder or a hub name
 
   config.verdict = ml_collections.ConfigDict()
-  config.verdict.model = (
-    ""  # another model that gives the verdicts, as model.path; "" the model itself
-  )
+  config.verdict.model = ""  # another model, as model.path, that gives the verdicts; "" for none
+  config.verdict.kind = "preference"  # how it is asked; reward for a model of scores
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   # fmt: off

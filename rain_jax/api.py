@@ -175,7 +175,7 @@ class Rain:
 
     Prompts get their places, from "0" on, as ids.
     """
-    if isinstance(prompts, str) or any(isinstance(prompt, Mapping) for prompt in prompts):
+    if isinstance(prompts, str) or not all(isinstance(p, (str, list, tuple)) for p in prompts):
       raise DataError(
         f"prompts={prompts!r:.60}: expected a list of texts, or of lists of messages."
       )

@@ -51,7 +51,7 @@ def main() -> None:
   loaded = from_config.load_on(config)
   if _DEMO.value:
     task = from_config.task_of(config, config["tasks"][0])
-    preference = preferences.load_preference(task.preference, loaded.tokenizer)
+    preference = preferences.load_preference(task.preference, loaded.judging.tokenizer)
     examples = preference_check.demo_examples(preference.name, _DEMO.value, config["seed"])
   if not named:
     _write_fit(check.fit(config, loaded))
@@ -66,7 +66,7 @@ def _check(config, loaded, examples) -> None:
   found = preference_check.check(loaded, session_config, examples, _LABELS.value, config["seed"])
   table = check.table(found)
   print(table)
-  title = f"{found.preference}, judged by {loaded.name}"
+  title = f"{found.preference}, judged by {loaded.judging.name}"
   folder = pathlib.Path(_OUT.value)
   folder.mkdir(parents=True, exist_ok=True)
   numbers = {"what": title, "versions": versions.versions(), **check.as_json(found)}

@@ -59,7 +59,8 @@ def main() -> None:
   embedder = embedders.find_embedder(**config["embedder"], tokenizer=loaded.tokenizer)
   tasks = [from_config.task_of(config, name) for name in config["tasks"]]
   settings = [
-    from_config.make_session_config(config, task, embedder, loaded.tokenizer) for task in tasks
+    from_config.make_session_config(config, task, embedder, loaded.judging.tokenizer)
+    for task in tasks
   ]
   name = pathlib.PurePath(config["model"]["path"]).name
   cli.on_sigterm()  # or the signal would end the process once all is answered

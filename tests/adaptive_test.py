@@ -12,28 +12,7 @@ from rain_jax import decode, types
 from tests.helpers import adaptive_oracle, invariants, scripted, scripted_drafts
 
 BATCH, COUNT = 32, 500
-MODEL = scripted_drafts.Model(
-  types.SearchConfig(
-    mode="adaptive",
-    set_lengths=(1, 2, 3),
-    num_candidates=4,
-    max_children=7,
-    similarity_threshold=0.9,
-    grow_threshold=0.05,
-    min_visits=2,
-    value_threshold=0.6,
-    max_iterations=12,
-    extra_iterations=5,
-    max_nodes=160,
-    max_visited=40,
-    max_path=12,
-    draft_rows=2,
-    root_tries=4,
-    max_rewinds=3,
-    search_after=1,
-  )
-)
-CONFIG = MODEL.config
+MODEL, CONFIG = scripted_drafts.MODEL, scripted_drafts.MODEL.config
 PROMPTS = scripted.make_prompts(COUNT, seed=7, shortest=2, longest=MODEL.longest)
 # Ours -> the plain program's.
 COUNTERS = dict(

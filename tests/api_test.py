@@ -10,6 +10,7 @@ import rain_jax
 from rain_jax import api, methods, tasks, types
 from rain_jax.methods import events, recording
 from rain_jax.preferences import load_preference
+from rain_jax.text import formats
 from tests.helpers import small_runs
 from tests.helpers.events import follow
 from tests.helpers.repository import ROOT
@@ -97,12 +98,12 @@ def test_a_stream_ends_in_the_response(model):
 
 def test_a_preference_brings_the_format_and_the_variant_of_its_task():
   session_config = api.make_session_config("truthful", api.Config())
-  assert session_config.format == tasks.QUESTION and session_config.search.rollout_to_eos
-  own = api.make_session_config("truthful", api.Config(format=tasks.DIALOGUE, variant="harmless"))
-  assert own.format == tasks.DIALOGUE and not own.search.rollout_to_eos
+  assert session_config.format == formats.QUESTION and session_config.search.rollout_to_eos
+  own = api.make_session_config("truthful", api.Config(format=formats.DIALOGUE, variant="harmless"))
+  assert own.format == formats.DIALOGUE and not own.search.rollout_to_eos
   plain = load_preference("positive")
   renamed = type(plain)(**{**vars(plain), "name": "my own"})
-  assert api.make_session_config(renamed, api.Config()).format == tasks.DIALOGUE
+  assert api.make_session_config(renamed, api.Config()).format == formats.DIALOGUE
   assert (
     api.make_session_config("harmless", api.Config(search={"min_visits": 9})).search.min_visits == 9
   )

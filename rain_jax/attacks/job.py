@@ -50,6 +50,10 @@ def run(
     )
   if len(config["tasks"]) != 1:
     raise AttackError(f"tasks={config['tasks']}: expected one task, whose prompts are attacked.")
+  if config.get("verdict", {}).get("model"):
+    raise AttackError(
+      "verdict.model: attacks are made against a model's own verdicts; leave it away."
+    )
   # Goals as they are: suffixes are what is sought.
   task = dataclasses.replace(from_config.task_of(config, config["tasks"][0]), suffixes="")
   records = from_config.records_of(config, task)

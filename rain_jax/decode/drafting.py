@@ -3,7 +3,7 @@
 Adaptive RAIN drafts where a draft is good enough, takes back what leads nowhere, and searches where
 neither helps. A response is in one of two states, and each step does one thing to it:
 
-    DRAFT   `draft_rows` drafts after the committed text, each with a verdict on the text with it.
+    DRAFT   `root_rows` drafts after the committed text, each with a verdict on the text with it.
               the best is good             it is committed, and can be taken back; a fresh tree; DRAFT
               fewer than `root_tries`      DRAFT
               taken back < `search_after`, and there is a draft to take back   REWIND
@@ -55,20 +55,22 @@ def adaptive_step(
   # Most steps have no tree that searches, or none that drafts: that half costs nothing then.
   state, left = jax.lax.cond(
     drafting.any(),
-    lambda state: _draft_or_leave(state, model, params, drafting, config),
+    lambda state: draft_round(state, model, params, drafting, config)[::2],
     lambda state: (state, none),
     state,
   )
   state, given_up = jax.lax.cond(
     searching.any(),
-    lambda state: _search_or_give_up(state, model, params, searching, config),
+    lambda state: after_search(
+      *exact.iterate(state, model, params, config, searching)[:2], model, params, config
+    ),
     lambda state: (state, none),
     state,
   )
   back = left | given_up
   return jax.lax.cond(
     back.any(),
-    lambda state: _rewind(state, model, params, back, config),
+    lambda state: rewind(state, model, params, back, config),
     lambda state: state,
     state,
   )
@@ -82,7 +84,7 @@ def _draft(
   tries: int,
   config: SearchConfig,
 ) -> tuple[DecodeState, drafts.Drafts]:
-  """`draft_rows` more drafts in the responses of `mask` bool[B]; nothing is committed."""
+  """`drafts_at_once` more drafts in the responses of `mask` bool[B]; nothing is committed."""
   keys = jax.vmap(jax.random.fold_in)(state.keys, state.counters.steps)
   best, drafted = model.draft(params, state.model, mask, keys)
   types.check_state(drafted, state.model, "draft")
@@ -94,7 +96,7 @@ def _draft(
     finish=jnp.where(made.failed, types.FAILED, state.finish),
     tried=made.tried,
     counters=old.replace(
-      steps=old.steps + mask, drafts=old.drafts + jnp.where(mask, config.draft_rows, 0)
+      steps=old.steps + mask, drafts=old.drafts + jnp.where(mask, config.drafts_at_once, 0)
     ),
   )
   return state, made
@@ -118,10 +120,10 @@ def _commit_draft(
   )
 
 
-def _draft_or_leave(
+def draft_round(
   state: DecodeState, model: types.Reviser, params: Any, drafting: Array, config: SearchConfig
-) -> tuple[DecodeState, Array]:
-  """DRAFT in the responses of `drafting` bool[B]: the state, and which go back, bool[B]."""
+) -> tuple[DecodeState, drafts.Drafts, Array]:
+  """DRAFT in the responses of `drafting` bool[B]: the state, the drafts, and which go back, bool[B]."""
   state, made = _draft(state, model, params, drafting, config.root_tries, config)
   before = state.response_length
   state = _commit_draft(state, model, params, made.best, made.good)
@@ -134,20 +136,20 @@ def _draft_or_leave(
     return jnp.where(made.good[:, None], longer, stack)
 
   state = replanted(state, made.good, config)
-  return state.replace(
+  state = state.replace(
     revocable=Revocable(
       searching=held.searching | (made.over & ~back),
       begin=pushed(held.begin, before),
       end=pushed(held.end, state.response_length),
     )
-  ), back
+  )
+  return state, made, back
 
 
-def _search_or_give_up(
-  state: DecodeState, model: types.Reviser, params: Any, searching: Array, config: SearchConfig
+def after_search(
+  state: DecodeState, due: Array, model: types.Reviser, params: Any, config: SearchConfig
 ) -> tuple[DecodeState, Array]:
-  """SEARCH in the responses of `searching` bool[B]: the state, and which go back, bool[B]."""
-  state, due, _ = exact.iterate(state, model, params, config, searching)
+  """Ends SEARCH in the responses that are `due` bool[B]: the state, and which go back, bool[B]."""
   trusted = jax.vmap(lambda tree: exact.trusted(tree, config))(state.tree)
   back = due & ~trusted & _can_rewind(state, config)
   moving = due & ~back
@@ -165,7 +167,7 @@ def _search_or_give_up(
 
 
 @jax.named_scope("rewind")
-def _rewind(
+def rewind(
   state: DecodeState, model: types.Reviser, params: Any, back: Array, config: SearchConfig
 ) -> DecodeState:
   """REWIND in the responses of `back` bool[B]."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from rain_jax.methods.rain import BatchProgress, rain
+from rain_jax.methods.rain import BatchProgress, SearchStep, rain, watch
 from rain_jax.methods.session import Response, Session
 from rain_jax.types import SearchConfig
 
@@ -25,6 +25,16 @@ def adaptive(
     on_progress: called every few steps.
   """
   yield from rain(session.searching(with_drafts(session.config.search)), seed, skip, on_progress)
+
+
+def watch_adaptive(
+  session: Session,
+  seed: int,
+  skip: frozenset[str] = frozenset(),
+  on_progress: Callable[[BatchProgress], None] | None = None,
+) -> Iterator[SearchStep]:
+  """As `adaptive`, step by step, see `rain.watch`."""
+  yield from watch(session.searching(with_drafts(session.config.search)), seed, skip, on_progress)
 
 
 def with_drafts(search: SearchConfig) -> SearchConfig:

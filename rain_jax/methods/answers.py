@@ -42,7 +42,8 @@ def answers(session: Session, responses: Sequence[tuple[str, Sequence[int]]]) ->
   """
   asked = {query.record.id: query.evaluating for query in session.queries}
   lengths = _judged(session, [response for _, response in responses])
-  ids = [[*asked[name], *said[:length]] for (name, said), length in zip(responses, lengths)]
+  spoken = session.preference.spoken
+  ids = [[*asked[name], *spoken(said[:length])] for (name, said), length in zip(responses, lengths)]
   suffixes = session.preference.suffix_ids
   longest = max(map(len, ids)) + sum(map(len, suffixes))
   size = max(_ROW, 128 * math.ceil(longest / 128))

@@ -43,15 +43,24 @@ class Reader:
 
   def __init__(self):
     self._root, self._trial = 0, ""
+    self._end = 0  # where the text that is committed, finally or not, ends
 
   def read(self, step: SearchStep) -> Iterator[Event]:
     """The events of one step; all of them have to be taken before the next step."""
     for frame in step.frames:
-      for event in _of_frame(step.nodes, frame, self._root, self._trial):
+      told = _of_revocable if step.revocable else _of_frame
+      for event in told(step.nodes, frame, self._root, self._trial):
         self._trial = _after(event, self._trial)
         yield event
-      self._root = self._root if frame.node is None else frame.node
+      self._end = self._end if frame.node is None else frame.node
+      self._root = self._root if step.revocable else self._end
     if step.response is not None:
+      if step.revocable:
+        text = _text(step.nodes, self._end)
+        if self._trial != text:
+          yield Event(REWIND, self._trial[len(text) :])
+        yield Event(COMMIT, text, ends=True)
+        self._trial = ""
       if self._trial:
         yield Event(REWIND, self._trial)
       yield Event(END, step.response.text, response=step.response)
@@ -71,6 +80,27 @@ def _of_frame(
     if not trial.startswith(node.text):
       yield from _replaced(trial, node.text)
     yield Event(COMMIT, node.text, ends=node.finish != _RUNNING)
+
+
+def _of_revocable(
+  nodes: Sequence[recording.Node], frame: recording.Frame, root: int, trial: str
+) -> Iterator[Event]:
+  """The events of a frame where nothing is final before the end: all text stays on trial."""
+  if frame.visits:
+    visit = frame.visits[-1]
+    text = _text(nodes, visit.node) + visit.rollout
+    yield from _replaced(trial, text, visit.verdict, visit.finish != _RUNNING)
+  elif frame.node is not None:
+    text = _text(nodes, frame.node)
+    if frame.kind == recording.REWIND:
+      yield Event(REWIND, trial[len(text) :])
+    elif not trial.startswith(text):
+      yield from _replaced(trial, text)
+
+
+def _text(nodes: Sequence[recording.Node], node: int) -> str:
+  """The text from the beginning of the response to the end of a node."""
+  return "".join(nodes[one].text for one in recording.path(nodes, node))
 
 
 def _replaced(

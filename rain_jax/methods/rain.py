@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rain_jax import decode, types
-from rain_jax.methods import recording, thoughts
+from rain_jax.methods import recording, recording_drafts, thoughts
 from rain_jax.methods.responses import responded, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
@@ -35,12 +35,14 @@ class SearchStep:
     nodes: every token set so far; a list that goes on growing.
     frames: what happened in this step.
     response: the response, once it has ended.
+    revocable: committed text may be taken back, until the response ends.
   """
 
   query: Query
   nodes: list[recording.Node]
   frames: list[recording.Frame]
   response: Response | None = None
+  revocable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class BatchProgress:
     busy: prompts it is at.
     response_tokens: committed for them.
     tokens_forwarded: by the model, for them.
-    rewinds: of their searches.
+    rewinds: of their searches, and committed drafts that were taken back.
   """
 
   worker: int
@@ -165,8 +167,15 @@ def committed(session: Session, state: decode.DecodeState) -> list[list[int]]:
 
 
 def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
-  active, length, rewinds, forwarded = fetch(
-    (state.active, state.response_length, state.counters.rewinds, state.model.usage.tokens)
+  counters = state.counters
+  active, length, forwarded, rewinds, taken_back = fetch(
+    (
+      state.active,
+      state.response_length,
+      state.model.usage.tokens,
+      counters.rewinds,
+      counters.taken_back,
+    )
   )
   of_active = lambda counts: int(counts[active].sum())
   return BatchProgress(
@@ -175,7 +184,7 @@ def _progress(worker: int, state: decode.DecodeState) -> BatchProgress:
     of_active(active),
     of_active(length),
     of_active(forwarded),
-    of_active(rewinds),
+    of_active(rewinds) + of_active(taken_back),
   )
 
 
@@ -192,27 +201,30 @@ def watch(
   after every step of a batch.
   """
   session_config = session.config
-  by_id = {query.record.id: query for query in session.queries}
-  session, lost = thoughts.think(session, seed, skip)
-  for one in lost:
-    yield SearchStep(by_id[one.record.id], [], [], one)
-  for queries in session.batches(skip):
-    held = dict(enumerate(queries))
+  revocable = session_config.search.mode == "adaptive"
+  advance: Any = recording_drafts.advance if revocable else recording.advance
+  everyone = frozenset(query.record.id for query in session.queries)
+  for queries in list(session.batches(skip)):
+    by_id = {query.record.id: query for query in queries}
+    session, lost = thoughts.think(session, seed, everyone - by_id.keys())
+    for one in lost:
+      yield SearchStep(by_id[one.record.id], [], [], one)
+    held = dict(enumerate(q for q in session.queries if q.record.id in by_id))
+    if not held:
+      continue
     keys = {slot: query.key(seed) for slot, query in held.items()}
     state = decode.refill_slots(_empty_slots(session, session.slots), keys, session_config.search)
     state = _read_prompts(session, state, held)
     recorders = {slot: _recorder(session, query) for slot, query in held.items()}
     while recorders:
-      state, frames = recording.advance(
-        state, session.lm, session.params, session_config.search, recorders
-      )
+      state, frames = advance(state, session.lm, session.params, session_config.search, recorders)
       active = np.asarray(state.active)
       for slot, new in frames.items():
         recorder, response = recorders[slot], None
         if not active[slot]:
           response = searched(session, decode.result(state, slot, held[slot]), state)
           response = _with_recording(session, response, recorders.pop(slot))
-        yield SearchStep(held[slot], recorder.nodes, new, response)
+        yield SearchStep(held[slot], recorder.nodes, new, response, revocable)
       if on_progress:
         on_progress(_progress(0, state))
 
@@ -277,7 +289,9 @@ def _recorder(session: Session, query: Query) -> recording.Recorder:
   piece = lambda before, ids: encoding.decode_response(
     session.loaded.tokenizer, (query.proposing + list(before))[-16:], ids
   )
-  return recording.Recorder(session.config.search, piece, lambda ids: session.decoded(query, ids))
+  search = session.config.search
+  kind = recording_drafts.Recorder if search.mode == "adaptive" else recording.Recorder
+  return kind(search, piece, lambda ids: session.decoded(query, ids))
 
 
 def _with_recording(session: Session, response: Response, recorder: recording.Recorder) -> Response:

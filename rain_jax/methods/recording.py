@@ -8,7 +8,7 @@ those of a `Recording` never are.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from rain_jax import decode, types
 from rain_jax.types import Array, SearchConfig
 
 SEARCH, COMMIT, END = "search", "commit", "end"  # kinds of frames
+DRAFT, REWIND = "draft", "rewind"  # those of the adaptive mode
 _READ = (
   "root",
   "alive",
@@ -55,7 +56,7 @@ class Node:
     text: its text as it continues its parent's.
     finish: why the text ends here, a name of `types.FINISH_REASONS`.
     born: frame in which it appeared.
-    died: frame of the commit that discarded it, or None.
+    died: frame of the commit, or of the rewind, that discarded it, or None.
     committed: frame of its own commit, or None.
   """
 
@@ -94,15 +95,16 @@ class Frame:
 
   Attributes:
     step: number of the step.
-    kind: SEARCH, COMMIT, or END for a search that had nothing left to commit.
+    kind: SEARCH, COMMIT, or END for a search that had nothing left to commit; DRAFT for drafts of a
+      segment, the best of which is a visit's rollout, and REWIND where drafts are taken back.
     visits: leaves visited; one, unless `SearchConfig.leaves` says otherwise.
     grown: nodes that grew a child (dynamic node addition).
     changed: [node, *`Numbers`] of nodes that are new or whose numbers changed.
     similar: [visited, sibling, similarity] of siblings that shared a verdict.
-    rewound: the leaf from which the search went back, or None.
-    node: the node committed, or None.
-    reason: of a commit: "trusted", "limit" (of iterations), "room" (a capacity ran out)
-      or "inherited" (`SearchConfig.early_commit`).
+    rewound: the leaf from which the search went back, or the end of what was taken back, or None.
+    node: the node committed, or the one that the response went back to, or None.
+    reason: of a commit: "trusted", "limit" (of iterations), "room" (a capacity ran out),
+      "inherited" (`SearchConfig.early_commit`) or "draft".
   """
 
   step: int
@@ -336,10 +338,14 @@ class _Seen(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "config"), donate_argnames="state")
 def _iterate(
-  state: decode.DecodeState, model: types.Model, params: Any, config: SearchConfig
+  state: decode.DecodeState,
+  model: types.Model,
+  params: Any,
+  config: SearchConfig,
+  active: Array | None = None,
 ) -> tuple[decode.DecodeState, Array, Array, _Seen]:
   """`decode.iterate`: (state, due, full, seen)."""
-  state, due, info = decode.iterate(state, model, params, config)
+  state, due, info = decode.iterate(state, model, params, config, active)
   asked, answer = info.request, info.answer
   none = types.Rollout(jnp.zeros(asked.mode.shape + (0,), jnp.int32), asked.finish)
   rollout = none if answer.rollout is None else answer.rollout
@@ -367,21 +373,36 @@ def advance(
     recorders: one for each slot that is followed; its response must not have ended.
   """
   steps = np.array(state.counters.steps)
-  state, due, full, seen = _iterate(state, model, params, config)
-  # Copies: the buffers are donated to what comes next.
-  due, full = np.array(due), np.array(full)
-  seen = {name: np.array(array) for name, array in seen._asdict().items()}
-  trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
-  of = lambda arrays, slot: {name: array[slot] for name, array in arrays.items()}
-  frames = {
-    slot: [recorder.searched(int(steps[slot]), of(trees, slot), of(seen, slot))]
-    for slot, recorder in recorders.items()
-  }
+  state, due, full, frames = searched(state, model, params, config, recorders)
   if not due.any():
     return state, frames
   state = _move(state, model, params, due, config)
-  trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
-  for slot, recorder in recorders.items():
-    if due[slot]:
-      frames[slot] += recorder.moved(int(steps[slot]), of(trees, slot), bool(full[slot]))
+  for slot, tree in trees_of(state, [slot for slot in recorders if due[slot]]).items():
+    frames[slot] += recorders[slot].moved(int(steps[slot]), tree, bool(full[slot]))
   return state, frames
+
+
+def searched(
+  state: decode.DecodeState,
+  model: types.Model,
+  params: Any,
+  config: SearchConfig,
+  recorders: Mapping[int, Recorder],
+  active: np.ndarray | None = None,
+) -> tuple[decode.DecodeState, np.ndarray, np.ndarray, dict[int, list[Frame]]]:
+  """`decode.iterate`, watched: the state, which trees are due and which are full, and the frames."""
+  steps = np.array(state.counters.steps)
+  state, due, full, seen = _iterate(state, model, params, config, active)
+  # Copies: the buffers are donated to what comes next.
+  host = {name: np.array(array) for name, array in seen._asdict().items()}
+  frames = {
+    slot: [recorders[slot].searched(int(steps[slot]), tree, {n: a[slot] for n, a in host.items()})]
+    for slot, tree in trees_of(state, recorders).items()
+  }
+  return state, np.array(due), np.array(full), frames
+
+
+def trees_of(state: decode.DecodeState, slots: Iterable[int]) -> dict[int, dict[str, np.ndarray]]:
+  """What a `Recorder` reads of the trees in some slots, copied."""
+  trees = {name: np.array(getattr(state.tree, name)) for name in _READ}
+  return {slot: {name: array[slot] for name, array in trees.items()} for slot in slots}

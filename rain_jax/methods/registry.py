@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax.methods import defences
-from rain_jax.methods.adaptive import adaptive, with_drafts
+from rain_jax.methods.adaptive import adaptive, watch_adaptive, with_drafts
 from rain_jax.methods.choose import choose
 from rain_jax.methods.rain import SearchStep, rain, watch
 from rain_jax.methods.sampling import best_of_n, equal_samples, vanilla
@@ -55,7 +55,7 @@ METHODS = {
   "vanilla": Method(vanilla),
   "rain": Method(rain, search=lambda search: search, watch=watch),
   "segments": Method(segments, search=without_tree),
-  "adaptive": Method(adaptive, search=with_drafts),
+  "adaptive": Method(adaptive, search=with_drafts, watch=watch_adaptive),
   "best_of_n": Method(
     best_of_n,
     options=lambda config, stopping=never: {"samples": config["best_of_n"]["samples"]},

@@ -28,7 +28,7 @@ from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel, VerdictModel
 from rain_jax.policy.params import Correction, Override, make_params
 from rain_jax.policy.prompts import Prompt, padded
-from rain_jax.preferences import CompiledPreference, Preference, compile_preference
+from rain_jax.preferences import CompiledPreference, Preference, compile_preference, compile_scored
 from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
 from rain_jax.text import encoding, vocab
@@ -104,7 +104,11 @@ class SessionConfig:
     Raises:
       PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
     """
-    compiled = compile_preference(self.preference, loaded.judging.tokenizer, self.format)
+    judge = loaded.judging
+    if judge.model.config.scores:
+      compiled = compile_scored(self.preference, judge.tokenizer)
+    else:
+      compiled = compile_preference(self.preference, judge.tokenizer, self.format)
     if self.calibration is not None:
       self.calibration.check(loaded.judging.fingerprint, self.preference.label, compiled.digest)
     return compiled
@@ -246,7 +250,8 @@ class Session:
   def aligned_with(self) -> str:
     """The preference, and who is asked, for people."""
     by = self.loaded.verdict
-    return self.config.aligned_with + (f", judged by {one_line(by.name)}" if by else "")
+    how = "score of" if by and by.model.config.scores else "judged by"
+    return self.config.aligned_with + (f", {how} {one_line(by.name)}" if by else "")
 
   @property
   def mesh(self) -> jax.sharding.Mesh | None:

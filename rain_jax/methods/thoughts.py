@@ -23,10 +23,13 @@ from rain_jax.text import control, encoding, vocab
 from rain_jax.types import DataError
 
 _STREAM = 0x7468  # what a thought's random key is folded from; its answer's is the prompt's own
+_AHEAD = 8  # batches of thoughts before their answers: what a run that is stopped draws anew
+
+_Told = Callable[[Any], None] | None
 
 
 def think(
-  session: Session, seed: int, skip: frozenset[str] = frozenset()
+  session: Session, seed: int, skip: frozenset[str] = frozenset(), on_progress: _Told = None
 ) -> tuple[Session, list[Response]]:
   """The session with a thought after each prompt, drawn now or remembered.
 
@@ -36,6 +39,7 @@ def think(
     session: with the prompts.
     seed: of the run; a thought depends on it and on the prompt alone.
     skip: ids of prompts to leave as they are.
+    on_progress: called after each batch of thoughts, with None.
 
   Returns:
     The session, and responses to the prompts that it lost: their thoughts did not end.
@@ -49,8 +53,11 @@ def think(
   ]
   known = session.thoughts
   new = [query for query in due if (seed, query.record.id) not in known]
-  if new:
-    known.update({(seed, name): found for name, found in _drawn(session, new, seed)})
+  for begin in range(0, len(new), session.slots):
+    drawn = _drawn(session, new[begin : begin + session.slots], seed)
+    known.update({(seed, name): found for name, found in drawn})
+    if on_progress:
+      on_progress(None)
   found = {query.record.id: known[seed, query.record.id] for query in due}
   lost = [one for one in found.values() if isinstance(one, Response)]
   gone = {one.record.id for one in lost}
@@ -66,20 +73,34 @@ def thinking(method: Callable[..., Iterator[Response]]) -> Callable[..., Iterato
     session: Session,
     seed: int,
     skip: frozenset[str] = frozenset(),
-    on_progress: Callable[[Any], None] | None = None,
+    on_progress: _Told = None,
     **options: Any,
   ) -> Iterator[Response]:
-    session, lost = think(session, seed, skip)
-    yield from lost
-    yield from method(session, seed, skip, on_progress, **options)
+    if not session.config.format.thinking:
+      yield from method(session, seed, skip, on_progress, **options)
+      return
+    names = [query.record.id for query in session.queries]
+    waiting = [name for name in names if name not in skip]
+    size = _AHEAD * session.slots
+    for begin in range(0, len(waiting), size):
+      # All others are left out, not taken away: a batch stays as large as it is.
+      others = frozenset(names) - frozenset(waiting[begin : begin + size])
+      session, lost = think(session, seed, others, on_progress)
+      yield from lost
+      yield from method(session, seed, others, on_progress, **options)
 
   return run
+
+
+@functools.lru_cache(maxsize=2)
+def _tables(tokenizer: Any, stops: tuple[str, ...], size: int) -> vocab.TokenTables:
+  return vocab.build_tables(tokenizer, stops, vocab_size=size)
 
 
 def _drawn(
   session: Session, queries: Sequence[Query], seed: int
 ) -> Iterator[tuple[str, Query | Response]]:
-  """Each prompt's id, with the prompt and its thought, or why there is no end to it."""
+  """The ids of a batch's prompts, with prompt and thought, or why there is no end to it."""
   tokenizer, form = session.loaded.tokenizer, session.config.format
   mark = form.think_end.strip()
   token = control.control_tokens(tokenizer).get(mark)
@@ -88,25 +109,22 @@ def _drawn(
   if token is not None:
     eos = (*lm.config.eos_ids, token)
     lm = dataclasses.replace(lm, config=dataclasses.replace(lm.config, eos_ids=eos))
-  tables = vocab.build_tables(
-    tokenizer, () if token is not None else (mark,), vocab_size=lm.config.vocab_size
-  )
+  tables = _tables(tokenizer, () if token is not None else (mark,), lm.config.vocab_size)
   if session.mesh is not None:
     tables = jax.device_put(tables, NamedSharding(session.mesh, PartitionSpec()))
   params = {**session.params, "tables": tables}
-  sampled = session.answering(queries)
-  sampled.max_prompt -= session.thought_room // 32 * 32  # the room is for what is drawn
-  for batch in sampled.batches(frozenset()):
-    padded = sampled.padded(batch)
-    keys = jax.numpy.stack([jax.random.fold_in(query.key(seed), _STREAM) for query in padded])
-    prompts = sampled.prompts(padded, "proposing")
-    drawn = fetch(whole_responses.sample(lm, params, prompts, keys, 0, 1, session.mesh))
-    for row, query in enumerate(batch):
-      ids = drawn.tokens[row, 0, : drawn.length[row, 0]].tolist()
-      finish = int(drawn.finish[row, 0])
-      ended = ids[-1:] == [token] if token is not None else finish == types.STOP
-      work = work_of([drawn.calls[row]], [drawn.forwarded[row]]) | {"thought_tokens": len(ids)}
-      yield query.record.id, _after(session, query, ids, finish, ended, work, opening)
+  rows = session.padded(queries)
+  keys = jax.numpy.stack([jax.random.fold_in(query.key(seed), _STREAM) for query in rows])
+  bare = session.answering(queries)
+  bare.max_prompt -= session.thought_room // 32 * 32  # the room is for what is drawn
+  prompts = bare.prompts(rows, "proposing")
+  drawn = fetch(whole_responses.sample(lm, params, prompts, keys, 0, 1, session.mesh))
+  for row, query in enumerate(queries):
+    ids = drawn.tokens[row, 0, : drawn.length[row, 0]].tolist()
+    finish = int(drawn.finish[row, 0])
+    ended = ids[-1:] == [token] if token is not None else finish == types.STOP
+    work = work_of([drawn.calls[row]], [drawn.forwarded[row]]) | {"thought_tokens": len(ids)}
+    yield query.record.id, _after(session, query, ids, finish, ended, work, opening)
 
 
 def _after(

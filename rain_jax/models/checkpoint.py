@@ -105,9 +105,23 @@ def restore(
   return Model(config, model.graphdef, params)
 
 
-def read_config(source: str | pathlib.Path) -> ModelConfig:
-  """The model config of a checkpoint in any format; raises CheckpointError."""
+def check_scores(folder: pathlib.Path) -> None:
+  """Raises CheckpointError where a reward model cannot be read from."""
+  if folder.is_file() or (folder / _MARKER).is_file():
+    raise CheckpointError(
+      f"{folder}: reward models are read in the Hugging Face format only: name such a folder"
+    )
+
+
+def read_config(source: str | pathlib.Path, scores: bool = False) -> ModelConfig:
+  """The model config of a checkpoint in any format; raises CheckpointError.
+
+  With `scores` it has to be a reward model's.
+  """
   folder = hf.resolve(source)
+  if scores:
+    check_scores(folder)
+    return hf.read_config(folder, scores)
   if folder.is_file():
     return gguf.read_config(folder)
   return _read_marker(folder)[1] if (folder / _MARKER).is_file() else hf.read_config(folder)
@@ -133,6 +147,7 @@ def load_model(
   rules: Rules = Rules(),
   revision: str | None = None,
   adapter: str | pathlib.Path | None = None,
+  scores: bool = False,
 ) -> Model:
   """Loads a model from a converted folder, a Hugging Face folder, a GGUF file, or the hub.
 
@@ -145,7 +160,7 @@ def load_model(
     mesh: where to put the parameters; None for the default device.
     rules: how they are split over the mesh.
     revision: branch, tag or commit of a hub repository.
-    adapter: see `hf.load`; of the Hugging Face format only.
+    adapter, scores: see `hf.load`; of the Hugging Face format only.
 
   Raises:
     CheckpointError: in one line, what is wrong with the checkpoint or its adapter.
@@ -156,6 +171,8 @@ def load_model(
       f"{folder}: adapters are merged into safetensors of the Hugging Face format: name such a"
       " folder, or convert with scripts/convert_checkpoint.py --adapter"
     )
+  if scores:
+    check_scores(folder)
   if (folder / _MARKER).is_file():
     return restore(
       folder, param_dtype=param_dtype, compute_dtype=compute_dtype, mesh=mesh, rules=rules
@@ -166,7 +183,7 @@ def load_model(
   return (
     gguf.load(folder, **options)
     if folder.is_file()
-    else hf.load(folder, adapter=adapter, **options)
+    else hf.load(folder, adapter=adapter, scores=scores, **options)
   )
 
 

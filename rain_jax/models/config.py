@@ -78,6 +78,8 @@ class ModelConfig:
   `scaled_embedding` multiplies what the table gives by the root of `hidden_size`. Layers with a
   window rotate by `local_rope_theta`, unscaled, if it is given; those marked in `unrotated_layers`
   (one flag per layer, or empty) do not rotate at all.
+
+  A reward model has `scores`: one number in place of the logits of a vocabulary.
   """
 
   vocab_size: int
@@ -110,6 +112,7 @@ class ModelConfig:
   logit_cap: float | None = None
   local_rope_theta: float | None = None
   unrotated_layers: tuple[bool, ...] = ()
+  scores: bool = False
 
   def __post_init__(self):
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
@@ -152,9 +155,14 @@ class ModelConfig:
 
   @classmethod
   def from_hf(
-    cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+    cls,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any] | None = None,
+    scores: bool = False,
   ) -> "ModelConfig":
     """Reads the contents of `config.json` and, where there is one, `generation_config.json`.
+
+    With `scores` it has to be that of a reward model, a classifier of one label.
 
     End-of-sequence ids are the union of both files: chat models often list the end of a turn
     only in the second.
@@ -170,7 +178,9 @@ class ModelConfig:
         f"model_type {model_type!r:.60} in config.json is not supported{hint}, "
         f"expected one of {', '.join(MODEL_TYPES)}"
       )
-    _check_architectures(config.get("architectures"))
+    _check_architectures(config.get("architectures"), scores)
+    if scores:
+      _check_one_label(config)
     config = {**_SILENT.get(model_type, {}), **config}
     family = _FAMILIES[model_type]
     _check_supported(config, model_type, _ACTIVATIONS[family.get("activation", "silu")])
@@ -198,7 +208,7 @@ class ModelConfig:
       rms_norm_eps=values.number(config, "rms_norm_eps", 1e-6),
       rope_theta=theta,
       rope_scaling=scaling,
-      tie_embeddings=values.flag(config, "tie_word_embeddings"),
+      tie_embeddings=values.flag(config, "tie_word_embeddings") and not scores,
       attention_bias=bias or model_type == "qwen2",
       attention_output_bias=bias,
       mlp_bias=values.flag(config, "mlp_bias"),
@@ -209,9 +219,10 @@ class ModelConfig:
       max_position=values.size(config, "max_position_embeddings", 2048),
       score_size=values.optional_number(config, "query_pre_attn_scalar"),
       score_cap=values.optional_number(config, "attn_logit_softcapping"),
-      logit_cap=values.optional_number(config, "final_logit_softcapping"),
+      logit_cap=None if scores else values.optional_number(config, "final_logit_softcapping"),
       local_rope_theta=local,
       unrotated_layers=unrotated,
+      scores=scores,
       **family,
     )
 
@@ -235,17 +246,34 @@ class ModelConfig:
     return dataclasses.asdict(self)
 
 
-def _check_architectures(found: Any) -> None:
+def _check_architectures(found: Any, scores: bool) -> None:
   """A classifier has the layers of a language model, and no output table to write with."""
-  if found is None:
+  if found is None and not scores:
     return
   if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
     raise ValueError(f"architectures = {found!r:.60} in config.json, expected a list of names")
+  if scores:
+    if not any(name.endswith("ForSequenceClassification") for name in found):
+      raise ValueError(
+        f"architectures = {found!r:.60} in config.json: that is no reward model, expected one whose"
+        " name ends in ForSequenceClassification"
+      )
+    return
   others = [name for name in found if "For" in name and not name.endswith("ForCausalLM")]
   if others and len(others) == len(found):
     raise ValueError(
       f"architectures = {others[0]!r:.60} in config.json: that is no language model (a classifier,"
       " perhaps), expected one whose name ends in ForCausalLM"
+    )
+
+
+def _check_one_label(config: Mapping[str, Any]) -> None:
+  """Classifiers of several labels, and those that say nothing and mean two, are no reward models."""
+  names = config.get("id2label")
+  count = len(names) if isinstance(names, Mapping) else config.get("num_labels", 2)
+  if count != 1:
+    raise ValueError(
+      f"{count!r:.60} labels in config.json (id2label), expected one, whose score is the reward"
     )
 
 

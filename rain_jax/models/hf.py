@@ -64,6 +64,7 @@ _AFTER: Layout = {
   "layers/mlp_norm/scale": (_LAYER + "pre_feedforward_layernorm.weight", "embed"),
   "layers/mlp_post_norm/scale": (_LAYER + "post_feedforward_layernorm.weight", "embed"),
 }
+_SCORE: Layout = {"head/weight": ("score.weight", "vocab embed")}
 _WHOLE: Layout = {
   "layers/q_norm/scale": (_LAYER + "self_attn.q_norm.weight", "heads*head"),
   "layers/k_norm/scale": (_LAYER + "self_attn.k_norm.weight", "kv_heads*head"),
@@ -91,7 +92,8 @@ TOKENIZER_FILES = (
 def layout_of(config: ModelConfig) -> Layout:
   """`LAYOUT` as a family has it."""
   after = _AFTER if config.norms != "before" else {}
-  return {**LAYOUT, **after, **(_WHOLE if config.qk_norm_whole else {})}
+  whole = _WHOLE if config.qk_norm_whole else {}
+  return {**LAYOUT, **after, **whole, **(_SCORE if config.scores else {})}
 
 
 def resolve(source: str | pathlib.Path, revision: str | None = None) -> pathlib.Path:
@@ -194,8 +196,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return contents
 
 
-def read_config(folder: pathlib.Path) -> ModelConfig:
-  """The model config of a checkpoint folder. Raises CheckpointError if it cannot be used."""
+def read_config(folder: pathlib.Path, scores: bool = False) -> ModelConfig:
+  """The model config of a checkpoint folder. Raises CheckpointError if it cannot be used.
+
+  With `scores` it has to be that of a reward model, and without, of a language model.
+  """
   path = folder / "config.json"
   if not path.is_file():
     if files := sorted(folder.glob("*.gguf")):
@@ -211,7 +216,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
   config, generation = read_json(path), folder / "generation_config.json"
   extra = read_json(generation) if generation.is_file() else None
   try:
-    return ModelConfig.from_hf(config, extra)
+    return ModelConfig.from_hf(config, extra, scores)
   except ValueError as error:
     raise CheckpointError(f"{folder}: {error}") from error
 
@@ -293,7 +298,7 @@ class _Tensors:
 
   def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raises CheckpointError unless the tensors are those expected, in name, shape and dtype."""
-    if heads := self._file.keys() & {"score.weight", "classifier.weight"}:
+    if heads := self._file.keys() & {"score.weight", "classifier.weight"} - expected.keys():
       raise CheckpointError(
         f"{self._folder}: {heads.pop()} makes this a classifier, expected a language model"
       )
@@ -339,6 +344,7 @@ def load(
   rules: Rules = Rules(),
   revision: str | None = None,
   adapter: str | pathlib.Path | None = None,
+  scores: bool = False,
 ) -> Model:
   """Loads a checkpoint folder or hub repository in the Hugging Face format.
 
@@ -351,12 +357,13 @@ def load(
     rules: how they are split over the mesh.
     revision: branch, tag or commit of a hub repository.
     adapter: folder or hub name of a LoRA adapter in PEFT's format, merged into what is read.
+    scores: it has to be a reward model, `*ForSequenceClassification` of one label.
 
   Raises:
     CheckpointError: in one line, what is wrong with the checkpoint or its adapter.
   """
   folder = resolve(source, revision)
-  config = read_config(folder)
+  config = read_config(folder, scores)
   added = None if adapter is None else read_adapter(resolve(adapter))
   with contextlib.ExitStack() as stack:
     tensors = _Tensors(folder, stack)

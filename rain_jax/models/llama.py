@@ -130,10 +130,8 @@ class Llama(nnx.Module):
     self.config = config
     self.compute_dtype = _supported("compute_dtype", compute_dtype, ("float32", "bfloat16"))
     param_dtype = _supported("param_dtype", param_dtype, ("float32", "bfloat16", "int8"))
-    table = functools.partial(
-      Table, config.vocab_size, config.hidden_size, param_dtype=param_dtype, rngs=rngs
-    )
-    self.embedding = table()
+    table = functools.partial(Table, embed=config.hidden_size, param_dtype=param_dtype, rngs=rngs)
+    self.embedding = table(config.vocab_size)
     self.layers = Layers(config, param_dtype=param_dtype, rngs=rngs)
     self.final_norm = Norm(
       {"embed": config.hidden_size},
@@ -142,7 +140,8 @@ class Llama(nnx.Module):
       param_dtype=param_dtype,
       rngs=rngs,
     )
-    self.head = None if config.tie_embeddings else table()
+    outputs = 1 if config.scores else config.vocab_size
+    self.head = None if config.tie_embeddings else table(outputs)
 
   def __call__(
     self,
@@ -259,7 +258,10 @@ def forward(
 
 
 def unembed(graphdef: nnx.GraphDef, params: Params, hidden: jax.Array) -> jax.Array:
-  """Next-token logits, float32 [..., vocab], of hidden [..., hidden] that `forward` returned."""
+  """Next-token logits, float32 [..., vocab], of hidden [..., hidden] that `forward` returned.
+
+  Of a reward model float32 [..., 1], the score of the text so far.
+  """
   module, _, unembedding = _merged(graphdef, params)
   return module.logits(hidden, unembedding)
 

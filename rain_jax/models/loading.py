@@ -67,6 +67,7 @@ def load(
   mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
   revision: str = "",
   adapter: str = "",
+  scores: bool = False,
 ) -> LoadedModel:
   """Loads "demo", a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
 
@@ -76,6 +77,7 @@ def load(
     mesh_of: the mesh for a model of that shape; None keeps it on the default device.
     revision: branch, tag or commit of a hub repository; "" for its main branch.
     adapter: folder or hub name of a LoRA adapter to merge, see `hf.load`; "" for none.
+    scores: it has to be a reward model, see `hf.load`; otherwise a language model.
 
   Raises:
     CheckpointError: what is wrong with the checkpoint, its tokenizer or its adapter, in one line.
@@ -85,13 +87,13 @@ def load(
     raise CheckpointError(f"model.dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
   folder = folder_of(name, revision)
   compute = jnp.bfloat16 if dtype == "int8" else DTYPES[dtype]
-  config = read_config(folder)
+  config = read_config(folder, scores)
   mesh = mesh_of(config)
   dtypes = dict(param_dtype=DTYPES[dtype], compute_dtype=compute)
   check_weights(abstract_model(config, **dtypes), arrays.bytes_available(), mesh)
   tokenizer = load_tokenizer(folder)
   check_tokenizer(tokenizer, config, name)
-  model = load_model(folder, **dtypes, mesh=mesh, adapter=adapter or None)
+  model = load_model(folder, **dtypes, mesh=mesh, adapter=adapter or None, scores=scores)
   model = model if mesh is not None else laid_out(model)
   return LoadedModel(model, tokenizer, name, fingerprint(folder, adapter or None), mesh)
 

@@ -199,7 +199,7 @@ def temporaries(
     return gathered + max(decoding, rolling, evaluating)
 
   searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, 0)
-  drafting = largest(trees * search.draft_rows, L, 0, R)
+  drafting = largest(trees * search.drafts_at_once, L, 0, R)
   needed = {"exact": [searching], "segments": [drafting], "adaptive": [searching, drafting]}
   return max(needed[search.mode])
 

@@ -48,7 +48,7 @@ def pack(
   """Rows that hold all texts in their order, each with every suffix after it.
 
   Args:
-    texts: tokens of the conversations with the judged responses.
+    texts: tokens of the conversations with the judged responses, see `CompiledPreference.spoken`.
     suffixes: tokens of each reading's suffix.
     size: tokens of a row (T), as many as the longest text with its suffixes at least.
   """
@@ -109,7 +109,7 @@ def read(
   filled = positions != NO_POSITION
   hidden, _ = forward(
     *context.reader(lm, params, "evaluating"),
-    jnp.where(reading < 0, self_evaluation.spoken(lm.preference, tokens), tokens),
+    tokens,
     jnp.where(filled, positions + shift, NO_POSITION),
     prefix,
     sees,

@@ -112,8 +112,8 @@ def forget(drafted: Drafted, mask: Array) -> Drafted:
 def draft(
   lm: "LanguageModel", params: Params, state: "PolicyState", wanted: Array, keys: Array
 ) -> tuple[Segment, "PolicyState"]:
-  """Samples and judges `draft_rows` drafts in the trees `wanted` bool[B]; see `types.Drafter`."""
-  W = lm.search.draft_rows
+  """Samples and judges `drafts_at_once` drafts in the trees `wanted` bool[B]; see `types.Drafter`."""
+  W = lm.search.drafts_at_once
   state = _read_context(lm, params, state, wanted)
   drafted, rows = _held(state), lambda a: jnp.repeat(a[:, None], W, axis=1)
   # A draft ends with a sentence or a clause, however far the search's own rollouts go.

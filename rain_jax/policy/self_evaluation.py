@@ -225,8 +225,11 @@ def _store(tail: KV, new: KV, place: Array) -> KV:
 def leads(preference: CompiledPreference, logits: Array) -> Array:
   """Log-odds of the best good label against the best bad one, float32[..., readings].
 
-  NaN where the logits, float32[..., readings, vocab] after each suffix, are not finite.
+  NaN where the logits, float32[..., readings, vocab] after each suffix, are not finite. The lead of
+  a scored text is its score, float32[..., readings, 1].
   """
+  if preference.scored:
+    return jnp.where(sampling.not_finite(logits), jnp.nan, logits[..., 0])
   return _ahead(preference, logits, logits)
 
 
@@ -237,9 +240,11 @@ def margins(
 
   A difference of probabilities, positive exactly where the reading is good, NaN where
   the logits are not finite; `logits` are float32[..., readings, vocab] after each suffix.
-  By the method the probabilities are the labels'. With a correction they are those of being good
-  and of being bad, by the lead's distance from the offset.
+  By the method the probabilities are the labels'. With a correction, and of scored texts, they are
+  those of being good and of being bad, by the lead's distance from the offset.
   """
+  if correction is None and preference.scored:
+    return jnp.tanh(leads(preference, logits) / 2)
   if correction is None:
     return _ahead(preference, jax.nn.softmax(logits, axis=-1), logits)
   over = leads(preference, logits) - correction.offset

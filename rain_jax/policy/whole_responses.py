@@ -249,7 +249,7 @@ def _self_evaluate(
   in_text = at < judged[..., None]
   positions, tokens, valid = suffixes.after_text(
     jnp.broadcast_to(end[:, None, None] + at, samples.tokens.shape),
-    samples.tokens,
+    self_evaluation.spoken(lm.preference, samples.tokens),
     in_text,
     end[:, None] + judged,
     jnp.ones(judged.shape, bool),

@@ -27,6 +27,7 @@ class CompiledPreference:
     tokenizer: what the tokens belong to.
     control_ids: tokens of a response that the verdict reads as `stand_in`, or none.
     stand_in: a token of plain text.
+    scored: asks nothing: the text has the score of a reward model, which is the reading's lead.
   """
 
   prefix_ids: tuple[int, ...]
@@ -38,6 +39,7 @@ class CompiledPreference:
   tokenizer: Any = dataclasses.field(repr=False, compare=False)
   control_ids: tuple[int, ...] = ()
   stand_in: int = 0
+  scored: bool = False
 
   def conversation_ids(
     self, prompt: str, history: Sequence[str] = (), system: str = "", prefill: str = ""
@@ -49,8 +51,15 @@ class CompiledPreference:
     Raises:
       ValueError: if the text has no tokens of its own, see `encoding.encode_continuation`.
     """
+    if self.scored:
+      return tuple(formats.CHAT.encode(self.tokenizer, prompt, history, system, prefill)[0])
     text = formats.join_turns(self.conversation, prompt, history, system=system, prefill=prefill)
     return tuple(encoding.encode_continuation(self.tokenizer, text))
+
+  def spoken(self, response: Sequence[int]) -> list[int]:
+    """A response's tokens as a verdict reads them, control tokens as plain text."""
+    control = frozenset(self.control_ids)
+    return [self.stand_in if token in control else token for token in response]
 
   @property
   def digest(self) -> str:
@@ -115,6 +124,52 @@ def compile_preference(
     tokenizer=tokenizer,
     control_ids=tuple(control.control_ids(tokenizer)) if chat else (),
     stand_in=encode(_STAND_IN)[0] if chat else 0,
+  )
+
+
+def compile_scored(preference: Preference, tokenizer: Any) -> CompiledPreference:
+  """How a reward model reads a conversation: as its chat template puts it, the response last.
+
+  Of the preference only where a response is cut counts.
+
+  Args:
+    preference: what would be asked of a language model.
+    tokenizer: the reward model's, fast, of transformers.
+
+  Raises:
+    PreferenceError: there is no chat template, or none that puts an answer where it begins one.
+  """
+  if not getattr(tokenizer, "chat_template", None):
+    raise PreferenceError(
+      "verdict.kind=reward: the model's tokenizer has no chat template, by which it reads texts"
+    )
+  user = {"role": "user", "content": _PLACE}
+  try:
+    begun = chat.render(tokenizer, [user])
+    whole = chat.render(tokenizer, [user, {"role": "assistant", "content": _ANSWER}], False)
+  except ValueError as error:
+    raise PreferenceError(f"verdict.kind=reward: {error}") from None
+  before, _, after = whole.partition(_ANSWER)
+  if before.rstrip() != begun.rstrip() or whole.count(_ANSWER) != 1:
+    raise PreferenceError(
+      "verdict.kind=reward: the chat template puts answers elsewhere than it lets them begin"
+    )
+  suffix = tuple(encoding.encode_frame(tokenizer, after))
+  if not suffix:
+    raise PreferenceError(
+      "verdict.kind=reward: the chat template puts nothing after an answer, where the score is read"
+    )
+  return CompiledPreference(
+    prefix_ids=(),
+    suffix_ids=(suffix,),
+    good_ids=((),),
+    bad_ids=((),),
+    cut=preference.cut == "last_full_stop",
+    conversation="",
+    tokenizer=tokenizer,
+    control_ids=tuple(control.control_ids(tokenizer)),
+    stand_in=encoding.encode_continuation(tokenizer, _STAND_IN)[0],
+    scored=True,
   )
 
 

@@ -32,7 +32,7 @@ _NUMBERS = {
 _NAMES = ("tasks", "methods")  # lists of which at least one is needed
 _TEXTS = (
   *("preference", "calibration", "judge", "model.path", "model.dtype", "search.variant"),
-  *("model.revision", "model.adapter", "verdict.model"),
+  *("model.revision", "model.adapter", "verdict.model", "verdict.kind"),
   *("prompts.path", "prompts.column", "prompts.text", "prompts.suffixes", "prompts.bad_rows"),
   *("format.name", "format.prefix", "format.template", "format.opening", "embedder.name"),
   *("format.thinking", "format.think_end", "prompts.behaviors"),
@@ -48,6 +48,7 @@ _TEXTS = (
   *("attack.target", "attack.control", "attack.best_of_n.against"),
 )
 REFUSE, SKIP = "refuse", "skip"
+PREFERENCE, REWARD = "preference", "reward"  # how a verdict's model is asked
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -72,6 +73,12 @@ def check(config: Mapping[str, Any]) -> None:
     raise DataError(
       f"prompts.bad_rows={values['prompts.bad_rows']!r:.60}: expected {REFUSE} or {SKIP}."
     )
+  if values.get("verdict.kind", PREFERENCE) not in (PREFERENCE, REWARD):
+    raise DataError(
+      f"verdict.kind={values['verdict.kind']!r:.60}: expected {PREFERENCE} or {REWARD}."
+    )
+  if values.get("verdict.kind") == REWARD and not values.get("verdict.model"):
+    raise DataError("verdict.kind=reward: set verdict.model to the reward model.")
 
 
 def _check_names(key: str, names: Any) -> None:

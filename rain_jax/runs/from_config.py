@@ -18,7 +18,7 @@ from rain_jax.models.loading import LoadedModel, load
 from rain_jax.models.sharding import make_mesh
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences.calibration import load_calibration
-from rain_jax.runs.config_check import SKIP
+from rain_jax.runs.config_check import REWARD, SKIP
 from rain_jax.tasks import Record, Task, find_task, load_behaviors, load_records, load_suffixes
 from rain_jax.tasks.rows import RowError
 from rain_jax.text.formats import find_format
@@ -140,7 +140,10 @@ def load_on(
   # Configurations of earlier versions have no such keys.
   options = {key: section.get(key, "") for key in ("revision", "adapter")}
   loaded = load(section["path"], section["dtype"], mesh_of, **options)
-  judge = config.get("verdict", {}).get("model", "")
-  if not judge:
+  verdict = config.get("verdict", {})
+  if not verdict.get("model", ""):
     return loaded
-  return loaded.judged_by(load(judge, section["dtype"], lambda _: loaded.mesh))
+  scores = verdict.get("kind") == REWARD
+  return loaded.judged_by(
+    load(verdict["model"], section["dtype"], lambda _: loaded.mesh, scores=scores)
+  )

@@ -44,7 +44,7 @@ _LATER_KEYS = {
   "format": {"thinking": "", "think_end": None},
   "limits": {"max_thought": SessionConfig.max_thought},
   "model": {"revision": "", "adapter": ""},
-  "verdict": {"model": ""},
+  "verdict": {"model": "", "kind": "preference"},
 }
 # Likewise of a format's, with their defaults.
 _LATER_FORMAT = {
@@ -189,6 +189,13 @@ def fault(manifest: Mapping[str, Any]) -> str:
   if not isinstance(left_out, dict) or not all(isinstance(v, list) for v in left_out.values()):
     return f"left_out={left_out!r:.40}, expected lists by task"
   return ""
+
+
+def verdicts_by(manifest: Mapping[str, Any]) -> str:
+  """The model that gave a run's verdicts in place of its own; "" for self-evaluation."""
+  section = manifest["config"].get("verdict")
+  name = section.get("model") if isinstance(section, Mapping) else ""
+  return name if isinstance(name, str) else ""
 
 
 def dated(settings: Mapping[str, SessionConfig], kept: Mapping[str, Any]) -> dict[str, Any]:

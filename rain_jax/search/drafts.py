@@ -31,7 +31,7 @@ class Drafts(NamedTuple):
 
 
 def judge(best: Segment, tried: Array, mask: Array, tries: int, config: SearchConfig) -> Drafts:
-  """What `draft_rows` more drafts came to in the responses of `mask` bool[B].
+  """What `drafts_at_once` more drafts came to in the responses of `mask` bool[B].
 
   Args:
     best: these and earlier ones.
@@ -42,6 +42,6 @@ def judge(best: Segment, tried: Array, mask: Array, tries: int, config: SearchCo
   """
   failed = mask & jnp.isnan(best.margin)
   going = mask & ~failed
-  tried = jnp.where(mask, tried + config.draft_rows, tried)
+  tried = jnp.where(mask, tried + config.drafts_at_once, tried)
   good = going & (best.margin > config.draft_threshold)
   return Drafts(best, good, going & ~good & (tried >= tries), failed, tried)

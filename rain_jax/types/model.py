@@ -141,7 +141,7 @@ class Drafter(Model, Protocol):
   """What segment-level rejection needs of a model, beside what a search does."""
 
   def draft(self, params: Any, state: Any, wanted: Array, keys: Array) -> tuple[Segment, Any]:
-    """Samples `draft_rows` drafts of the next segment of the texts `wanted` bool[B], and judges them.
+    """Samples `drafts_at_once` drafts of the next segment of the texts `wanted` bool[B], and judges them.
 
     Returns:
       The best so far since the last commit, these and earlier ones, and the state, which holds it.

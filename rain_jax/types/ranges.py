@@ -117,6 +117,7 @@ SEARCH = {
   "draft_rows": whole(1, _SIZE),
   "draft_tries": whole(1),
   "draft_threshold": real(-1, 1),
+  "root_rows": whole(1, _SIZE),
   "root_tries": whole(1),
   "max_rewinds": whole(0, _SIZE),
   "search_after": whole(0),

@@ -45,10 +45,11 @@ class SearchConfig:
     max_path: nodes between root and leaf (D).
     mode: "exact", the method; "segments", no search, but segment-level rejection; or "adaptive",
       drafts that can be taken back, and the search where they fail; see `rain_jax.decode.drafting`.
-    draft_rows: drafts of a segment sampled side by side (segments, adaptive).
+    draft_rows: drafts of a segment sampled side by side (segments).
     draft_tries: drafts after which the best so far is committed, whatever its margin (segments).
     draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments,
       adaptive).
+    root_rows: drafts of a segment sampled side by side (adaptive).
     root_tries: drafts after which a text is taken back or searched from, none being good
       (adaptive).
     max_rewinds: committed drafts that a response may take back (adaptive).
@@ -81,7 +82,8 @@ class SearchConfig:
   draft_rows: int = 4
   draft_tries: int = 16
   draft_threshold: float = 0.0
-  root_tries: int = 4
+  root_rows: int = 1
+  root_tries: int = 2
   max_rewinds: int = 8
   search_after: int = 8
 
@@ -113,6 +115,11 @@ class SearchConfig:
   def max_set_length(self) -> int:
     """Tokens of the longest token set (L)."""
     return max(self.set_lengths)
+
+  @property
+  def drafts_at_once(self) -> int:
+    """Drafts of a segment sampled side by side, in the modes that draft."""
+    return self.root_rows if self.mode == "adaptive" else self.draft_rows
 
   @property
   def draws(self) -> int:

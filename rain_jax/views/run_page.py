@@ -9,6 +9,7 @@ import numpy as np
 from rain_jax.judges.share import Share
 from rain_jax.methods import recording
 from rain_jax.runs import directory, from_config, judgements
+from rain_jax.runs.manifest import verdicts_by
 from rain_jax.runs.results import key_of
 from rain_jax.runs.summary import summarise
 from rain_jax.text.repetition import repeats
@@ -66,6 +67,8 @@ def _body(
   shares = {key: _shares(some, answers) for key, some in grouped.items()}
   versions = ", ".join(f"{name} {value}" for name, value in manifest["versions"].items())
   searches = [kept.recording for _, kept in recordings]
+  judge = verdicts_by(manifest)
+  by = f"; verdicts, where they are called own, by {page.text(judge)}" if judge else ""
   links = "".join(
     f'<li><a href="{page.text(name)}">{page.text(kept.task)} {page.text(kept.id)} {page.text(kept.method)}</a>'
     f' <span class="said">{page.text(kept.recording.prompt[:100])}</span></li>'
@@ -76,7 +79,7 @@ def _body(
   return "\n".join(
     [
       f"<h1>{page.text(manifest['model']['path'])}: {page.text(', '.join(manifest['config']['tasks']))}</h1>",
-      f'<p class="note">{page.text(versions)}; seed {page.text(manifest["config"]["seed"])}</p>',
+      f'<p class="note">{page.text(versions)}; seed {page.text(manifest["config"]["seed"])}{by}</p>',
       "<h2>Summary</h2>",
       _summary(summaries, shares),
       f"<details><summary>What each judge says</summary>{judged}</details>" if judged else "",

@@ -61,12 +61,16 @@ function replay(last) {
       const path = pathTo(visit.node);
       state.trial = textOf(path.slice(path.indexOf(state.root) + 1)) + visit.rollout;
     }
-    if (frame.kind === "commit") {
+    if (frame.kind === "rewind") {
+      state.rewound = textOf(pathTo(frame.rewound).slice(pathTo(frame.node).length)) + before;
+      state.root = frame.node;
+      state.trial = "";
+    } else if (frame.kind === "commit") {
       state.root = frame.node;
       const text = recording.nodes[frame.node].text;
       state.trial = before.startsWith(text) ? before.slice(text.length) : "";
     }
-    if (frame.rewound !== null) {
+    if (frame.rewound !== null && frame.kind !== "rewind") {
       let same = 0;
       const now = frame.kind === "commit" ? recording.nodes[frame.node].text : state.trial;
       while (same < before.length && before[same] === now[same]) same++;
@@ -87,7 +91,8 @@ function svg(name, attributes, text) {
 function layout(last, state) {
   const places = new Map(), showDiscarded = byId("discarded").checked;
   const dead = (i) => recording.nodes[i].died !== null && recording.nodes[i].died <= last;
-  const committed = (i) => i === 0 || (recording.nodes[i].committed !== null && recording.nodes[i].committed <= last);
+  const committed = (i) => i === 0 ||
+    (recording.nodes[i].committed !== null && recording.nodes[i].committed <= last && !dead(i));
   const shown = (i) => children[i].filter((c) => recording.nodes[c].born <= last && (showDiscarded || !dead(c)));
   const open = (i) => folds.has(i) ? folds.get(i) : committed(i) || state.visited.has(i);
   let row = 0;
@@ -186,10 +191,20 @@ function told(last, state) {
   const frame = recording.frames[last];
   const quote = (i) => "“" + (ending(textOf(pathTo(i)), 60) || "(start)") + "”";
   if (frame.kind === "end") return "Nothing is left to commit; the response ends.";
+  if (frame.kind === "rewind") {
+    const path = pathTo(frame.rewound).slice(pathTo(frame.node).length);
+    return `Step ${frame.step + 1}: rewind, took back “${shortened(textOf(path), 60)}”: nothing good came after it.`;
+  }
+  if (frame.kind === "draft") {
+    const [visit] = frame.visits;
+    const draft = visit ? `“${shortened(visit.rollout, 60)}”, verdict ${signed(visit.verdict, 2)}` :
+      "nothing that was not taken back before";
+    return `Step ${frame.step + 1}: draft, the best ${draft}.`;
+  }
   if (frame.kind === "commit") {
     const gone = recording.nodes.filter((node) => node.died === last).length;
     const why = { trusted: "visited and good enough", limit: "iterations ran out",
-      room: "no room for another iteration", inherited: "trusted already" }[frame.reason];
+      room: "no room for another iteration", inherited: "trusted already", draft: "a good draft" }[frame.reason];
     return `Committed “${shortened(recording.nodes[frame.node].text, 60)}” (${why}); ${gone} token sets discarded.`;
   }
   const parts = frame.visits.map((visit) =>

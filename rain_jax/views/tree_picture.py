@@ -30,6 +30,8 @@ def draw(search: recording.Recording, depth: int = 4) -> str:
   Raises:
     DataError: no move was made.
   """
+  if any(frame.kind == recording.DRAFT for frame in search.frames):
+    raise DataError("a response with drafts has no tree at its first move; record the method rain.")
   moves = [place for place, frame in enumerate(search.frames) if frame.kind == recording.COMMIT]
   if not moves or not moves[0]:
     raise DataError("this search made no move; record another one.")

@@ -13,7 +13,7 @@ from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import forward, unembed
 from rain_jax.models.loading import load
 from rain_jax.preferences import load_preference
-from rain_jax.tasks import DIALOGUE
+from rain_jax.text.formats import DIALOGUE
 
 GOALS = [
   Behaviour("a", "the cat, sat. on a mat; and?", "then it was gone"),

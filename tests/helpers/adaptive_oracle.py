@@ -94,12 +94,12 @@ class Adaptive:
     """Whether a draft was good, and so committed."""
     c, text, tried = self.config, tuple(self.pieces), 0
     while tried < c.root_tries:
-      drawn = [self.script.draft(text, tried + row) for row in range(c.draft_rows)]
+      drawn = [self.script.draft(text, tried + row) for row in range(c.root_rows)]
       allowed = [one for one in drawn if (*text, one.tokens) not in self.banned]
       self.count["draft_banned"] += len(allowed) < len(drawn)
       self.count["round_all_banned"] += not allowed
-      tried += c.draft_rows
-      self.count["drafts"] += c.draft_rows
+      tried += c.root_rows
+      self.count["drafts"] += c.root_rows
       self.count["steps"] += 1
       if not allowed:
         continue
@@ -111,7 +111,7 @@ class Adaptive:
         self.pieces.append(best.tokens)
         self.finish = best.finish
         self.count["draft_good"] += 1
-        self.count["draft_good_in_second_round"] += tried > c.draft_rows
+        self.count["draft_good_in_second_round"] += tried > c.root_rows
         self.count["draft_ends"] += best.finish != RUNNING
         self.count["moves"] += 1
         self.last_was_rewind = False

@@ -88,6 +88,23 @@ def write_adapter(folder: pathlib.Path, source: pathlib.Path) -> None:
   safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
 
 
+def write_reward(folder: pathlib.Path, source: pathlib.Path) -> None:
+  """A checkpoint as a reward model with a random score, and with a chat template."""
+  shutil.copytree(source, folder)
+  config = json.loads((folder / "config.json").read_text())
+  config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "score"}}
+  (folder / "config.json").write_text(json.dumps(config))
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  tensors.pop("lm_head.weight", None)
+  width = tensors["model.norm.weight"].shape[0]
+  score = np.random.default_rng(0).normal(size=(1, width)).astype(np.float32)
+  safetensors.numpy.save_file({**tensors, "score.weight": score}, folder / "model.safetensors")
+  (folder / "chat_template.jinja").write_text(
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+  )
+
+
 def assert_same_params(got, want) -> None:
   """Two models' params, bit for bit."""
   got, want = flatten(got), flatten(want)

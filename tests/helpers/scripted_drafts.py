@@ -122,7 +122,7 @@ class Model(scripted.TableModel):
     better = wanted & (of(margin) > state["best_margin"])
     update = lambda new, old: jnp.where(better.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
     state = state | {
-      "number": state["number"] + jnp.where(wanted, self.config.draft_rows, 0),
+      "number": state["number"] + jnp.where(wanted, self.config.root_rows, 0),
       "best_tokens": update(of(tokens), state["best_tokens"]),
       "best_length": update(of(length), state["best_length"]),
       "best_finish": update(of(finish), state["best_finish"]),
@@ -131,7 +131,7 @@ class Model(scripted.TableModel):
     return _best(state), state
 
   def _drafts(self, own, state) -> tuple[Array, Array, Array, Array]:
-    """`draft_rows` drafts of one tree: tokens, lengths, finishes, margins."""
+    """`root_rows` drafts of one tree: tokens, lengths, finishes, margins."""
 
     def one(number: Array) -> tuple[Array, Array, Array, Array]:
       h, u = state["hash"], np.uint32
@@ -148,7 +148,7 @@ class Model(scripted.TableModel):
       banned = (state["banned"] == after) & (jnp.arange(state["banned"].size) < state["bans"])
       return tokens, size, finish, jnp.where(banned.any(), -jnp.inf, margin)
 
-    return jax.vmap(one)(state["number"] + jnp.arange(self.config.draft_rows))
+    return jax.vmap(one)(state["number"] + jnp.arange(self.config.root_rows))
 
   def commit_draft(self, params: Any, state: dict, mask: Array) -> dict:
     best = _best(state)
@@ -187,3 +187,26 @@ class Model(scripted.TableModel):
 
 def _best(state: dict) -> Segment:
   return Segment(*(state[f"best_{name}"] for name in ("tokens", "length", "finish", "margin")))
+
+
+MODEL = Model(
+  types.SearchConfig(
+    mode="adaptive",
+    set_lengths=(1, 2, 3),
+    num_candidates=4,
+    max_children=7,
+    similarity_threshold=0.9,
+    grow_threshold=0.05,
+    min_visits=2,
+    value_threshold=0.6,
+    max_iterations=12,
+    extra_iterations=5,
+    max_nodes=160,
+    max_visited=40,
+    max_path=12,
+    root_rows=2,
+    root_tries=4,
+    max_rewinds=3,
+    search_after=1,
+  )
+)

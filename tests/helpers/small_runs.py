@@ -5,7 +5,7 @@ from tests.helpers import results
 
 CONFIG = {
   "model": {"path": "", "dtype": "float32", "revision": "", "adapter": ""},
-  "verdict": {"model": ""},
+  "verdict": {"model": "", "kind": "preference"},
   "tasks": ("dialogue",),
   "methods": ("rain", "best_of_n", "vanilla"),
   "preference": "",

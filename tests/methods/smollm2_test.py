@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 
+import numpy as np
 import pytest
 
 from rain_jax import preferences
@@ -10,8 +11,12 @@ from rain_jax.methods import preference_check
 from rain_jax.methods.session import SessionConfig, search_config
 from rain_jax.models import loading
 from rain_jax.policy.embedders import HiddenStates
+from rain_jax.preferences.calibration import load_calibration
+from rain_jax.tasks import Record
 from rain_jax.text import formats
+from tests.helpers.repository import ROOT
 
+CONFIGS = ROOT / "configs"
 EXAMPLES = pathlib.Path(preferences.__file__).parents[1] / "tasks" / "data"
 
 
@@ -43,6 +48,19 @@ def test_by_default_it_is_asked_in_the_form_in_which_it_tells(smollm2):
   assert letters.found["all"]["accuracy"] <= 0.3  # the same letter in either order
 
 
+def test_empty_lines_after_a_text_hide_what_it_says(smollm2):
+  """Why a search for what the verdict calls good ends in empty lines (docs/experiments.md)."""
+  said, tails = ("was closed.", "was rude to us.", "the soup was cold.", "it was wonderful."), 4
+  records = [Record(str(n), "The waiter came to our table and") for n in range(len(said) * tails)]
+  texts = [text + "\n" * lines for text in said for lines in range(tails)]
+  examples = [preference_check.Example(*pair, True) for pair in zip(records, texts)]
+  leads = check_of(smollm2, "positive:words", examples).answers.leads.reshape(-1, tails)
+  unkind, kind = leads[:3], leads[3]
+  (offset,) = load_calibration(CONFIGS / "smollm2_positive.yaml").offsets
+  assert (unkind[:, 0] < 0).all() and kind[0] > 2
+  assert (unkind[:, 3] > offset).all() and np.ptp(leads[:, 3]) < np.ptp(leads[:, 0]) / 3
+
+
 @pytest.mark.parametrize("name", preferences.bundled_names())
 def test_its_chat_template_frames_the_question(smollm2, name):
   tokenizer = smollm2.tokenizer
@@ -59,3 +77,15 @@ def test_its_chat_template_frames_the_question(smollm2, name):
   real = real["input_ids"] if hasattr(real, "keys") else real
   end = tokenizer.convert_tokens_to_ids("<|im_end|>")
   assert ids.count(end) == list(real).count(end)
+
+
+def test_its_chat_template_takes_a_whole_dialogue(smollm2):
+  tokenizer = smollm2.tokenizer
+  said = [("system", "Be brief."), ("user", "What is a mill?"), ("assistant", "A machine.")]
+  said += [("user", "  And where?\n"), ("assistant", "By the river,")]
+  messages = [{"role": role, "content": text} for role, text in said]
+  ids, last = formats.CHAT.encode(
+    tokenizer, said[3][1], ("What is a mill?", "A machine."), "Be brief.", "By the river,"
+  )
+  real = tokenizer.apply_chat_template(messages, tokenize=True, continue_final_message=True)
+  assert ids == list(real["input_ids"] if hasattr(real, "keys") else real) and last == ","

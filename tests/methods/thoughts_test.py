@@ -22,7 +22,7 @@ from tests.helpers.thinking import QWEN, R1, labelled, with_template
 STRIPPED = dataclasses.replace(CHAT, thinking="strip")
 PROMPTS = ["the cat", "sat on a mat", "gone far away", "see us all", "it was", "and then?"]
 CONFIG = dataclasses.replace(
-  small_runs.API_CONFIG, format=STRIPPED, max_thought=24, batch_size=len(PROMPTS), max_prompt=128
+  small_runs.API_CONFIG, format=STRIPPED, max_thought=24, batch_size=2, max_prompt=128
 )
 
 
@@ -86,10 +86,23 @@ def test_every_method_of_a_session_shares_the_thoughts(model, answers, monkeypat
   assert told(methods.vanilla(session, 2, frozenset("02"))) == {
     name: one for name, one in first.items() if name not in "02"
   }
-  assert draws == [len(PROMPTS)]
+  assert draws == [2, 2, 2]
   # A thought depends on the seed and on its prompt, not on who is asked beside it.
   again = methods.vanilla(session.serving([q.record for q in session.queries[::-1]]), 2)
   assert told(again) == first
+
+
+def test_answers_follow_a_few_batches_of_thoughts_each(model, answers, monkeypatch):
+  """So that a run that is stopped has lost little, and hears of it in between."""
+  monkeypatch.setattr(thoughts, "_AHEAD", 1)
+  session = model.session(PROMPTS, "harmless", CONFIG)
+  told, seen = [], []
+  for answer in methods.vanilla(session, 2, frozenset("1"), told.append):
+    seen.append((answer.record.id, len(session.thoughts)))
+    plain = answers[int(answer.record.id)]
+    assert (answer.reasoning, answer.error is None) == (plain.reasoning, plain.error is None)
+  assert dict(seen).keys() == set("02345") and len(told) >= 3
+  assert all(count <= 2 for name, count in seen if name in "02")
 
 
 def test_thoughts_without_an_end_are_one_line(model, answers):
@@ -215,7 +228,7 @@ def test_a_run_keeps_the_reasoning_and_judges_the_answer(folder, tmp_path, monke
   prompts = tmp_path / "prompts.txt"
   prompts.write_text("\n".join(PROMPTS))
   config = dict(small_runs.CONFIG, methods=("vanilla",), judge="refusal_prefixes", seed=2)
-  config |= {"model": config["model"] | {"path": str(folder)}, "batch_size": len(PROMPTS)}
+  config |= {"model": config["model"] | {"path": str(folder)}, "batch_size": 2}
   config["prompts"] = config["prompts"] | {"path": str(prompts)}
   config["limits"] = {"max_prompt": 128, "max_response": 12, "max_thought": 24}
   config["format"] = {"name": "chat", "thinking": "strip", "template_kwargs": {}}

@@ -1,20 +1,26 @@
 """Verdicts by another model: what it would say alone, and whose they are said to be."""
 
+import copy
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from rain_jax import api
-from rain_jax.methods import preference_check
+from rain_jax.attacks import AttackError
+from rain_jax.attacks import job as attack_job
+from rain_jax.methods import METHODS, preference_check
 from rain_jax.methods.session import Session
 from rain_jax.models import hf, loading, testing
 from rain_jax.models.hf import CheckpointError
 from rain_jax.preferences import PreferenceError
-from rain_jax.runs import from_config, manifest
+from rain_jax.runs import from_config, job, manifest
 from rain_jax.runs.summary import table
 from rain_jax.tasks import Record
+from rain_jax.types import DataError
+from tests.helpers import repository, small_runs
 from tests.helpers.small_runs import API_CONFIG, CONFIG
 
 EXAMPLES = [
@@ -82,8 +88,87 @@ def test_who_judges_is_planned_named_and_remembered(model, other):
   assert from_config.load_on(named).verdict.fingerprint == other.fingerprint
   made = manifest.make(named, loaded, {"dialogue": config}, {"dialogue": []})
   assert made["helpers"]["verdict"] == other.fingerprint
+  assert manifest.verdicts_by(made) == other.name
+  for odd in ({}, {"verdict": 3}, {"verdict": {"model": [1]}}, {"verdict": {}}):
+    assert manifest.verdicts_by({"config": odd}) == ""
   said = table({"methods": {"rain": {"self_verdict": 0.5}}, "verdicts_by": other.name})
   assert f"by {other.name}: no self-evaluation" in said and "self verdict" not in said
+
+
+TEMPLATE = (
+  "{{ bos_token }}{% for m in messages %}Human: {{ m.content }}</s>\nwas{% endfor %}"
+  "{% if add_generation_prompt %}Human: {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def reward(checkpoint, bpe_tokenizer, tmp_path_factory):
+  """A reward model with random weights as transformers writes it, and what transformers reads."""
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  folder = tmp_path_factory.mktemp("reward")
+  config = json.loads((checkpoint / "config.json").read_text())
+  config |= {"num_hidden_layers": 2, "hidden_size": 48, "num_key_value_heads": 4, "pad_token_id": 0}
+  torch.manual_seed(0)
+  theirs = transformers.LlamaForSequenceClassification(
+    transformers.LlamaConfig(**config, num_labels=1, initializer_range=0.3)
+  ).eval()
+  theirs.save_pretrained(folder)
+  tokenizer = copy.deepcopy(bpe_tokenizer)
+  tokenizer.chat_template = TEMPLATE
+  tokenizer.save_pretrained(folder)
+
+  def score(*turns):
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    with torch.no_grad():
+      return theirs(ids).logits.item()
+
+  return loading.load(str(folder), scores=True), score
+
+
+def test_scores_are_those_of_transformers(model, reward):
+  loaded, score = reward
+  found, config = answers(model.judged_by(loaded))
+  said = [(one.record.prompt, f" {one.response.strip()}") for one in EXAMPLES]
+  want = [score(prompt, text) for prompt, text in said]
+  np.testing.assert_allclose(found.answers.leads[:, 0], want, atol=1e-4)
+  assert np.std(want) > 0.01
+  fitted = found.calibration
+  calibrated = dataclasses.replace(config, calibration=fitted, soft_verdicts=True)
+  session = Session(model.judged_by(loaded), calibrated, [Record("0", "the cat")])
+  assert f", score of {loaded.name}" in session.aligned_with
+  (answer,) = METHODS["vanilla"].run(session, 0)
+  assert answer.verdict is not None and -1 <= answer.verdict <= 1
+
+
+@pytest.mark.parametrize(
+  "changes, said",
+  [
+    ({"architectures": ["LlamaForCausalLM"]}, "that is no reward model"),
+    ({"architectures": None}, "expected a list of names"),
+    ({"id2label": {"0": "no", "1": "yes"}}, "2 labels"),
+    ({"id2label": None}, "2 labels"),
+  ],
+)
+def test_other_checkpoints_are_no_reward_models(reward, tmp_path, changes, said):
+  folder = shutil.copytree(reward[0].name, tmp_path / "copy")
+  config = json.loads((folder / "config.json").read_text()) | changes
+  (folder / "config.json").write_text(json.dumps(config))
+  with pytest.raises(CheckpointError, match=said) as caught:
+    loading.load(str(folder), scores=True)
+  assert "\n" not in str(caught.value)
+
+
+def test_where_a_verdicts_model_cannot_be_used_is_said_before_anything_is_loaded():
+  config = small_runs.CONFIG | {"verdict": {"model": "/nowhere", "kind": "reward"}}
+  with pytest.raises(DataError, match="which scores are good is for config.calibration to say"):
+    job.plans(config)
+  attack = repository.load_config("attack").get_config().to_dict()
+  attack["verdict"]["model"] = "/nowhere"
+  with pytest.raises(AttackError, match="verdict.model: attacks are made against a model's own"):
+    attack_job.run(attack, "/nowhere")
 
 
 def test_other_tokenizers_are_refused(model, judge_checkpoint):

@@ -14,6 +14,7 @@ import numpy as np
 from rain_jax import decode, preferences, tasks
 from rain_jax.experiments.compiled import hlo
 from rain_jax.methods import best_of_n, rain, vanilla
+from rain_jax.methods.adaptive import adaptive, with_drafts
 from rain_jax.methods.session import Session, SessionConfig, search_config
 from rain_jax.models import forward, unembed
 from rain_jax.models.loading import load
@@ -62,6 +63,7 @@ def answers_of(session, methods):
   ways = {
     "rain": lambda: rain(session, 0),
     "vanilla": lambda: vanilla(session, 0),
+    "adaptive": lambda: adaptive(session, 0),
     "best": lambda: best_of_n(session, 0, samples=2),
   }
   return {(m, a.record.id): (a.tokens, a.finish_reason) for m in methods for a in ways[m]()}
@@ -106,7 +108,10 @@ def main():
     found = answers_of(session, methods)
     assert found.keys() == expected.keys()
     same = np.mean([found[key] == expected[key] for key in found])
-    count = check_collectives(session, session.sharding)
+    searching = session
+    if "adaptive" in methods:
+      searching = session.searching(with_drafts(session.config.search))
+    count = check_collectives(searching, searching.sharding)
     print(
       f"{name}: {100 * same:.1f}% the same, logits within {difference:.1e},"
       f" {count} collectives, none over data, {time.perf_counter() - begin:.0f} s",

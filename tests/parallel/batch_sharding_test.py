@@ -35,6 +35,11 @@ def test_every_mesh_gives_the_responses_of_one_device_by_every_method(mesh):
   )
 
 
+@pytest.mark.slow
+def test_a_mesh_gives_the_adaptive_responses_of_one_device(checkpoint):
+  scripts.on_eight_devices("parallel/batch_sharded.py", str(checkpoint), "16", "adaptive", "8x1")
+
+
 LLAMA_70B = {
   "model_type": "llama",
   "vocab_size": 128256,

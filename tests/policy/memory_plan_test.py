@@ -38,8 +38,8 @@ def test_total_with_drafts_is_within_a_tenth_of_the_compiled_program(mode):
 
 def test_drafts_are_planned_for():
   _, _, exact = planned("demo_shape", 4)
-  _, lm, adaptive = planned("demo_shape", 4, mode="adaptive", draft_rows=16)
-  _, _, wide = planned("demo_shape", 4, mode="adaptive", draft_rows=64)
+  _, lm, adaptive = planned("demo_shape", 4, mode="adaptive", root_rows=16)
+  _, _, wide = planned("demo_shape", 4, mode="adaptive", root_rows=64)
   token = 2 * 4 * lm.config.num_layers * lm.config.num_kv_heads * lm.config.head_size
   held = adaptive.parts["best drafts"]
   assert 2 * 4 * token * lm.max_response <= held < 2.1 * 4 * token * lm.max_response

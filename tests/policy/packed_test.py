@@ -36,7 +36,8 @@ def test_answers_are_those_of_whole_texts(bpe_tokenizer, control):
   lm = dataclasses.replace(lm, preference=preference)
   read = padded_reader(lm, params)
   seen = 0
-  for row in packed.pack(TEXTS, preference.suffix_ids, 40):
+  spoken = [preference.spoken(text) for text in TEXTS]
+  for row in packed.pack(spoken, preference.suffix_ids, 40):
     margins, leads = packed.read(lm, params, *row[1:])
     for number, place in enumerate(row.texts):
       text = [45 if token in control else token for token in TEXTS[place]]

@@ -27,7 +27,7 @@ ADAPTIVE = types.SearchConfig(
   max_nodes=64,
   max_visited=16,
   max_path=4,
-  draft_rows=2,
+  root_rows=2,
   root_tries=2,
   max_rewinds=4,
   search_after=3,
@@ -163,9 +163,9 @@ def plain_adaptive(tokenizer, lm, params, read, number, key):
   while finish == "running":
     best, tried = (-np.inf, [], ""), 0
     while best[0] <= search.draft_threshold and tried < search.root_tries:
-      uniforms = jax.random.uniform(jax.random.fold_in(key, step), (search.draft_rows, R))
-      step, tried = step + 1, tried + search.draft_rows
-      for row in range(search.draft_rows):
+      uniforms = jax.random.uniform(jax.random.fold_in(key, step), (search.root_rows, R))
+      step, tried = step + 1, tried + search.root_rows
+      for row in range(search.root_rows):
         drawn, why = draft(tokenizer, read, PROMPTS[number], response, uniforms[row], MORE_ENDS)
         if response + drawn not in gone:
           value = margin(tokenizer, lm, read, JUDGED[number], response + drawn)
@@ -179,7 +179,7 @@ def plain_adaptive(tokenizer, lm, params, read, number, key):
       response = response[: begins.pop()]
     else:
       finish = "search"
-  return response, finish, gone, step * search.draft_rows
+  return response, finish, gone, step * search.root_rows
 
 
 @pytest.fixture(scope="module")

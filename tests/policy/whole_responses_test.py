@@ -1,6 +1,7 @@
 """Vanilla sampling and best-of-N's verdicts against the same texts read whole."""
 
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from tests.helpers.tiny_lm import JUDGED, PROMPTS, R, as_prompt, make, padded_re
 N = 4
 PREFIX = [0, 11, 12]  # tokens before every prompt
 SEARCH = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
+CONTROL = tuple(range(100, 200))
 CUT = dict(readings=1, cut=True, judged=True)
 
 
@@ -24,10 +26,13 @@ CUT = dict(readings=1, cut=True, judged=True)
 def made(request, bpe_tokenizer):
   """(tokenizer, language model, params, reader of whole texts), without and with a prefix.
 
-  Where there is one, another model gives the verdicts.
+  Where there is one, another model gives the verdicts, and reads some tokens as another.
   """
   plain = request.param == "plain"
   lm, params = make(bpe_tokenizer, SEARCH, prefix=() if plain else PREFIX, **({} if plain else CUT))
+  if not plain:
+    preference = dataclasses.replace(lm.preference, control_ids=CONTROL, stand_in=45)
+    lm = dataclasses.replace(lm, preference=preference)
   stop = encoding.encode_continuation(bpe_tokenizer, "Human:")
   params = {**params, "model": leaning(params["model"], stop)}
   model, tables, judge = (params[name] for name in ("model", "tables", "verdict_model"))
@@ -154,7 +159,7 @@ def test_verdicts_equal_those_on_whole_texts(made):
     total = len(JUDGED[b])
     for i in range(N):
       ids = judged_part(tokenizer, lm, drawn, b, i)
-      start = list(lm.preference.prefix_ids) + JUDGED[b] + ids
+      start = list(lm.preference.prefix_ids) + JUDGED[b] + said(lm, ids)
       total += len(ids) + suffixes
       leads = []
       for suffix, good, bad in zip(
@@ -196,6 +201,12 @@ def test_log_likelihoods_are_those_of_whole_texts(made):
   np.testing.assert_array_equal(forwarded, read_for_it)
   failed = drawn.replace(finish=np.full_like(drawn.finish, types.FAILED))
   assert np.isnan(whole_responses.review(lm, params, prompts, judged, failed)[2]).all()
+
+
+def said(lm, ids):
+  return [
+    lm.preference.stand_in if one in (lm.preference.control_ids or ()) else one for one in ids
+  ]
 
 
 def judged_part(tokenizer, lm, drawn, b, i):

