@@ -194,7 +194,9 @@ def _compiled(target: Target, method: str, program: str, search: SearchConfig) -
     (refused, *_) = str(error).splitlines()
   compiling = time.perf_counter() - begin
   if refused or (needed is not None and needed > target.chip.memory):
-    refused = f"{refused}; {_lower(target, plan, needed)}" if refused else _lower(target, plan, needed)
+    refused = (
+      f"{refused}; {_lower(target, plan, needed)}" if refused else _lower(target, plan, needed)
+    )
   return Compiled(
     method, program, lowering, compiling, plan.total if plan else None, needed, priced, refused
   )
