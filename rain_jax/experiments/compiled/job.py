@@ -193,10 +193,10 @@ def _compiled(target: Target, method: str, program: str, search: SearchConfig) -
       raise
     (refused, *_) = str(error).splitlines()
   compiling = time.perf_counter() - begin
-  if needed is not None and needed > target.chip.memory:
-    refused = f"{needed / 2**30:.1f} GiB"
-  if refused:
-    refused = f"{refused}: {_lower(target, plan, needed)}"
+  if refused or (needed is not None and needed > target.chip.memory):
+    refused = (
+      f"{refused}; {_lower(target, plan, needed)}" if refused else _lower(target, plan, needed)
+    )
   return Compiled(
     method, program, lowering, compiling, plan.total if plan else None, needed, priced, refused
   )
