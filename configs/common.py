@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.prompts.behaviors = ""  # HarmBench's csv, for the goals of its test cases
 
   config.format = ml_collections.ConfigDict()
-  config.format.name = ""  # a name of rain_jax.tasks.FORMATS; chat is the tokenizer's own
+  config.format.name = ""  # a name of rain_jax.text.formats.FORMATS; chat is the tokenizer's own
   config.format.prefix = config_dict.placeholder(str)  # text before every prompt, read once
   config.format.template = config_dict.placeholder(str)  # the user's turn, with {prompt}
   config.format.stop = config_dict.placeholder(tuple)  # strings that end a response

@@ -1,1 +1,1 @@
-"""Models for other programs: an OpenAI-compatible server, and lm-evaluation-harness."""
+"""Models for other programs: an OpenAI-compatible server."""
