@@ -214,7 +214,9 @@ def _steps(config, prompts) -> Iterator[decode.DecodeState]:
     yield state
 
 
-@pytest.mark.parametrize("variant,batches", [("harmless", 2), ("short", 5)])
+@pytest.mark.parametrize(
+  "variant,batches", [pytest.param("harmless", 2, marks=pytest.mark.slow), ("short", 5)]
+)
 def test_every_node_after_every_iteration(variant, batches):
   config = VARIANTS[variant][0]
   compared = torn = 0
@@ -308,7 +310,11 @@ def _sound_searches(config: types.SearchConfig) -> decode.DecodeState:
   return state
 
 
-@pytest.mark.parametrize("tight", [dict(max_nodes=24), dict(max_visited=6, max_path=2)], ids=str)
+@pytest.mark.parametrize(
+  "tight",
+  [dict(max_nodes=24), pytest.param(dict(max_visited=6, max_path=2), marks=pytest.mark.slow)],
+  ids=str,
+)
 def test_full_trees_commit_early_and_lose_nothing(tight):
   state = _sound_searches(dataclasses.replace(SHORT, early_commit=False, **tight))
   counters = state.counters

@@ -82,7 +82,7 @@ def test_bad_verdicts_cost_more_iterations_than_good_ones(rows):
     assert total <= row["executed_calls_per_token"] < 1.25 * total
 
 
-@pytest.mark.parametrize("count,slots", [(2, 1), (1, 3)])
+@pytest.mark.parametrize("count,slots", [(2, 1), pytest.param(1, 3, marks=pytest.mark.slow)])
 def test_a_row_is_the_same_however_its_prompts_lie_side_by_side(subject, monkeypatch, count, slots):
   monkeypatch.setattr(workers, "layout", lambda weights, batch: (count, slots))
   work = benchmark.rain(subject, 3, SEARCH, "mixed", 0.4)(0)

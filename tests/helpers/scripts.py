@@ -20,6 +20,7 @@ def start(script, *flags, stdin=False, **more):
     | {
       "PYTHONPATH": str(ROOT),
       "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     | more

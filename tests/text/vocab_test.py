@@ -14,7 +14,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from rain_jax.text import automata, encoding, scanner, vocab
 
-ROWS, STEPS = 10_000, 16
+ROWS, STEPS = 4_000, 16
 STOPS = ("\n\nHuman:", "\nQ:", "USER", "a USERs", "aaab", "日本", "é.", "<|end", "本a")
 FALSE_STARTS = (
   "\n\n\nHuman:",
