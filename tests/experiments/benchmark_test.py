@@ -11,7 +11,7 @@ from rain_jax.experiments.benchmark import roofline
 from rain_jax.parallel import workers
 from rain_jax.types import DataError, SearchConfig
 
-SEARCH = SearchConfig(max_nodes=256, max_visited=48)
+SEARCH = SearchConfig(max_nodes=256, max_visited=48, draft_rows=1)
 WORKLOAD = benchmark.Workload(prompt=12, response=12, verdict_prefix=20, verdict_suffix=4)
 
 
@@ -39,7 +39,8 @@ def monkeypatch_module():
 
 @pytest.fixture(scope="module")
 def rows(subject):
-  return benchmark.rows(subject, 2, ("no_cache", "rain"), ("good", "bad"), SEARCH, SEARCH, 1)
+  methods = ("no_cache", "rain", "segments")
+  return benchmark.rows(subject, 2, methods, ("good", "bad"), SEARCH, SEARCH, 1)
 
 
 def test_sampling_without_cache_draws_the_same_responses(subject):
@@ -82,6 +83,18 @@ def test_bad_verdicts_cost_more_iterations_than_good_ones(rows):
     assert total <= row["executed_calls_per_token"] < 1.25 * total
 
 
+def test_good_drafts_are_read_once_and_bad_ones_cost_more(rows):
+  good, bad = rows[4:]
+  assert (good["method"], good["mode"]) == ("segments", "drafts")
+  assert (good["verdicts"], bad["verdicts"]) == ("good", "bad")
+  calls, tokens = good["calls_by_role"], good["tokens_by_role"]
+  assert good["iterations_per_move"] == tokens["candidates"] == 0
+  # Both readings of the prompt, and the response but for its last token.
+  assert tokens["context"] + tokens["rollout"] == pytest.approx((12 + 12 + 11) / 12)
+  assert calls["rollout"] < 1 and calls["verdict"] * 12 <= 12
+  assert bad["model_calls_per_token"] > 4 * good["model_calls_per_token"]
+
+
 @pytest.mark.parametrize("count,slots", [(2, 1), (1, 3)])
 def test_a_row_is_the_same_however_its_prompts_lie_side_by_side(subject, monkeypatch, count, slots):
   monkeypatch.setattr(workers, "layout", lambda weights, batch: (count, slots))
@@ -99,13 +112,15 @@ def test_searches_of_the_demo_stay_within_their_counts():
   # Room for sixteen more: a tree that is full would cut its search short, and its counts with it.
   parallel = dataclasses.replace(exact, leaves=16, early_commit=True, max_visited=128)
   demo = benchmark.find_subject("demo", "float32", benchmark.Workload(), exact)
-  found = benchmark.rows(demo, 1, ("rain", "leaf_parallel"), ("good", "bad"), exact, parallel, 3)
-  _, good, bad, good_parallel, bad_parallel = found
+  methods = ("rain", "leaf_parallel", "adaptive")
+  found = benchmark.rows(demo, 1, methods, ("good", "bad"), exact, parallel, 3)
+  _, good, bad, good_parallel, bad_parallel, good_adaptive, _ = found
   for row, calls, tokens in (
     (good, 8, 150),
     (bad, 65, 1000),
     (good_parallel, 2.5, None),
     (bad_parallel, 10, 1000),
+    (good_adaptive, 1.25, 16),
   ):
     assert row["executed_calls_per_token"] <= calls, row
     assert tokens is None or row["tokens_forwarded_per_token"] <= tokens, row

@@ -356,7 +356,7 @@ def time(results: Results) -> Table:
   rows, bars = [], []
   for row in results["time"]:
     name = f"{row['method']}, {row['mode']}"
-    verdicts = row["verdicts"] if row["method"] == "rain" else ""
+    verdicts = row["verdicts"] if row["method"] in ("rain", "segments") else ""
     ratio = row["ratio_to_vanilla"]
     low, high = row.get("ratio_to_vanilla_range", (ratio, ratio))
     label = f"{name}, verdicts {verdicts}" if verdicts else name
