@@ -39,8 +39,7 @@ def monkeypatch_module():
 
 @pytest.fixture(scope="module")
 def rows(subject):
-  methods = ("no_cache", "rain", "segments")
-  return benchmark.rows(subject, 2, methods, ("good", "bad"), SEARCH, SEARCH, 1)
+  return benchmark.rows(subject, 2, ("no_cache", "rain"), ("good", "bad"), SEARCH, SEARCH, 1)
 
 
 def test_sampling_without_cache_draws_the_same_responses(subject):
@@ -83,16 +82,34 @@ def test_bad_verdicts_cost_more_iterations_than_good_ones(rows):
     assert total <= row["executed_calls_per_token"] < 1.25 * total
 
 
-def test_good_drafts_are_read_once_and_bad_ones_cost_more(rows):
-  good, bad = rows[4:]
-  assert (good["method"], good["mode"]) == ("segments", "drafts")
-  assert (good["verdicts"], bad["verdicts"]) == ("good", "bad")
-  calls, tokens = good["calls_by_role"], good["tokens_by_role"]
-  assert good["iterations_per_move"] == tokens["candidates"] == 0
-  # Both readings of the prompt, and the response but for its last token.
-  assert tokens["context"] + tokens["rollout"] == pytest.approx((12 + 12 + 11) / 12)
-  assert calls["rollout"] < 1 and calls["verdict"] * 12 <= 12
-  assert bad["model_calls_per_token"] > 4 * good["model_calls_per_token"]
+@pytest.mark.slow
+def test_good_drafts_are_read_once_and_bad_ones_cost_more(subject):
+  methods = ("segments", "adaptive")
+  found = benchmark.rows(subject, 2, methods, ("good", "bad"), SEARCH, SEARCH, 1)[1:]
+  drafting = [("segments", "drafts"), ("rain", "adaptive")]
+  shown = [(row["method"], row["mode"], row["verdicts"]) for row in found]
+  assert shown == [(*one, verdict) for one in drafting for verdict in ("good", "bad")]
+  for good, bad in (found[:2], found[2:]):
+    calls, tokens = good["calls_by_role"], good["tokens_by_role"]
+    assert good["iterations_per_move"] == tokens["candidates"] == 0
+    # Both readings of the prompt, and the response but for its last token.
+    assert tokens["context"] + tokens["rollout"] == pytest.approx((12 + 12 + 11) / 12)
+    assert calls["rollout"] < 1 and calls["verdict"] * 12 <= 12
+    assert bad["model_calls_per_token"] > 2 * good["model_calls_per_token"]
+  assert found[1]["iterations_per_move"] == 0 < found[3]["iterations_per_move"]
+
+
+def test_every_method_that_searches_or_drafts_does_so_in_its_own_mode():
+  parallel = dataclasses.replace(SEARCH, leaves=4)
+  made = benchmark.searches(SEARCH, parallel)
+  assert (made["rain"], made["leaf_parallel"]) == (SEARCH, parallel)
+  assert {
+    name: one.mode for name, one in made.items() if name not in ("rain", "leaf_parallel")
+  } == {
+    "segments": "segments",
+    "adaptive": "adaptive",
+  }
+  assert made.keys() <= benchmark.METHODS.keys()
 
 
 @pytest.mark.parametrize("count,slots", [(2, 1), (1, 3)])
