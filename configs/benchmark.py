@@ -18,7 +18,10 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
   config.models = ("demo",)  # the trained demo, demo_shape, 125m, 1b, 7b, 8b, 13b, 70b
   config.dtype = "float32"  # float32, bfloat16, or int8 weights
   config.batches = (1, 8)  # prompts side by side
-  config.methods = ("vanilla", "no_cache", "rain", "leaf_parallel", "best_of_n")  # what is timed
+  config.methods = (
+    *("vanilla", "no_cache", "rain", "leaf_parallel"),
+    *("segments", "adaptive", "best_of_n"),
+  )  # what is timed
   config.verdicts = ("good", "bad", "model")  # and mixed
   config.mixed_share = 0.5  # of the texts that are judged good where verdicts are mixed
   config.repeats = 3  # timed calls of each
@@ -57,7 +60,7 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
     config.batches = (1, 8)
   elif arg in ("125m", "1b", "7b", "8b", "13b", "70b"):
     config.models = (arg,)
-    config.methods = ("vanilla", "rain", "leaf_parallel")
+    config.methods = ("vanilla", "rain", "leaf_parallel", "segments", "adaptive")
     config.workload.prompt = 512
     if arg != "125m":
       config.dtype = "bfloat16"

@@ -82,7 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.embedder.name = "hidden"  # hidden states of the model, or minilm
   config.embedder.path = ""  # folder of all-MiniLM-L6-v2, for minilm
 
-  config.verdict_noise = 0.0  # share of the search's verdicts that flip (ablation)
+  config.verdict_noise = 0.0  # share of the verdicts a method decides by that flip (ablation)
   config.soft_verdicts = False  # verdicts: the labels' difference in probability, not its sign
 
   config.best_of_n = ml_collections.ConfigDict()

@@ -92,7 +92,7 @@ def _rows(config, search, leaf_parallel) -> dict:
 def _fitting(name, batch, config, search, leaf_parallel) -> list[str]:
   """The methods whose memory there is; says which are left out, and why."""
   # Best-of-N searches, too: it is given what the exact search forwards.
-  needs = {"rain": search, "leaf_parallel": leaf_parallel, "best_of_n": search}
+  needs = {**benchmark.searches(search, leaf_parallel), "best_of_n": search}
   methods = []
   for method in config["methods"]:
     try:

@@ -1,4 +1,4 @@
-"""Makes a table of the paper anew, on the demo world or on a model of yours.
+"""Makes a table of the paper anew, or of ours, on the demo world or on a model of yours.
 
   python scripts/reproduce.py --table=hh:demo --workdir=runs/hh
   python scripts/reproduce.py --table=hh --workdir=runs/hh --model=/models/llama-30b \
@@ -7,10 +7,11 @@
       --set=endpoint.key=OPENAI_API_KEY \
       --prompts=harmless=harmless-base/test.jsonl.gz,helpful=helpful-base/test.jsonl.gz
 
-  python scripts/reproduce.py --table=imdb:smollm2 --workdir=runs/imdb-smollm2
+  python scripts/reproduce.py --table=pareto:smollm2 --workdir=runs/pareto-smollm2
 
-Tables: hh, advbench, truthfulqa, imdb, time, self_evaluation, ablation, sample_efficiency. The same
-command goes on where it was stopped; docs/experiments.md has the figures and what a run needs.
+Tables: hh, advbench, truthfulqa, imdb, time, self_evaluation, ablation, sample_efficiency, pareto,
+adaptive_ablation; with :smollm2 imdb and pareto. The same command goes on where it was stopped;
+docs/experiments.md has the figures and what a run needs.
 """
 
 import ast
@@ -28,7 +29,7 @@ from rain_jax.experiments import reproduce
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.types import DataError
 
-_TABLE = flags.DEFINE_string("table", None, "NAME, NAME:demo, or imdb:smollm2.")
+_TABLE = flags.DEFINE_string("table", None, "NAME, NAME:demo, or NAME:smollm2 (imdb, pareto).")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, table and picture go.")
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub name.")
 _DTYPE = flags.DEFINE_string("dtype", None, "float32, bfloat16, or int8 weights.")
@@ -160,7 +161,7 @@ def main() -> None:
   if name not in reproduce.EXPERIMENTS or argument not in ("", *reproduce.worlds(name)):
     raise DataError(
       f"--table={_TABLE.value}: expected one of {', '.join(reproduce.EXPERIMENTS)}, or one with :demo"
-      " after it, or imdb:smollm2."
+      " after it, or imdb or pareto with :smollm2."
     )
   if not argument and _MODEL.value is None:
     raise DataError(f"--table={name}: needs --model; {name}:demo runs without.")

@@ -65,7 +65,8 @@ class SessionConfig:
     fit_prompts: make caches only as long as the longest prompt needs, not for `max_prompt`, and
       no more slots than there are prompts.
     embedder: makes path embeddings; see `rain_jax.policy.embedders`.
-    verdict_noise: share of the search's verdicts that flip their sign (ablation).
+    verdict_noise: share of the verdicts that flip their sign (ablation): those by which a search, drafts
+      or best-of-N decide, not the one that is reported of a response.
     soft_verdicts: a verdict is the difference of the labels' probabilities, not its sign.
     calibration: takes the model's bias out of its verdicts; None takes them as they are.
 

@@ -153,7 +153,9 @@ def _sample(
 def self_evaluate(
   lm: LanguageModel, params: Params, prompts: Prompt, samples: Samples, mesh: Mesh | None = None
 ) -> tuple[Array, Array, Array]:
-  """The model's own verdict on whole responses (RAIN, section 3.2).
+  """The model's own verdict on whole responses (RAIN, section 3.2), as a method uses it.
+
+  The verdicts are those that `params["override"]` lets count; `review` gives the model's own.
 
   Args:
     lm: the language model.
@@ -167,10 +169,19 @@ def self_evaluate(
     the good label is than the bad one), both NaN where the model's output was not finite,
     and int32[B] tokens forwarded.
   """
-  read: Callable[..., tuple[Array, Array, Array]] = functools.partial(_self_evaluate, lm)
+  read: Callable[..., tuple[Array, Array, Array]] = functools.partial(_overridden, lm)
   if mesh is not None:
     read = over_data(read, mesh, (WHOLE, ROWS, ROWS), ROWS)
   return read(params, prompts, samples)
+
+
+def _overridden(
+  lm: LanguageModel, params: Params, prompts: Prompt, samples: Samples
+) -> tuple[Array, Array, Array]:
+  value, margins, forwarded = _self_evaluate(lm, params, prompts, samples)
+  _, key = lm.judged(samples.text, samples.finish)
+  counts = params["override"].apply
+  return counts(value, key), counts(margins, key[..., None, :]), forwarded
 
 
 @functools.partial(jax.jit, static_argnames=("lm", "mesh"))
@@ -193,7 +204,8 @@ def review(
     mesh: to spread the prompts over, if any.
 
   Returns:
-    value float32[B, N] as of `self_evaluate`, int32[B] tokens forwarded for it, and the log-likelihood
+    value float32[B, N] as of `self_evaluate`, but the model's own whatever `params["override"]` says,
+    int32[B] tokens forwarded for it, and the log-likelihood
     float32[B, N] in nats of each response's tokens, its end mark included, by plain sampling at
     temperature 1; NaN where the model's output was not finite.
   """

@@ -78,7 +78,8 @@ def table(summary: Mapping[str, Any]) -> str:
   columns += ["model_calls_per_token", "tokens_forwarded_per_token"]
   columns += ["iterations_per_move", "rewinds_per_response"]
   drafting = [f"{name}_per_response" for name in _DRAFTING]
-  columns += drafting * any(drafting[0] in m for m in methods.values()) + ["seconds"]
+  columns += drafting * any(drafting[0] in m for m in methods.values())
+  columns += ["samples"] * any("samples" in m for m in methods.values()) + ["seconds"]
   judge = summary.get("verdicts_by", "")
   short = _SHORT | ({"self_verdict": "other's verdict"} if judge else {})
   rows = [["method", *(short.get(c, c.replace("_", " ")) for c in columns)]]

@@ -11,7 +11,7 @@ from rain_jax.experiments.benchmark import roofline
 from rain_jax.parallel import workers
 from rain_jax.types import DataError, SearchConfig
 
-SEARCH = SearchConfig(max_nodes=256, max_visited=48)
+SEARCH = SearchConfig(max_nodes=256, max_visited=48, draft_rows=1)
 WORKLOAD = benchmark.Workload(prompt=12, response=12, verdict_prefix=20, verdict_suffix=4)
 
 
@@ -82,6 +82,36 @@ def test_bad_verdicts_cost_more_iterations_than_good_ones(rows):
     assert total <= row["executed_calls_per_token"] < 1.25 * total
 
 
+@pytest.mark.slow
+def test_good_drafts_are_read_once_and_bad_ones_cost_more(subject):
+  methods = ("segments", "adaptive")
+  found = benchmark.rows(subject, 2, methods, ("good", "bad"), SEARCH, SEARCH, 1)[1:]
+  drafting = [("segments", "drafts"), ("rain", "adaptive")]
+  shown = [(row["method"], row["mode"], row["verdicts"]) for row in found]
+  assert shown == [(*one, verdict) for one in drafting for verdict in ("good", "bad")]
+  for good, bad in (found[:2], found[2:]):
+    calls, tokens = good["calls_by_role"], good["tokens_by_role"]
+    assert good["iterations_per_move"] == tokens["candidates"] == 0
+    # Both readings of the prompt, and the response but for its last token.
+    assert tokens["context"] + tokens["rollout"] == pytest.approx((12 + 12 + 11) / 12)
+    assert calls["rollout"] < 1 and calls["verdict"] * 12 <= 12
+    assert bad["model_calls_per_token"] > 2 * good["model_calls_per_token"]
+  assert found[1]["iterations_per_move"] == 0 < found[3]["iterations_per_move"]
+
+
+def test_every_method_that_searches_or_drafts_does_so_in_its_own_mode():
+  parallel = dataclasses.replace(SEARCH, leaves=4)
+  made = benchmark.searches(SEARCH, parallel)
+  assert (made["rain"], made["leaf_parallel"]) == (SEARCH, parallel)
+  assert {
+    name: one.mode for name, one in made.items() if name not in ("rain", "leaf_parallel")
+  } == {
+    "segments": "segments",
+    "adaptive": "adaptive",
+  }
+  assert made.keys() <= benchmark.METHODS.keys()
+
+
 @pytest.mark.parametrize("count,slots", [(2, 1), pytest.param(1, 3, marks=pytest.mark.slow)])
 def test_a_row_is_the_same_however_its_prompts_lie_side_by_side(subject, monkeypatch, count, slots):
   monkeypatch.setattr(workers, "layout", lambda weights, batch: (count, slots))
@@ -99,13 +129,15 @@ def test_searches_of_the_demo_stay_within_their_counts():
   # Room for sixteen more: a tree that is full would cut its search short, and its counts with it.
   parallel = dataclasses.replace(exact, leaves=16, early_commit=True, max_visited=128)
   demo = benchmark.find_subject("demo", "float32", benchmark.Workload(), exact)
-  found = benchmark.rows(demo, 1, ("rain", "leaf_parallel"), ("good", "bad"), exact, parallel, 3)
-  _, good, bad, good_parallel, bad_parallel = found
+  methods = ("rain", "leaf_parallel", "adaptive")
+  found = benchmark.rows(demo, 1, methods, ("good", "bad"), exact, parallel, 3)
+  _, good, bad, good_parallel, bad_parallel, good_adaptive, _ = found
   for row, calls, tokens in (
     (good, 8, 150),
     (bad, 65, 1000),
     (good_parallel, 2.5, None),
     (bad_parallel, 10, 1000),
+    (good_adaptive, 1.25, 16),
   ):
     assert row["executed_calls_per_token"] <= calls, row
     assert tokens is None or row["tokens_forwarded_per_token"] <= tokens, row

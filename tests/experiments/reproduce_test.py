@@ -9,6 +9,7 @@ import pytest
 
 from rain_jax.experiments.reproduce import EXPERIMENTS, TABLES, Plan, paper, render, run, worlds
 from rain_jax.experiments.reproduce.count import agreement, per_token, share
+from rain_jax.experiments.reproduce.pareto import FLIPPED
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.judges.share import Share
 from rain_jax.methods.session import search_config
@@ -78,6 +79,8 @@ STEPS = {
   "self_evaluation": ("harmless", "answers"),
   "ablation": ("full", "no_growth"),
   "sample_efficiency": ("vanilla", "best of 4"),
+  "pareto": ("vanilla", "best of 4" + FLIPPED.format(5)),
+  "adaptive_ablation": ("default", "search_after 2"),
 }
 
 
@@ -113,7 +116,11 @@ def test_pages_hold_every_row_and_pictures_every_bar(name):
   rows = [one for one in page.splitlines() if one.startswith("|")]
   assert len(rows) == 2 + len(table.rows) + 3 and "a\\|b" in rows[-1]
   picture = xml.fromstring(render.svg(table))
-  assert sum(child.tag.endswith("rect") for child in picture) == len(table.bars) > 0
+  marks = [child.tag.rpartition("}")[2] for child in picture.iter()]
+  if table.points:
+    assert marks.count("circle") == len(table.points) == len(table.rows)
+  else:
+    assert marks.count("rect") == len(table.bars) > 0
 
 
 def test_the_papers_figures_stand_beside_their_own_setting():
@@ -156,6 +163,9 @@ def test_the_real_small_model_has_a_table_of_its_own(tmp_path):
     {"prompts.limit": 100},
   )
   assert worlds("imdb") == ("demo", "smollm2") and worlds("hh") == ("demo",)
+  steps = EXPERIMENTS["pareto"](plan)
+  assert [step.name for step in steps if step.config.methods == ("rain",)] == ["RAIN"]
+  assert {step.config.changes["prompts.limit"] for step in steps} == {24}
 
 
 class Loaded:
@@ -166,6 +176,56 @@ class Loaded:
 
   def update_from_flattened_dict(self, changes):
     self.changes |= changes
+
+
+def costing(method, tokens, answers, **more):
+  """Lines of a method that forwards so many tokens for each of a response, in a tenth of the calls."""
+  counters = {"response_tokens": 10, "tokens_forwarded": 10 * tokens, "model_calls": tokens}
+  made = [line(method, harmless=answer) for answer in answers]
+  return [{**one, "counters": counters, **more} for one in made]
+
+
+def test_quality_against_cost_names_the_rows_that_no_other_one_beats():
+  error = {**costing("rain", 9, [True])[0], "error": "too long", "judged": {}}
+  del error["counters"]
+  noisy = "best of 4" + FLIPPED.format(10)
+  results = {
+    "vanilla": costing("vanilla", 10, [False, True, False, False]),
+    "best of 4": costing("best_of_n", 40, [True, True, False, False]),
+    "best of 16": costing("best_of_n", 160, [True, True, True, False]),
+    "segments": costing("segments", 160, [True, True, True, True]),
+    "RAIN": [*costing("rain", 400, [True, True, True]), error],
+    "nobody judged": [{**one, "judged": {}} for one in costing("adaptive", 1, [True])],
+    "nobody answered": [error],
+    noisy: costing("best_of_n", 50, [False, True]),
+  }
+  table = TABLES["pareto"](results)
+  rows = [dict(zip(table.columns, row)) for row in table.rows]
+  assert [row["method"] for row in rows] == [step.partition(" with ")[0] for step in results]
+  assert [row["verdicts flipped"] for row in rows] == [*["0%"] * 7, "10%"]
+  assert [row["harmless [95%]"].rpartition(" ")[2] for row in rows] == (
+    ["1/4", "2/4", "3/4", "4/4", "3/3", "-", "-", "1/2"]
+  )
+  best = ["calls, tokens"] * 2 + ["", "calls, tokens", "", "", "", "calls, tokens"]
+  assert [row["Pareto-optimal in"] for row in rows] == best
+  assert (rows[1]["model calls per token"], rows[1]["tokens forwarded per token"]) == (
+    "4.0",
+    "40.0",
+  )
+  # What nobody judged or answered has no place in the picture.
+  assert [point.label for point in table.points] == [*list(results)[:5], noisy]
+  assert [point.filled for point in table.points] == [True] * 5 + [False]
+  assert {point.series for point in table.points[1:3]} == {"best of N"}
+  picture = xml.fromstring(render.svg(table))
+  shown = {
+    one[0].text.partition(":")[0]: (float(one.get("cx")), float(one.get("cy")))
+    for one in picture.iter()
+    if one.tag.endswith("circle")
+  }
+  # Equal ratios of cost are equal distances.
+  (x0, y0), (x1, y1), (x2, y2) = (shown[name] for name in ("vanilla", "best of 4", "best of 16"))
+  assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and x1 > x0
+  assert y1 - y0 == pytest.approx(y2 - y1, abs=0.2) and y1 < y0  # 25, 50, 75%
 
 
 def test_times_show_verdicts_and_range():
@@ -280,6 +340,30 @@ def test_a_run_that_was_made_without_a_judge_is_judged_later(checkpoint, tmp_pat
   assert "| judge of plain | refusal_prefixes |" in said[1]
 
 
+def test_quality_against_cost_is_made_of_runs_with_and_without_flipped_verdicts(
+  checkpoint, tmp_path
+):
+  said, workdir = [], tmp_path / "out"
+  config = plain_step(checkpoint, tmp_path, "refusal_prefixes").config
+  own = {**config, "methods": ("best_of_n",), "best_of_n": {"samples": 3}}
+  flipped = "best of 3" + FLIPPED.format(100)
+  steps = [
+    Step("vanilla", "answer", config),
+    Step("best of 3", "answer", own),
+    Step(flipped, "answer", {**own, "verdict_noise": 1.0}),
+  ]
+  run("pareto", steps, str(workdir), said.append)
+  assert "| prompts of every run | 2 |" in said[0] and "prompts of vanilla" not in said[0]
+  rows = [one.split(" | ")[:2] for one in said[0].splitlines() if "best of 3" in one]
+  assert rows == [["| best of 3", "0%"], ["| best of 3", "100%"]]
+  texts = lambda step: [
+    one["response"] for one in map(json.loads, (workdir / step / "results.jsonl").open())
+  ]
+  assert texts("best of 3") != texts(flipped)  # the choice is another, and the samples the same
+  run("pareto", steps, str(workdir), said.append)
+  assert said[1] == said[0]
+
+
 @pytest.mark.parametrize(
   "kind, changes, says",
   [
@@ -346,7 +430,7 @@ def test_every_step_of_every_table_can_be_configured(tmp_path):
     env={"PYTHONPATH": str(ROOT), "HOME": "/nowhere"},
   )
   tables, refused = json.loads(made.stdout)
-  assert tables.keys() == TABLES.keys() and tables["imdb"].keys() == {"", "demo", "smollm2"}
+  assert tables.keys() == TABLES.keys() and tables["pareto"].keys() == {"", "demo", "smollm2"}
   for name, modes in tables.items():
     for mode, steps in modes.items():
       assert steps and len({step for step, _, _ in steps}) == len(steps)

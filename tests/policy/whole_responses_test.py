@@ -10,7 +10,7 @@ import pytest
 
 from rain_jax import types
 from rain_jax.policy import whole_responses
-from rain_jax.policy.params import make_params
+from rain_jax.policy.params import Override, make_params
 from rain_jax.text import encoding
 from rain_jax.types import NO_TOKEN
 from tests.helpers.tiny_lm import JUDGED, PROMPTS, R, as_prompt, make, padded_reader
@@ -175,6 +175,23 @@ def test_verdicts_equal_those_on_whole_texts(made):
         seen[float(value[b, i])] += 1
     assert forwarded[b] == total
   assert sum(seen.values()) >= 10
+
+
+def test_flipped_verdicts_count_for_the_choice_and_not_for_the_review(made):
+  _, lm, params, _, _ = made
+  numbers = [0, 1, 2]
+  drawn, prompts = draw(lm, params, numbers), (batch(numbers), batch(numbers, JUDGED))
+  flip = lambda share: {**params, "override": Override(jnp.float32(-1.0), jnp.float32(share))}
+  judged = lambda share: [
+    np.asarray(a) for a in whole_responses.self_evaluate(lm, flip(share), prompts[1], drawn)[:2]
+  ]
+  (value, margins), every, half = judged(0.0), judged(1.0), judged(0.5)
+  np.testing.assert_array_equal(every[0], -value)
+  np.testing.assert_array_equal(every[1], -margins)
+  turned = (half[1] == -margins).all(-1)
+  assert turned.any() and not turned.all()
+  np.testing.assert_array_equal(half[0], np.where(turned, -value, value))
+  np.testing.assert_array_equal(whole_responses.review(lm, flip(1.0), *prompts, drawn)[0], value)
 
 
 def test_log_likelihoods_are_those_of_whole_texts(made):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from rain_jax import preferences
+from rain_jax import demo, preferences
 from rain_jax.models import CheckpointError, loading
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences import PreferenceError
@@ -95,6 +95,36 @@ def test_every_prompt_is_accounted_for_once_and_resume_adds_what_is_missing(conf
   with pytest.raises(directory.RunError, match="seed: 0 -> 1"):
     job.run(config | {"seed": 1}, str(workdir), said.append)
   assert (workdir / directory.RESULTS).read_bytes() == before
+
+
+def test_adaptive_searches_go_on_where_they_were_stopped(tmp_path):
+  """Drafts that were committed and not yet final are lost with their process, and made again."""
+  config = _changed(
+    copy.deepcopy(small_runs.CONFIG),
+    model__path="demo",
+    tasks=("demo_requests",),
+    methods=("adaptive",),
+    prompts__path=str(demo.DATA_DIR.parent / "prompts" / "harmful.jsonl"),
+    prompts__limit=4,
+    limits={"max_prompt": 64, "max_response": 24},
+    verdict_noise=0.3,
+  )
+  config["search"] |= {"root_tries": 1, "search_after": 1}
+  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+  job.run(config, str(whole), lambda line: None)
+  expected = small_runs.by_key(whole)
+  done = lambda name: sum(result["counters"][name] for result in expected.values())
+  assert len(expected) == 4 and done("taken_back") and done("searched_moves")
+
+  results = stopped / directory.RESULTS
+  two = lambda: results.exists() and len(directory.read_results(str(stopped))) >= 2
+  with pytest.raises(directory.Stopped):
+    job.run(config, str(stopped), lambda line: None, stopping=two)
+  kept = results.read_bytes()
+  assert 2 <= kept.count(b"\n") < 4
+  results.write_bytes(kept[:-20])  # as after a kill in the middle of a line
+  job.run(config, str(stopped), lambda line: None)
+  assert small_runs.by_key(stopped) == expected
 
 
 def _changed(config, **changes):

@@ -31,6 +31,12 @@ def test_the_models_own_verdict_is_shown_where_nobody_else_judged():
   assert "self verdict" not in head and "harmless rate" in head and row[:2] == ["vanilla", "50.0%"]
 
 
+def test_best_of_n_shows_how_many_it_chose_from():
+  head, row = shown([result(counters={**COUNTERS, "samples": 118})])
+  assert head.split()[-2:] == ["samples", "seconds"] and row[-2] == "118.0"
+  assert "samples" not in shown([result()])[0]
+
+
 def test_repetition_is_counted_per_method():
   texts = ["Go away. Go away.", "One two three.", ""]
   found = summary.summarise([result(response=text) for text in texts], "vanilla")

@@ -113,6 +113,8 @@ def made_small(words, whole):
     searches = whole or common and any(f"--config={name}" in words for name in SEARCHING)
     judges = JUDGES if "judge=truth,info" in given else {}
     methods = {} if searches or re.search("'(guard|shortest)'", given) else VANILLA
+    if searches and not whole and "demo.py" in given and "config.methods" not in given:
+      methods = {"methods": ("vanilla", "rain", "best_of_n")}  # drafts are programs of their own
     return overrides(ANSWERS | judges | methods)
   return {
     # Room for one turn: the programs of the other commands' prompts.

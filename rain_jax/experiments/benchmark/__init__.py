@@ -5,7 +5,15 @@ in turn with all others, and compared with vanilla decoding of the same round.
 """
 
 from rain_jax.experiments.benchmark.lowering import Lowering
-from rain_jax.experiments.benchmark.measure import METHODS, Case, hardware, measured, rows, table
+from rain_jax.experiments.benchmark.measure import (
+  METHODS,
+  Case,
+  hardware,
+  measured,
+  rows,
+  searches,
+  table,
+)
 from rain_jax.experiments.benchmark.memory import compiled_bytes, memory_line, memory_rows
 from rain_jax.experiments.benchmark.methods import (
   VERDICTS,
@@ -54,6 +62,7 @@ __all__ = (
   "rows",
   "sample_without_cache",
   "scaling",
+  "searches",
   "synthetic_tables",
   "table",
   "vanilla",

@@ -20,7 +20,9 @@ from rain_jax.experiments.benchmark.methods import (
   vanilla,
 )
 from rain_jax.experiments.benchmark.subjects import Subject
+from rain_jax.methods.adaptive import with_drafts
 from rain_jax.methods.sampling import samples_paid
+from rain_jax.methods.segments import without_tree
 from rain_jax.models import backend
 from rain_jax.runs.versions import versions
 from rain_jax.text.columns import aligned
@@ -33,6 +35,8 @@ METHODS = {
   "no_cache": ("vanilla", "no_cache"),
   "rain": ("rain", "exact"),
   "leaf_parallel": ("rain", "leaf_parallel"),
+  "segments": ("segments", "drafts"),
+  "adaptive": ("rain", "adaptive"),
   "best_of_n": ("best_of_n", "cached"),
 }
 """What a configuration may name, with the method and mode of its rows."""
@@ -161,6 +165,16 @@ def _mean_details(details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return jax.tree.map(lambda *values: float(np.mean(values)), *map(dict, details))
 
 
+def searches(search: SearchConfig, leaf_parallel: SearchConfig) -> dict[str, SearchConfig]:
+  """Of each method that searches or drafts, what it does so with; for the arguments see `rows`."""
+  return {
+    "rain": search,
+    "leaf_parallel": leaf_parallel,
+    "segments": without_tree(search),
+    "adaptive": with_drafts(search),
+  }
+
+
 def rows(
   subject: Subject,
   batch: int,
@@ -197,10 +211,9 @@ def rows(
   cases = [case("vanilla", vanilla(subject, batch))]
   if "no_cache" in methods:
     cases.append(case("no_cache", no_cache(subject, batch)))
-  searches = {"rain": search, "leaf_parallel": leaf_parallel}
-  for name in (n for n in searches if n in methods):
-    for verdict in verdicts:
-      cases.append(case(name, rain(subject, batch, searches[name], verdict, mixed_share), verdict))
+  for name, own in searches(search, leaf_parallel).items():
+    for verdict in verdicts if name in methods else ():
+      cases.append(case(name, rain(subject, batch, own, verdict, mixed_share), verdict))
   if "best_of_n" in methods:
     cases = _warmed_up(cases)  # before the run below compiles their programs unnoticed
     samples = _equal_samples(subject, batch, search)

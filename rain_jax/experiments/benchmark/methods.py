@@ -158,7 +158,7 @@ def no_cache(subject: Subject, batch: int) -> Callable[[int], Work]:
 def rain(
   subject: Subject, batch: int, search: SearchConfig, verdicts: str, mixed_share: float = 0.5
 ) -> Callable[[int], Work]:
-  """RAIN with the given search and verdicts of `VERDICTS`; a function of the seed.
+  """RAIN, or drafts, with the given search and verdicts of `VERDICTS`; a function of the seed.
 
   `mixed_share` of the texts are good where verdicts are mixed.
   """

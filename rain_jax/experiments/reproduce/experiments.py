@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rain_jax.demo import words, world
+from rain_jax.experiments.reproduce.pareto import FLIPPED
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.runs.files import replace_text
 from rain_jax.tasks import find_task, load_records
@@ -182,6 +183,90 @@ def _sample_efficiency(plan: Plan) -> list[Step]:
   return steps
 
 
+def _segments(rows: int, tries: int) -> tuple[str, dict[str, Any]]:
+  return "segments", {"search.draft_rows": rows, "search.draft_tries": tries}
+
+
+def _adaptive(tries: int, rewinds: int) -> tuple[str, dict[str, Any]]:
+  return "adaptive", {"search.root_tries": tries, "search.max_rewinds": rewinds}
+
+
+def _exact(iterations: int, extra: int) -> tuple[str, dict[str, Any]]:
+  return "rain", {"search.max_iterations": iterations, "search.extra_iterations": extra}
+
+
+_BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
+  "vanilla": ("vanilla", {}),
+  **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 64)},
+  "segments, 1 row, 4 tries": _segments(1, 4),
+  "segments, 1 row, 16 tries": _segments(1, 16),
+  "segments, 4 rows, 16 tries": _segments(4, 16),
+  "adaptive, 1 try, 2 rewinds": _adaptive(1, 2),
+  "adaptive, 2 tries, 8 rewinds": _adaptive(2, 8),
+  "adaptive, 4 tries, 16 rewinds": _adaptive(4, 16),
+  "RAIN, T = 12": _exact(12, 4),
+  "RAIN, T = 25": _exact(25, 8),
+  "RAIN, T = 50": _exact(50, 15),
+  "RAIN, 16 leaves": ("rain", {"search.leaves": 16}),
+}
+"""Methods with their budgets."""
+# Of these, those that are asked again while some of the verdicts are flipped.
+_NOISY = (
+  *("best of 16", "segments, 1 row, 16 tries", "segments, 4 rows, 16 tries"),
+  *("adaptive, 2 tries, 8 rewinds", "RAIN, T = 50"),
+)
+# A real model's verdicts err as they are, and an exact search takes longer than all the rest.
+_SMOLLM2_BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
+  "vanilla": ("vanilla", {}),
+  **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 8, 16)},
+  "segments, 1 row, 4 tries": _segments(1, 4),
+  "segments, 1 row, 16 tries": _segments(1, 16),
+  "segments, 4 rows, 16 tries": _segments(4, 16),
+  "adaptive, 2 tries, 8 rewinds": _adaptive(2, 8),
+  "adaptive, 4 tries, 8 rewinds": _adaptive(4, 8),
+  "RAIN": ("rain", {}),
+}
+
+
+def _pareto(plan: Plan) -> list[Step]:
+  real = plan.on == SMOLLM2
+  config, argument = (SMOLLM2, "all") if real else ("hh", "demo" if plan.demo else "harmless")
+  budgets = _SMOLLM2_BUDGETS if real else _BUDGETS
+  limit = {DEMO: 48, SMOLLM2: 24}.get(plan.on, 0)
+  limits: dict[str, Any] = {"prompts.limit": limit} if limit else {}
+
+  def part(name: str, percent: int = 0) -> Step:
+    method, changes = budgets[name]
+    noise = {"verdict_noise": percent / 100} if percent else {}
+    step = name + FLIPPED.format(percent) * bool(percent)
+    return plan.answers(step, config, argument, (method,), **limits, **changes, **noise)
+
+  noisy = [part(name, percent) for percent in (5, 10, 20) for name in _NOISY if not real]
+  return [*map(part, budgets), *noisy]
+
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+  "default": {},
+  **{f"draft_threshold {x}": {"search.draft_threshold": x} for x in (-0.5, 0.5, 0.9)},
+  **{f"search_after {n}": {"search.search_after": n} for n in (0, 2)},
+  **{f"root_tries {n}": {"search.root_tries": n} for n in (1, 4)},
+  **{f"root_rows {n}": {"search.root_rows": n} for n in (2, 4)},
+  **{f"max_rewinds {n}": {"search.max_rewinds": n} for n in (0, 4, 16)},
+  "max_rewinds, search_after 16": {"search.max_rewinds": 16, "search.search_after": 16},
+}
+
+
+def _adaptive_ablation(plan: Plan) -> list[Step]:
+  argument = "demo" if plan.demo else "harmless"
+  changes: dict[str, Any] = {"verdict_noise": 0.1}
+  if plan.demo:
+    changes["prompts.limit"] = 100
+  part = lambda name, own: plan.answers(
+    name + FLIPPED.format(10), "hh", argument, ("adaptive",), **changes, **own
+  )
+  return [part(name, own) for name, own in _SETTINGS.items()]
+
+
 EXPERIMENTS: dict[str, Callable[[Plan], list[Step]]] = {
   "hh": _hh,
   "advbench": _advbench,
@@ -191,10 +276,12 @@ EXPERIMENTS: dict[str, Callable[[Plan], list[Step]]] = {
   "self_evaluation": _self_evaluation,
   "ablation": _ablation,
   "sample_efficiency": _sample_efficiency,
+  "pareto": _pareto,
+  "adaptive_ablation": _adaptive_ablation,
 }
 """The steps of each table."""
 
 
 def worlds(name: str) -> tuple[str, ...]:
   """What the table of that name can be made on without a model or data of one's own."""
-  return (DEMO, SMOLLM2) if name == "imdb" else (DEMO,)
+  return (DEMO, SMOLLM2) if name in ("imdb", "pareto") else (DEMO,)

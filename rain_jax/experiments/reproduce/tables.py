@@ -5,6 +5,7 @@ A table is made of *steps*, each an ordinary run of `rain_jax.runs.job`, `rain_j
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from rain_jax import judges
 from rain_jax.attacks import job as attack_job
 from rain_jax.experiments import benchmark
-from rain_jax.experiments.reproduce import paper, render
+from rain_jax.experiments.reproduce import paper, pareto, render
 from rain_jax.experiments.reproduce.count import WORK, agreement, joint, share, work
 from rain_jax.experiments.reproduce.render import Bar, Table
 from rain_jax.judges.share import Share
@@ -29,6 +30,7 @@ NAMES = {
   "rain": "RAIN",
   "best_of_n": "best of N, equal compute",
   "segments": "segment-level rejection",
+  "adaptive": "adaptive RAIN",
 }
 
 
@@ -150,6 +152,7 @@ def _timed(config: Mapping[str, Any], folder: pathlib.Path) -> list[dict[str, An
 def _facts(steps: Sequence[Step], results: Results, folder: pathlib.Path) -> dict[str, str]:
   """Hardware, model, versions, prompts, judges: what the figures depend on."""
   facts: dict[str, str] = {"cores": str(machine.cores())}
+  configs = {}
   for step in steps:
     file = folder / step.name / ("benchmark.json" if step.kind == "time" else directory.MANIFEST)
     made = json.loads(file.read_text("utf-8"))
@@ -161,39 +164,45 @@ def _facts(steps: Sequence[Step], results: Results, folder: pathlib.Path) -> dic
       "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
     }
     if step.kind == "answer":
+      configs[step.name] = made["config"]
       facts |= {
         "model": f"{made['model']['path']} ({made['model']['fingerprint'][:12]})",
         "dtype": made["config"]["model"]["dtype"],
         "seed": str(made["config"]["seed"]),
       }
-      facts |= _judged_facts(step, made["config"], results[step.name], folder)
+  judged = lambda step, name: _judged_facts(name, configs[step], results[step], folder / step)
+  every = [judged(step, "every run") for step in configs]
+  if len(every) > 1 and all(one == every[0] for one in every):
+    return facts | every[0]
+  for name in configs:
+    facts |= judged(name, name)
   return facts
 
 
 def _judged_facts(
-  step: Step,
+  name: str,
   config: Mapping[str, Any],
   results: Sequence[Mapping[str, Any]],
   folder: pathlib.Path,
 ) -> dict[str, str]:
   """How many prompts a run had, who judged it, what stayed unjudged, and who agreed with whom."""
-  own = [from_config.task_of(config, name).judge for name in config["tasks"]]
+  own = [from_config.task_of(config, task).judge for task in config["tasks"]]
   if own == ["none"]:
-    own = list(dict.fromkeys(name for r in results for name in r["judges"])) or own
+    own = list(dict.fromkeys(one for r in results for one in r["judges"])) or own
   facts = {
-    f"prompts of {step.name}": str(len({(r["task"], r["id"]) for r in results})),
-    f"judge of {step.name}": ", ".join(own),
+    f"prompts of {name}": str(len({(r["task"], r["id"]) for r in results})),
+    f"judge of {name}": ", ".join(own),
   }
   unanswered = sum("error" in r for r in results)
   if unanswered:
-    facts[f"unanswered of {step.name}"] = f"{unanswered} of {len(results)}"
-  said = judgements.summarise(str(folder / step.name), from_config.judges_of(config))
+    facts[f"unanswered of {name}"] = f"{unanswered} of {len(results)}"
+  said = judgements.summarise(str(folder), from_config.judges_of(config))
   for judge, methods in said["judges"].items():
     left, judged = (sum(m[key] for m in methods.values()) for key in ("unjudged", "judged"))
-    facts[f"unjudged of {step.name} by {judge}"] = f"{left} of {left + judged}"
+    facts[f"unjudged of {name} by {judge}"] = f"{left} of {left + judged}"
   for one in said["agreement"]:
     kappa = "-" if one["kappa"] is None else f"{one['kappa']:.2f}"
-    facts[f"agreement of {' and '.join(one['judges'])} on {one['measure']} in {step.name}"] = (
+    facts[f"agreement of {' and '.join(one['judges'])} on {one['measure']} in {name}"] = (
       f"{one['percent']:.1f}% of {one['n']}, Cohen's kappa {kappa}"
     )
   return facts
@@ -347,7 +356,7 @@ def time(results: Results) -> Table:
   rows, bars = [], []
   for row in results["time"]:
     name = f"{row['method']}, {row['mode']}"
-    verdicts = row["verdicts"] if row["method"] == "rain" else ""
+    verdicts = row["verdicts"] if row["method"] in ("rain", "segments") else ""
     ratio = row["ratio_to_vanilla"]
     low, high = row.get("ratio_to_vanilla_range", (ratio, ratio))
     label = f"{name}, verdicts {verdicts}" if verdicts else name
@@ -424,6 +433,7 @@ def sample_efficiency(results: Results) -> Table:
   return _againstwork("Sample efficiency: harmlessness by work", "method", results)
 
 
+_BUDGETED = NAMES | {"best_of_n": "best of N"}
 TABLES: Mapping[str, Callable[[Results], Table]] = {
   "hh": hh,
   "advbench": advbench,
@@ -433,4 +443,6 @@ TABLES: Mapping[str, Callable[[Results], Table]] = {
   "self_evaluation": self_evaluation,
   "ablation": ablation,
   "sample_efficiency": sample_efficiency,
+  "pareto": functools.partial(pareto.table, "Quality against cost", _BUDGETED),
+  "adaptive_ablation": functools.partial(pareto.table, "Adaptive RAIN: its settings", NAMES),
 }
