@@ -106,8 +106,10 @@ class RainModel(LM):
       self._config = dataclasses.replace(self._config, format=find_format(format or own))
     settings = api.make_session_config(preference, self._config, self._tokenizer)
     self._format: Format = settings.format
-    begin = control.begin_ids(self._tokenizer) or self._tokenizer.eos_token_id
-    self._begin: list[int] = list(begin) if isinstance(begin, list) else [begin]
+    self._begin = control.begin_ids(self._tokenizer)
+    bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+    # What a text without a context follows, as the harness's own models have it.
+    self._before_all: int = eos if bos is None else bos
     _LOG.info("texts by %s, log-likelihoods by the plain model", method)
 
   # -- chats ----------------------------------------------------------------------------
@@ -191,24 +193,29 @@ class RainModel(LM):
     found = []
     for request in requests:
       (text,) = request.args
-      ids = control.plain_ids(self._tokenizer, text)
-      windows = get_rolling_token_windows(ids, self._begin[0], self._longest, 1)
+      # The harness's own models read the beginning of a text twice, and count it once.
+      ids = [*self._begin, *control.plain_ids(self._tokenizer, text)]
+      windows = get_rolling_token_windows(ids, self._before_all, self._longest, 1)
       pairs = [make_disjoint_window(window) for window in windows]
       found.append(math.fsum(value for value, _ in self._read(pairs)))
       self.cache_hook.add_partial("loglikelihood_rolling", request.args, found[-1])
     return found
 
   def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of a context and of what continues it; spaces between them are the latter's."""
+    """Tokens of a context and of what continues it; white space between them is the latter's.
+
+    As the harness splits them for its own models, with which the values are compared.
+    """
     tokenizer = self._tokenizer
     if isinstance(context, _Rendered):
       ids, _ = self._format.encode(tokenizer, *self._record(context.messages).said)
       before = [*self._format.prefix_ids(tokenizer), *ids]
       return before, control.plain_ids(tokenizer, continuation)
-    core = context.rstrip(" ")
     whole = control.plain_ids(tokenizer, context + continuation)
+    core = context.rstrip()
     before = control.plain_ids(tokenizer, core) if core else []
-    return [*self._begin, *before], whole[len(before) :]
+    begin = self._begin if context else []
+    return [*begin, *before] or [self._before_all], whole[len(before) :]
 
   def _read(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
     """Log-likelihood in nats of the second of each two lists of tokens, and whether it is greedy.
