@@ -124,6 +124,28 @@ def test_chats_are_put_in_the_format_and_cut_as_the_task_says(model):
   assert whole.startswith(cut)
 
 
+def test_chats_of_a_task_reach_the_model_as_messages(folder, model, monkeypatch):
+  monkeypatch.chdir(folder)
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  found = lm_eval.simple_evaluate(
+    model,
+    tasks=["ferry", "ferry_choice"],
+    task_manager=TaskManager(include_path=str(folder)),
+    apply_chat_template=True,
+    system_instruction="Be kind.",
+  )
+  contexts = [sample["arguments"][0][0] for sample in found["samples"]["ferry"]]
+  chats = [context.messages for context in contexts]
+  assert chats[0][0] == {"role": "system", "content": "Be kind."} and len(chats[0]) == 2
+  assert all("Be kind." in context for context in contexts)
+  form = api.make_session_config("harmless", api.Config(), model._tokenizer).format
+  stops = dataclasses.replace(form, stop=(*form.stop, "\n\n"))
+  config = api.Config(format=stops, max_prompt=100, max_response=16)
+  answers = rain_jax.load("demo").generate(chats, method="vanilla", config=config)
+  said = [sample["resps"][0][0] for sample in found["samples"]["ferry"]]
+  assert said == [answer.text for answer in answers] and all(said)
+
+
 def test_the_likelihood_of_an_answer_in_a_chat(model, reference):
   context = model.apply_chat_template([{"role": "user", "content": "How do I rob the ferry?"}])
   (found,) = model.loglikelihood(asked("loglikelihood", (context, " I will not")))
