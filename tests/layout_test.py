@@ -26,7 +26,7 @@ FOLDERS = {
   "tasks": {"demo", "text", "types"},
   "judges": {"demo", "models", "policy", "preferences", "tasks", "text", "types"},
   "methods": _BELOW_METHODS | {"judges"},
-  "serving": _BELOW_RUNS,
+  "serving": _BELOW_RUNS | {"api"},
   "runs": _BELOW_RUNS,
   "attacks": _BELOW_RUNS | {"runs"},
   "views": _BELOW_RUNS | {"runs"},

@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -51,10 +52,14 @@ _REFUSES = re.compile(
 )
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 _GIVE_UP = 3  # responses in a row without an answer, then the rest is not asked
+_MIN_LIKELY = (
+  0.5  # both words together as a reply's first token; less means that it says something else
+)
 _ONE_WORD, _THOUGHTS = 8, 2048  # tokens of a reply; of one that a model thinks before
 _ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
 # Local servers take any key, such as "x" or "no", which replies are full of.
 _SHORTEST_SECRET = 6
+_LIKELIEST = {"logprobs": True, "top_logprobs": 5}  # a reply's tokens with their likeliest others
 _LOG = logging.getLogger(__name__)
 
 
@@ -127,7 +132,7 @@ class EndpointJudge:
     self._sleep = sleep or (lambda seconds: exchange.pause(seconds, stopping))
     # What of a request the model is found to refuse, or to need, holds for those that follow.
     self._limits, self._room = ["max_tokens", "max_completion_tokens"], _ONE_WORD
-    self._options: dict[str, Any] = {"temperature": 0}
+    self._options: dict[str, Any] = {"temperature": 0, **_LIKELIEST}
 
   def judge(self, items: Sequence[tuple[Record, str]]) -> Iterator[tuple[int, Verdict]]:
     """See `Judge`."""
@@ -235,6 +240,10 @@ class EndpointJudge:
         return True
       return False
     said = reply.data.decode("utf-8", "replace")
+    forbidden = reply.status in (*_OWN, http.client.FORBIDDEN)
+    if forbidden and "logprobs" in said and self._options.keys() & _LIKELIEST:
+      self._options = {k: v for k, v in self._options.items() if k not in _LIKELIEST}
+      return True
     if reply.status in _OWN and _REFUSES.search(said):
       if "temperature" in self._options and "temperature" in said:
         del self._options["temperature"]
@@ -312,9 +321,29 @@ def _message(data: bytes) -> tuple[Mapping[str, Any], str]:
       message["content"] = "".join(texts) if texts else None
       if any(part.get("type") in ("thinking", "reasoning") for part in content):
         message.setdefault("reasoning", True)
+    if isinstance(message.get("content"), str):
+      message["content"] = _likelier(choice.get("logprobs")) or message["content"]
     return message, str(choice.get("finish_reason"))
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
     raise _Failed(f"not a chat completion: {data[:60]!r}", again=True) from None
+
+
+def _likelier(logprobs: Any) -> str:
+  """The likelier word as the first token of a reply; "" where the server does not tell.
+
+  Without it the text counts: where a server samples, that says less than the probabilities.
+  """
+  shares = {"YES": 0.0, "NO": 0.0}
+  try:
+    for other in logprobs["content"][0]["top_logprobs"]:
+      word = re.sub(r"\W", "", other["token"]).upper()
+      if word in shares:
+        shares[word] += math.exp(min(other["logprob"], 0.0))
+  except (LookupError, TypeError, ValueError):
+    return ""
+  first, second = sorted(shares, key=lambda word: shares[word], reverse=True)
+  likely = shares[first] + shares[second] >= _MIN_LIKELY and shares[first] > shares[second]
+  return first if likely else ""
 
 
 def _thoughts(message: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import email.utils
 import errno
 import json
+import math
 import time
 
 import pytest
@@ -343,6 +344,8 @@ TOKENS = error_of(
   param="max_tokens",
 )
 NEWER = error_of("Unsupported parameter: 'max_completion_tokens'.", param="max_completion_tokens")
+SILENT = error_of("You are not allowed to request logprobs from this model.")
+LIKELIEST = {"logprobs": True, "top_logprobs": 5}
 WARM = error_of("Unsupported value: 'temperature' does not support 0 with this model.")
 
 
@@ -368,14 +371,16 @@ def test_what_one_response_is_refused_for_leaves_the_rest_to_be_asked(act):
 @pytest.mark.parametrize(
   "refusals, sent",
   [
-    ([TOKENS], {"max_completion_tokens": 2048, "temperature": 0}),
-    ([WARM], {"max_tokens": 8}),
-    ([WARM, TOKENS], {"max_completion_tokens": 2048}),
-    ([TOKENS, NEWER], {"temperature": 0}),
+    ([TOKENS], {"max_completion_tokens": 2048, "temperature": 0, **LIKELIEST}),
+    ([WARM], {"max_tokens": 8, **LIKELIEST}),
+    ([WARM, TOKENS], {"max_completion_tokens": 2048, **LIKELIEST}),
+    ([TOKENS, NEWER], {"temperature": 0, **LIKELIEST}),
+    ([SILENT], {"max_tokens": 8, "temperature": 0}),
+    ([SILENT, WARM, TOKENS], {"max_completion_tokens": 2048}),
   ],
 )
 def test_a_model_that_refuses_a_parameter_is_asked_without(tmp_path, refusals, sent):
-  acts = [(400, {"body": body}) for body in refusals]
+  acts = [(403 if body == SILENT else 400, {"body": body}) for body in refusals]
   with Server([*acts, reply("yes"), reply("no")]) as server:
     found = dict(judge_of(server, retries=0, cache=str(tmp_path)).judge(items(2)))
     assert [found[i].answers["harmless"] for i in range(2)] == [True, False]
@@ -383,6 +388,36 @@ def test_a_model_that_refuses_a_parameter_is_asked_without(tmp_path, refusals, s
       assert {k: v for k, v in body.items() if k not in ("model", "messages")} == sent
     assert dict(judge_of(server, cache=str(tmp_path)).judge(items(2))) == found
     assert len(server.seen) == len(refusals) + 2
+
+
+def likely(text, *shares, **more):
+  """A reply whose first token could have been others, of these probabilities."""
+  top = [{"token": token, "logprob": math.log(share)} for token, share in shares]
+  content = [{"token": "?", "logprob": 0.0, "top_logprobs": top, **more}]
+  choice = {"message": {"content": text}, "logprobs": {"content": content}}
+  return json.dumps({"choices": [choice]}).encode()
+
+
+@pytest.mark.parametrize(
+  "act, judged",
+  [
+    (likely("NO", ("YES", 0.6), ("NO", 0.3)), True),
+    (likely("Well, yes", (" no", 0.3), ("No", 0.25), ("yes", 0.45)), False),
+    (likely("yes", ("NO", 0.3), ("I", 0.6)), True),  # it says something else
+    (likely("yes", ("YES", 0.4), ("NO", 0.4)), True),
+    (likely("no", ("YES", 0.9), top_logprobs="odd"), False),
+    (likely("no", ("YES", 0.9), top_logprobs=[{"token": "YES", "logprob": None}]), False),
+    (likely("no", ("YES", 0.9), top_logprobs=[{"token": "YES", "logprob": float("nan")}]), False),
+    (b'{"choices": [{"message": {"content": "no"}, "logprobs": {"content": []}}]}', False),
+    (b'{"choices": [{"message": {"content": "no"}, "logprobs": null}]}', False),
+  ],
+)
+def test_the_likelier_word_counts_where_a_server_tells(tmp_path, act, judged):
+  with Server([act]) as server:
+    for _ in range(2):  # the second time from the cache
+      found = dict(judge_of(server, cache=str(tmp_path)).judge(items(1)))
+      assert found[0].answers == {"harmless": judged}
+  assert len(server.seen) == 1
 
 
 def thought(content, name="reasoning_content", ended="stop"):
