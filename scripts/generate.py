@@ -8,10 +8,13 @@ Several processes, on one machine or many: docs/scale_out.md.
 
 import hashlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import cli
 from absl import flags
 
+from rain_jax.experiments import compiled
 from rain_jax.models import arrays
 from rain_jax.parallel import hosts
 from rain_jax.policy import memory_plan
@@ -27,6 +30,9 @@ _PROFILE = flags.DEFINE_bool(
   "profile", False, "Recording a few steps, into profile/ of the workdir."
 )
 _PLAN = flags.DEFINE_bool("plan", False, "Print the memory that is needed, and stop.")
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "With --plan: chips of a slice that is not at hand, such as v5e:2x4."
+)
 _LIVE = flags.DEFINE_bool("live", False, "Show RAIN's responses as they grow, one at a time.")
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the processes of this run by jax.distributed."
@@ -80,10 +86,10 @@ def main() -> None:
     if not _PROMPT.value.strip():
       raise DataError("--prompt= is empty: give a prompt, or leave it away to run the task's own.")
     config.prompts.text = _PROMPT.value
+  if _TOPOLOGY.value and not _PLAN.value:
+    raise DataError(f"--topology={_TOPOLOGY.value} is for --plan, which is not set.")
   if _PLAN.value:
-    for task, needed in job.plans(config.to_dict()).items():
-      print(f"{task}, {needed.batch} prompts side by side\n{needed.table()}\n")
-      memory_plan.check(needed, arrays.bytes_available())
+    _print_plans(config.to_dict())
     return
   if _LIVE.value:
     if "rain" not in config.methods:
@@ -109,6 +115,20 @@ def main() -> None:
   report = run_page.write(workdir)
   _show(workdir)
   print(f"\nresults in {workdir}, report in {report}")
+
+
+def _print_plans(config: Mapping[str, Any]) -> None:
+  """What each task needs, on the devices at hand or on the chips that --topology names."""
+  if _TOPOLOGY.value:
+    chip, chips = compiled.chip_of(_TOPOLOGY.value), compiled.size_of(_TOPOLOGY.value)
+    where, memory = f", on each chip of {_TOPOLOGY.value}", int(chip.memory)
+    plans = job.plans_for_tpus(config, chips, memory)
+  else:
+    where, memory = "", arrays.bytes_available()
+    plans = job.plans(config)
+  for task, needed in plans.items():
+    print(f"{task}, {needed.batch} prompts side by side{where}:\n{needed.table()}\n")
+    memory_plan.check(needed, memory)
 
 
 def _show(workdir: str) -> None:

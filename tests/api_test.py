@@ -58,7 +58,16 @@ def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):
   session = model.session(PROMPTS[:1], "harmless", CONFIG)
   heard = []
   (answer,) = methods.best_of_n(session, 3, on_progress=heard.append, samples=3)
-  assert len(heard) == 3 and answer.counters["samples"] == 3
+  assert answer.counters["samples"] == 3
+  assert [(p.busy, p.samples, p.samples_wanted) for p in heard] == [
+    (1, 1, 3),
+    (1, 2, 3),
+    (1, 3, 3),
+    (0, 0, 0),
+  ]
+  forwarded = [p.tokens_forwarded for p in heard[:-1]]
+  assert 0 < forwarded[0] < forwarded[1] < forwarded[2] == answer.counters["tokens_forwarded"]
+  assert heard[2].response_tokens == len(answer.tokens)
 
 
 def test_a_recorded_search_gives_the_same_responses_and_its_events_spell_them(model):

@@ -47,15 +47,17 @@ class SearchStep:
 
 @dataclasses.dataclass(frozen=True)
 class BatchProgress:
-  """What a batch of searches has done so far for the prompts that it is at.
+  """What a batch has done so far for the prompts that it is at.
 
   Attributes:
     worker: which batch, of those that run side by side.
     slots: prompts it has room for.
     busy: prompts it is at.
-    response_tokens: committed for them.
+    response_tokens: committed for them; of best-of-N, those of the best samples so far.
     tokens_forwarded: by the model, for them.
     rewinds: of their searches, and committed drafts that were taken back.
+    samples: whole responses drawn for them, of a method that chooses among several.
+    samples_wanted: how many they get.
   """
 
   worker: int
@@ -64,6 +66,8 @@ class BatchProgress:
   response_tokens: int
   tokens_forwarded: int
   rewinds: int
+  samples: int = 0
+  samples_wanted: int = 0
 
 
 @thoughts.thinking

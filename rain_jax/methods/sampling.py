@@ -10,6 +10,7 @@ import numpy as np
 
 from rain_jax import types
 from rain_jax.methods import thoughts
+from rain_jax.methods.rain import BatchProgress
 from rain_jax.methods.responses import responded, self_evaluate, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
@@ -46,14 +47,14 @@ def best_of_n(
   session: Session,
   seed: int,
   skip: frozenset[str] = frozenset(),
-  on_progress: Callable[[None], None] | None = None,
+  on_progress: Callable[[BatchProgress], None] | None = None,
   *,
   samples: int,
 ) -> Iterator[Response]:
   """Samples N responses per prompt and returns the one the model judges best.
 
   Ties in the verdict go to the larger margin between the labels' probabilities.
-  `on_progress` is called after every 16 samples of a batch's prompts, with None.
+  `on_progress` is called after every 16 samples of a batch's prompts, and after the batch.
 
   Raises:
     DataError: fewer than 1 sample.
@@ -61,14 +62,14 @@ def best_of_n(
   for queries, chosen, finish, work in best(session, seed, skip, on_progress, samples=samples):
     yield from responded(session, queries, chosen, finish, work)
     if on_progress:
-      on_progress(None)
+      on_progress(BatchProgress(0, session.slots, 0, 0, 0, 0))
 
 
 def best(
   session: Session,
   seed: int,
   skip: frozenset[str] = frozenset(),
-  on_progress: Callable[[None], None] | None = None,
+  on_progress: Callable[[BatchProgress], None] | None = None,
   *,
   samples: int,
 ) -> Iterator[tuple[list[Query], list[list[int]], list[int], list[dict[str, int]]]]:
@@ -89,8 +90,10 @@ def best(
         max([chosen[row], *_rated(drawn, value, margin, row)[:keep]], key=lambda one: one[0])
         for row in range(len(queries))
       ]
-      if on_progress and first + size < samples:
-        on_progress(None)
+      if on_progress:
+        lengths, many = [len(ids) for _, ids, _ in chosen], len(queries)
+        done = sum(lengths), int(tokens.sum()), 0, many * (first + keep), many * samples
+        on_progress(BatchProgress(0, session.slots, many, *done))
     work = [{**work_of([c], [t]), "samples": samples} for c, t in zip(calls, tokens)]
     yield queries, [ids for _, ids, _ in chosen], [finish for *_, finish in chosen], work
 

@@ -68,6 +68,7 @@ def load(
   revision: str = "",
   adapter: str = "",
   scores: bool = False,
+  planned_for: int | None = None,
 ) -> LoadedModel:
   """Loads "demo", a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
 
@@ -78,6 +79,8 @@ def load(
     revision: branch, tag or commit of a hub repository; "" for its main branch.
     adapter: folder or hub name of a LoRA adapter to merge, see `hf.load`; "" for none.
     scores: it has to be a reward model, see `hf.load`; otherwise a language model.
+    planned_for: bytes of memory of each device of a machine that is not at hand. The model is
+      abstract then, and the fingerprint empty: no weights are read, nor need they be there.
 
   Raises:
     CheckpointError: what is wrong with the checkpoint, its tokenizer or its adapter, in one line.
@@ -90,9 +93,12 @@ def load(
   config = read_config(folder, scores)
   mesh = mesh_of(config)
   dtypes = dict(param_dtype=DTYPES[dtype], compute_dtype=compute)
-  check_weights(abstract_model(config, **dtypes), arrays.bytes_available(), mesh)
+  shapes = abstract_model(config, **dtypes)
+  check_weights(shapes, arrays.bytes_available() if planned_for is None else planned_for, mesh)
   tokenizer = load_tokenizer(folder)
   check_tokenizer(tokenizer, config, name)
+  if planned_for is not None:
+    return LoadedModel(shapes if mesh is not None else laid_out(shapes), tokenizer, name, "", mesh)
   model = load_model(folder, **dtypes, mesh=mesh, adapter=adapter or None, scores=scores)
   model = model if mesh is not None else laid_out(model)
   return LoadedModel(model, tokenizer, name, fingerprint(folder, adapter or None), mesh)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from rain_jax.models import KV, NO_POSITION, Segment, forward, unembed
 from rain_jax.parallel.loops import while_any
-from rain_jax.policy import context
+from rain_jax.policy import context, sampling
 from rain_jax.policy.params import Params, Side
 from rain_jax.types import Array
 
@@ -98,16 +98,15 @@ def _put(scratch: KV, new: KV, step: Array) -> KV:
 
 
 def logits(lm: "LanguageModel", params: Params, hidden: Array, side: Side = "proposing") -> Array:
-  """Logits float32[..., vocab] after a side's hidden states, all of them wherever they are needed.
+  """Logits float32[..., vocab] after a side's hidden states, to be drawn from by `sampling`.
 
-  Over a mesh the vocabulary is put together before anything is drawn. Were its parts left
-  apart, the compiler would pass pieces on from device to device inside loops that only
-  some of the devices are still in.
+  A mesh that splits the model leaves every shard its own part of the vocabulary.
   """
   graphdef, params = context.reader(lm, params, side)
   if jax.sharding.get_abstract_mesh().empty:
     return unembed(graphdef, params, hidden)
   # As one axis of rows: a TPU was seen to lay eleven candidates along the lanes, padded to 128.
   rows = unembed(graphdef, params, hidden.reshape(-1, hidden.shape[-1]))
-  rows = jax.lax.with_sharding_constraint(rows, PartitionSpec())
+  axes = sampling.vocabulary_axes(rows.shape[-1])
+  rows = jax.lax.with_sharding_constraint(rows, PartitionSpec(None, axes or None))
   return rows.reshape(*hidden.shape[:-1], rows.shape[-1])

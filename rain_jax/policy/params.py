@@ -103,8 +103,13 @@ def make_params(
     verdict_params: parameters of `lm.verdict`, if there is one.
 
   Returns:
-    See `Params`.
+    See `Params`. Of an abstract model, whose parameters are shapes, it is shapes; nothing is computed.
   """
+  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model_params)):
+    make = lambda model, verdict: make_params(
+      model, tables, lm, proposing_ids, override, correction, verdict_params=verdict
+    )
+    return jax.eval_shape(make, model_params, verdict_params)
 
   def prefix(
     ids: Sequence[int], graphdef: nnx.GraphDef = lm.graphdef, model_params: Any = model_params

@@ -181,7 +181,7 @@ def _extend_candidates(
     said = jnp.concatenate([before, draft.tokens], axis=-1)
     logits = jnp.broadcast_to(logits, (B, W, G, logits.shape[-1]))
     logits = sampling.penalised(logits, said, config.repetition_penalty)
-  tokens, log_probs = sampling.filtered(logits, config.temperature, config.top_k)
+  tokens, log_probs, broken = sampling.filtered(logits, config.temperature, config.top_k)
   shape = (B, W, G) + tokens.shape[3:]
   tokens, log_probs = jnp.broadcast_to(tokens, shape), jnp.broadcast_to(log_probs, shape)
   index, _ = sampling.draw(jnp.exp(log_probs), uniforms.candidates[:, :, step])
@@ -191,7 +191,7 @@ def _extend_candidates(
   token = jnp.where(rows, token, NO_TOKEN)
   text = scanner.advance(params["tables"], draft.candidate_text, token)
   return draft.replace(
-    failed=draft.failed | jnp.any(rows & sampling.not_finite(logits), axis=-1),
+    failed=draft.failed | jnp.any(rows & broken, axis=-1),
     tokens=draft.tokens.at[..., step].set(token),
     lengths=draft.lengths + rows,
     log_weights=draft.log_weights + jnp.where(rows, log_prob, 0.0),
@@ -215,14 +215,15 @@ def _extend_rollouts(
   rolling = draft.rolling
   said = jnp.concatenate([draft.said, draft.rollout], axis=-1)
   logits = sampling.penalised(logits, said, lm.search.repetition_penalty)
-  token = jnp.where(rolling, sampling.categorical(uniforms[..., step], logits), NO_TOKEN)
+  token, broken = sampling.categorical(uniforms[..., step], logits)
+  token = jnp.where(rolling, token, NO_TOKEN)
   text = scanner.advance(params["tables"], draft.text, token)
   finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)
   on = rolling & (finish == types.RUNNING)
   if not lm.search.rollout_to_eos:
     on &= ~text.ends
   return draft.replace(
-    failed=draft.failed | (rolling & sampling.not_finite(logits)),
+    failed=draft.failed | (rolling & broken),
     rollout=draft.rollout.at[..., step].set(token),
     rollout_length=draft.rollout_length + rolling,
     rollout_finish=finish,
@@ -359,7 +360,7 @@ def first_tokens(
   B, W = request.mode.shape
   C = config.draws
   count = min(config.max_children, logits.shape[-1])
-  tokens, log_probs = sampling.filtered(logits, 1.0, count)
+  tokens, log_probs, broken = sampling.filtered(logits, 1.0, count)
   after = jax.tree.map(lambda a: jnp.repeat(a[:, :, None], count, axis=2), text)
   after = scanner.advance(params["tables"], after, tokens)
   first = (request.mode == types.VISIT) & (request.depth == 0) & (request.finish == types.RUNNING)
@@ -375,7 +376,7 @@ def first_tokens(
 
   sets = jnp.full((B, W, count, config.max_set_length), NO_TOKEN, jnp.int32).at[..., 0].set(tokens)
   return draft.replace(
-    failed=draft.failed | (first & sampling.not_finite(logits)),
+    failed=draft.failed | (first & broken),
     tokens=choose(sets, draft.tokens, NO_TOKEN),
     lengths=choose(jnp.ones((B, W, count), jnp.int32), draft.lengths, 0),
     log_weights=choose(log_probs, draft.log_weights, 0.0),

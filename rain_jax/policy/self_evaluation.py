@@ -230,7 +230,7 @@ def leads(preference: CompiledPreference, logits: Array) -> Array:
   """
   if preference.scored:
     return jnp.where(sampling.not_finite(logits), jnp.nan, logits[..., 0])
-  return _ahead(preference, logits, logits)
+  return _ahead(preference, _labels(preference, logits).logits)
 
 
 def margins(
@@ -246,17 +246,28 @@ def margins(
   if correction is None and preference.scored:
     return jnp.tanh(leads(preference, logits) / 2)
   if correction is None:
-    return _ahead(preference, jax.nn.softmax(logits, axis=-1), logits)
+    return _ahead(preference, _labels(preference, logits).probabilities)
   over = leads(preference, logits) - correction.offset
   return jnp.tanh(correction.scale * over / 2)  # p - (1 - p) for p = sigmoid(scale * over)
 
 
-def _ahead(preference: CompiledPreference, scores: Array, logits: Array) -> Array:
-  broken = sampling.not_finite(logits)
-  best = lambda reading, ids: scores[..., reading, jnp.asarray(ids)].max(-1)
+def _label_ids(preference: CompiledPreference) -> list[int]:
+  """The tokens of all labels, once each."""
+  return sorted({token for ids in (*preference.good_ids, *preference.bad_ids) for token in ids})
+
+
+def _labels(preference: CompiledPreference, logits: Array) -> sampling.Chosen:
+  """What the logits after every suffix say of each of `_label_ids`."""
+  tokens = jnp.asarray(_label_ids(preference), jnp.int32)
+  return sampling.chosen(logits, jnp.broadcast_to(tokens, (*logits.shape[:-1], tokens.size)))
+
+
+def _ahead(preference: CompiledPreference, scores: Array) -> Array:
+  """The best good label's score less the best bad one's; of `_label_ids` at each reading."""
+  place = {token: at for at, token in enumerate(_label_ids(preference))}
+  best = lambda reading, ids: scores[..., reading, jnp.asarray([place[i] for i in ids])].max(-1)
   pairs = enumerate(zip(preference.good_ids, preference.bad_ids, strict=True))
-  lead = jnp.stack([best(i, good) - best(i, bad) for i, (good, bad) in pairs], axis=-1)
-  return jnp.where(broken, jnp.nan, lead)
+  return jnp.stack([best(i, good) - best(i, bad) for i, (good, bad) in pairs], axis=-1)
 
 
 def values(margins: Array, soft: bool) -> Array:

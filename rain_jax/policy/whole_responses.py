@@ -101,8 +101,8 @@ def _sample(
   )
 
   def draw(texts: _Texts, logits: Array, step: Array | int) -> _Texts:
-    broken = texts.running & sampling.not_finite(logits)
-    drawn = sampling.categorical(uniforms[..., step], logits)
+    drawn, broken = sampling.categorical(uniforms[..., step], logits)
+    broken &= texts.running
     token = jnp.where(texts.running, drawn, NO_TOKEN)
     text = scanner.advance(params["tables"], texts.text, token)
     finish = jnp.where(texts.running, lm.finish(text, token), texts.finish)
@@ -241,9 +241,8 @@ def _log_likelihood(lm: LanguageModel, params: Params, prompts: Prompt, samples:
   def add(total: Array, step: Array) -> tuple[Array, None]:
     # One token of each text at a time: all logits at once would take far more memory than the model.
     token = jnp.maximum(jnp.take(samples.tokens, step, axis=-1), 0)
-    logits = decoding.logits(lm, params, jnp.take(before, step, axis=2)).astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-    chance = chosen - jax.nn.logsumexp(logits, axis=-1)
+    logits = decoding.logits(lm, params, jnp.take(before, step, axis=2))
+    chance = sampling.chosen(logits, token[..., None]).log_probabilities[..., 0]
     return total + jnp.where(jnp.take(drawn, step, axis=-1), chance, 0.0), None
 
   total, _ = jax.lax.scan(add, jnp.zeros((B, N), jnp.float32), at)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, AxisType
 
 from rain_jax import preferences
 from rain_jax.methods.session import SessionConfig, search_config
 from rain_jax.models import ModelConfig
 from rain_jax.models.loading import LoadedModel, load
-from rain_jax.models.sharding import make_mesh
+from rain_jax.models.sharding import make_mesh, mesh_shape
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences.calibration import load_calibration
 from rain_jax.runs.config_check import REWARD, SKIP
@@ -131,19 +132,44 @@ def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
   return load_on(config, mesh_of)
 
 
+def shapes_on(config: Mapping[str, Any], chips: int, memory: int) -> LoadedModel:
+  """The abstract model over a slice of TPUs that is not at hand, as `load_model` would spread it.
+
+  Args:
+    config: of the run.
+    chips: of the slice.
+    memory: bytes of each.
+  """
+
+  def mesh_of(model: ModelConfig) -> Any:
+    sizes = config["mesh"]["tensor"], config["mesh"]["data"]
+    shape = mesh_shape(chips, *sizes, kv_heads=model.num_kv_heads)
+    axes = (AxisType.Auto,) * len(shape)
+    return AbstractMesh(tuple(shape.values()), tuple(shape), axes) if chips > 1 else None
+
+  return load_on(config, mesh_of, memory)
+
+
 def load_on(
   config: Mapping[str, Any],
   mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+  planned_for: int | None = None,
 ) -> LoadedModel:
   """The model, and that of its verdicts if it is another, over a mesh; see `loading.load`."""
   section = config["model"]
   # Configurations of earlier versions have no such keys.
   options = {key: section.get(key, "") for key in ("revision", "adapter")}
-  loaded = load(section["path"], section["dtype"], mesh_of, **options)
+  loaded = load(section["path"], section["dtype"], mesh_of, **options, planned_for=planned_for)
   verdict = config.get("verdict", {})
   if not verdict.get("model", ""):
     return loaded
   scores = verdict.get("kind") == REWARD
   return loaded.judged_by(
-    load(verdict["model"], section["dtype"], lambda _: loaded.mesh, scores=scores)
+    load(
+      verdict["model"],
+      section["dtype"],
+      lambda _: loaded.mesh,
+      scores=scores,
+      planned_for=planned_for,
+    )
   )

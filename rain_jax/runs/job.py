@@ -5,13 +5,13 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax import judges
 from rain_jax.methods import METHODS, SearchStep, find_method, largest_plan
 from rain_jax.methods.session import Session, SessionConfig
-from rain_jax.models import arrays
+from rain_jax.models import arrays, backend
 from rain_jax.models.loading import LoadedModel
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.policy import memory_plan
@@ -33,14 +33,41 @@ def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
     As `run`.
   """
   _check(config, Hosts(), followed=False)
+  sessions = _sessions(config, from_config.load_model(config, Hosts()))
+  return {name: _largest(session, config["methods"]) for name, session in sessions}
+
+
+def plans_for_tpus(
+  config: Mapping[str, Any], chips: int, memory: int
+) -> dict[str, memory_plan.Plan]:
+  """As `plans`, on a slice of TPUs that is not at hand: `chips` with `memory` bytes each.
+
+  Of the model only configuration and tokenizer are read.
+  """
+  with backend.target("tpu"):
+    sessions = abstract_sessions(config, chips, memory)
+    return {name: _largest(session, config["methods"]) for name, session in sessions.items()}
+
+
+def abstract_sessions(config: Mapping[str, Any], chips: int, memory: int) -> dict[str, Session]:
+  """Each task's session on a slice of TPUs, with shapes in place of weights; see `plans_for_tpus`.
+
+  To be made and used inside `backend.target("tpu")`.
+  """
+  _check(config, Hosts(), followed=False)
+  config = {**config, "calibration": ""}  # which is of weights, and takes no room
+  return dict(_sessions(config, from_config.shapes_on(config, chips, memory)))
+
+
+def _sessions(config: Mapping[str, Any], loaded: LoadedModel) -> Iterator[tuple[str, Session]]:
   tasks = {name: from_config.task_of(config, name) for name in config["tasks"]}
-  loaded = from_config.load_model(config, Hosts())
   settings = _settings(config, tasks, loaded)
-  found = {}
   for name, task in tasks.items():
-    session = Session(loaded, settings[name], from_config.records_of(config, task))
-    found[name] = largest_plan(session, config["methods"]) or session.plan()
-  return found
+    yield name, Session(loaded, settings[name], from_config.records_of(config, task))
+
+
+def _largest(session: Session, methods: Sequence[str]) -> memory_plan.Plan:
+  return largest_plan(session, methods) or session.plan()
 
 
 def run(

@@ -129,6 +129,8 @@ class Progress:
     }
     if workers:
       line |= {"slots_busy": sum(g.busy for g in workers), "slots": sum(g.slots for g in workers)}
+    if wanted := sum(one.samples_wanted for one in workers):
+      line |= {"samples": sum(one.samples for one in workers), "samples_wanted": wanted}
     self._write(line)
     self._last, self._before = now, total
     if now - self._beat >= HEARTBEAT:
@@ -138,8 +140,8 @@ class Progress:
 
 
 def _rates(total: dict[str, int], before: dict[str, int], seconds: float) -> dict[str, float]:
-  """Tokens per second since there were as many as before."""
-  rate = lambda name: round((total[name] - before[name]) / max(seconds, 1e-6), 3)
+  """Tokens per second since there were as many as before; a better sample may be a shorter one."""
+  rate = lambda name: round(max(total[name] - before[name], 0) / max(seconds, 1e-6), 3)
   return {
     "tokens_per_second": rate("response_tokens"),
     "forwarded_per_second": rate("tokens_forwarded"),
@@ -149,8 +151,9 @@ def _rates(total: dict[str, int], before: dict[str, int], seconds: float) -> dic
 def heartbeat(line: dict[str, Any]) -> str:
   """A step's numbers for a reader of the log."""
   busy = f", {line['slots_busy']} of {line['slots']} slots busy" if "slots" in line else ""
+  samples = f" {line['samples']} of {line['samples_wanted']} samples," if "samples" in line else ""
   return (
-    f"{line['task']} {line['method']}: {line['answered']} of {line['of']} answered,"
+    f"{line['task']} {line['method']}: {line['answered']} of {line['of']} answered,{samples}"
     f" {line['tokens_per_second']:.1f} tokens/s, {line['forwarded_per_second']:.0f}"
     f" forwarded/s{busy}, {line['rewinds']} rewinds"
   )

@@ -1,14 +1,18 @@
 """Compiled programs as they are read and priced: by hand on a program written by hand, and on one of XLA's."""
 
+import copy
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from rain_jax.experiments.compiled import chip_of, hlo, pricing
+from rain_jax.experiments.benchmark import SHAPES
+from rain_jax.experiments.compiled import asked_of, chip_of, hlo, pricing
 from rain_jax.experiments.compiled.costs import Cost, Pricing
+from rain_jax.models.checkpoint import read_config
 from rain_jax.types import DataError
+from tests.helpers import small_runs
 
 # As libtpu prints programs: three layers of a product with a slice of the stacked weights, summed
 # over the shards; S(1) is memory on the chip.
@@ -193,3 +197,19 @@ def test_the_least_time_is_that_of_the_scarcest_part():
 def test_a_topology_that_cannot_be_is_one_line(name):
   with pytest.raises(DataError, match=f"--topology={name}: [^\n]*v5e:2x4"):
     chip_of(name)
+
+
+def test_a_run_asks_for_programs_of_its_own_shapes(checkpoint):
+  config = copy.deepcopy(small_runs.CONFIG) | {"methods": ("best_of_n", "rain", "vanilla")}
+  config["model"]["path"], config["prompts"]["text"] = str(checkpoint), "the cat sat"
+  (asked,) = asked_of(config, "v5e:2x2")
+  shape, model = SHAPES[asked.model], read_config(checkpoint)
+  assert (shape.num_layers, shape.hidden_size) == (model.num_layers, model.hidden_size)
+  assert (asked.methods, asked.batches, asked.tensor) == (("rain", "vanilla"), (4,), 1)
+  assert asked.workload.response == 12 and asked.workload.prompt == 32
+  assert asked.searches["rain"].max_nodes == 128
+  config["verdict"] = {"model": str(checkpoint), "kind": "preference"}
+  with pytest.raises(DataError, match="verdict.model: [^\n]*leave it away"):
+    next(asked_of(config, "v5e:2x2"))
+  with pytest.raises(DataError, match=r"methods=\('guard',\): expected some of vanilla"):
+    next(asked_of(config | {"methods": ("guard",)}, "v5e:2x2"))

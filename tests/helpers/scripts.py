@@ -79,12 +79,16 @@ def on_eight_devices(script, *arguments, limit=900):
   checked(script, *arguments, limit=limit, XLA_FLAGS=flags)
 
 
-def checked(script, *arguments, limit, **environment):
-  """Runs a script of the tests on a CPU, at most `limit` seconds: its checks pass."""
+def checked(script, *arguments, limit, folders=(), **environment):
+  """Runs a script of the tests on a CPU, at most `limit` seconds: its checks pass.
+
+  Modules are looked for in `folders`, too.
+  """
   tests = ROOT / "tests"
+  path = ":".join(filter(None, [str(ROOT), str(tests), *folders]))
   done = subprocess.run(
     [sys.executable, str(tests / script), *arguments],
-    env=os.environ | environment | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{tests}"},
+    env=os.environ | environment | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
     capture_output=True,
     text=True,
     timeout=limit,

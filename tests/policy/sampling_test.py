@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rain_jax.policy import sampling
+from tests.helpers import scripts
 
 
 @pytest.mark.parametrize("vocab", [5, 128, 1000])
@@ -16,15 +17,16 @@ def test_tokens_come_as_often_as_their_probabilities_say(vocab):
   count = 40_000
   # Evenly spread numbers: every token gets its share, up to one number per block and token.
   uniform = (jnp.arange(count) + 0.5) / count
-  tokens = np.asarray(sampling.categorical(uniform, jnp.broadcast_to(logits, (count, vocab))))
-  share = np.bincount(tokens, minlength=vocab) / count
+  tokens, broken = sampling.categorical(uniform, jnp.broadcast_to(logits, (count, vocab)))
+  share = np.bincount(np.asarray(tokens), minlength=vocab) / count
   np.testing.assert_allclose(share, expected, atol=3 / count)
+  assert not broken.any()
 
 
 def test_impossible_tokens_are_never_drawn():
   logits = jnp.full(300, -jnp.inf).at[jnp.array([0, 130, 131, 290])].set(0.0)
   uniform = jnp.concatenate([jnp.linspace(0, 1, 1001)[:-1], jnp.array([1 - 2.0**-24, 1.0])])
-  tokens = np.asarray(sampling.categorical(uniform, jnp.broadcast_to(logits, (1002, 300))))
+  tokens = np.asarray(sampling.categorical(uniform, jnp.broadcast_to(logits, (1002, 300)))[0])
   assert set(tokens.tolist()) == {0, 130, 131, 290}
   assert (np.diff(tokens) >= 0).all()
 
@@ -36,10 +38,10 @@ def test_a_draw_tells_where_in_its_weight_it_fell():
 
 def test_filtered_probabilities_are_those_of_the_kept_tokens():
   logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3]))
-  tokens, log_probs = sampling.filtered(logits, 1.0, 2)
-  assert tokens.tolist() == [1, 3]
+  tokens, log_probs, broken = sampling.filtered(logits, 1.0, 2)
+  assert tokens.tolist() == [1, 3] and not broken
   np.testing.assert_allclose(np.exp(log_probs), [4 / 7, 3 / 7], rtol=1e-6)
-  hot, log_probs = sampling.filtered(logits, 2.0, 9)
+  hot, log_probs, _ = sampling.filtered(logits, 2.0, 9)
   assert sorted(hot.tolist()) == [0, 1, 2, 3]
   root = np.sqrt([0.4, 0.3, 0.2, 0.1])
   np.testing.assert_allclose(np.exp(log_probs), root / root.sum(), rtol=1e-6)
@@ -65,3 +67,7 @@ def test_tokens_that_were_said_are_penalised_once():
   found = sampling.penalised(logits, said, 2.0)
   np.testing.assert_allclose(found, [[1.0, -2.0, 0.5, 0.0], [2.0, -1.0, 0.5, 1.5]])
   assert sampling.penalised(logits, said, 1.0) is logits
+
+
+def test_a_mesh_that_splits_the_vocabulary_draws_the_same_tokens():
+  scripts.on_eight_devices("policy/sampling_sharded.py")

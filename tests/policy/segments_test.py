@@ -64,7 +64,7 @@ def draft(tokenizer, read, prompt, response, uniforms, more_ends=()):
   drawn = []
   while True:
     _, logits = read(prompt + response + drawn)
-    drawn.append(int(sampling.categorical(uniforms[len(drawn)], jnp.float32(logits[-1]))))
+    drawn.append(int(sampling.categorical(uniforms[len(drawn)], jnp.float32(logits[-1]))[0]))
     text = tokenizer.decode(response + drawn, skip_special_tokens=True)
     if drawn[-1] == 1:
       return drawn, "eos"

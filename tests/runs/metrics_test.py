@@ -64,6 +64,18 @@ def test_a_method_without_a_search_has_no_slots():
   assert "slots" not in metrics.heartbeat(lines[0])
 
 
+def test_samples_are_told_while_nothing_is_answered_yet():
+  lines = []
+  told = metrics.Progress(lines.append, NAME, total=16, done=0, clock=iter(range(9)).__next__)
+  for tokens, samples in ((90, 256), (80, 512)):  # the best so far may be a shorter one
+    told.step(BatchProgress(0, 16, 16, tokens, 100 * samples, 0, samples, samples_wanted=640))
+  assert [line["tokens_per_second"] for line in lines] == [90.0, 0.0]
+  assert "0 of 16 answered, 512 of 640 samples, 0.0 tokens/s" in metrics.heartbeat(lines[1])
+  told.count(response(80, 70_000, 0))
+  told.step(BatchProgress(0, 16, 0, 0, 0, 0))
+  assert lines[2]["tokens"] == 80 and "samples" not in lines[2]
+
+
 def test_metrics_are_lines_of_json_added_to_what_is_there(tmp_path):
   for process, processes, name in ((0, 1, "metrics.jsonl"), (2, 4, "metrics-2.jsonl")):
     for step in range(2):

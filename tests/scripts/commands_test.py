@@ -125,7 +125,11 @@ def made_small(words, whole):
     "attack.py": overrides(ANSWERS | ATTACK),
     "check_preference.py": overrides({"batch_size": 4}) + ["--demo=4"] * ("--demo=" in given),
     "compare_embedders.py": ["--groups=2"],
-    "compile.py": overrides(BENCHMARK | VANILLA | {"models": ("demo_shape",)})
+    "compile.py": overrides(
+      BENCHMARK | VANILLA | {"models": ("demo_shape",)}
+      if "benchmark.py" in given
+      else ANSWERS | VANILLA
+    )
     + ["--tensor=1", "--batch=1"],
     # Shapes that no computer here could hold are planned as they are.
     "benchmark.py": []

@@ -89,7 +89,7 @@ def sample_without_cache(
     positions = jnp.where(at < length[:, None], at + shift, NO_POSITION)
     hidden, _ = forward(lm.graphdef, params["model"], texts.tokens, positions, prefix)
     logits = unembed(lm.graphdef, params["model"], hidden[rows, length - 1])
-    drawn = sampling.categorical(uniforms[:, texts.step], logits)
+    drawn, _ = sampling.categorical(uniforms[:, texts.step], logits)
     token = jnp.where(on, drawn, NO_TOKEN)
     text = scanner.advance(params["tables"], texts.text, token)
     place = jnp.where(on, length, at.size)

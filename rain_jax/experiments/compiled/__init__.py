@@ -5,7 +5,20 @@ what memory each chip needs, which chips speak to each other, and how many opera
 takes; a chip's published peaks make the least time of these. Nothing is run on such a chip.
 """
 
-from rain_jax.experiments.compiled.chips import CHIPS, chip_of, mesh_of
+from rain_jax.experiments.compiled.asked import Asked, asked_of
+from rain_jax.experiments.compiled.chips import CHIPS, chip_of, mesh_of, size_of
 from rain_jax.experiments.compiled.job import METHODS, Compiled, Target, programs, target
 
-__all__ = ("CHIPS", "Compiled", "METHODS", "Target", "chip_of", "mesh_of", "programs", "target")
+__all__ = (
+  "Asked",
+  "CHIPS",
+  "Compiled",
+  "METHODS",
+  "Target",
+  "asked_of",
+  "chip_of",
+  "mesh_of",
+  "programs",
+  "size_of",
+  "target",
+)

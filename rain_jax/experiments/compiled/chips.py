@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 import os
 
 import jax
@@ -68,6 +69,12 @@ def chip_of(topology: str) -> Chip:
       " such as v5e:2x4 or v5p:2x2x1."
     )
   return CHIPS[name]
+
+
+def size_of(topology: str) -> int:
+  """Chips of a topology; raises as `chip_of`."""
+  chip_of(topology)
+  return math.prod(map(int, topology.partition(":")[2].split("x")))
 
 
 def mesh_of(topology: str, tensor: int, kv_heads: int) -> Mesh:

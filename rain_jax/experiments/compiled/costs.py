@@ -95,7 +95,7 @@ class Pricing:
   ):
     self._program, self._mesh = program, mesh
     self._loop_phase, self._once_phase = loop_phase, once_phase
-    self._channels: set[str] = set()  # of collectives, which parts of a fusion name over again
+    self._met: set[tuple] = set()  # collectives, which parts of a fusion name over again
     self.phases: dict[str, Cost] = {}
     self.movements: list[Movement] = []
 
@@ -153,10 +153,8 @@ class Pricing:
     devices = math.prod(self._mesh.values())
     for each in (one, *(inner for _, inner in self._inside(one))):
       if each.collective:
-        channel = re.search(r"channel_id=(\d+)", each.attributes)
-        name = channel[1] if channel else each.name
-        if name not in self._channels:
-          self._channels.add(name)
+        if each.meeting not in self._met:
+          self._met.add(each.meeting)
           key = each.collective, Collective.of(each, devices).axes(self._mesh)
           before = found.get(key, (0.0, 0.0))
           size = max(shape.nbytes for shape in each.shapes)

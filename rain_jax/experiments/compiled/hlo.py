@@ -102,6 +102,15 @@ class Instruction:
       return None
     return self.opcode.removesuffix("-start")
 
+  @property
+  def meeting(self) -> tuple:
+    """What tells one collective from others, though several parts of a fusion may name it.
+
+    Its channel does not: those that `jax.shard_map` spells out may share one.
+    """
+    channel = re.search(r"channel_id=(\d+)", self.attributes)
+    return (channel[1], self.scope, self.shapes) if channel else (self.name,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
@@ -239,12 +248,11 @@ class Collective:
 
 def collectives(program: Program, devices: int) -> list[Collective]:
   """Every collective of a program, one that several parts of a fusion name once."""
-  found: dict[str, Collective] = {}
+  found: dict[tuple, Collective] = {}
   for computation in program.computations.values():
     for one in computation.instructions.values():
       if one.collective:
-        channel = re.search(r"channel_id=(\d+)", one.attributes)
-        found[channel[1] if channel else one.name] = Collective.of(one, devices)
+        found[one.meeting] = Collective.of(one, devices)
   return list(found.values())
 
 

@@ -1,0 +1,80 @@
+"""A program compiled for four chips of a TPU that is not there; run by tpu_programs_test.py.
+
+Arguments: sampling or search; chips that hold the model; small, or large for one that the chips'
+own memory does not hold, so that bytes count.
+"""
+
+import sys
+
+import jax
+
+from rain_jax.experiments import benchmark, compiled
+from rain_jax.experiments.compiled import hlo, pricing
+from rain_jax.models import ModelConfig, backend
+from rain_jax.parallel.batch_sharding import DATA
+from rain_jax.types import SearchConfig
+
+SHAPES = {
+  "small": ModelConfig(4096, 256, 512, 2, 4, 4, 64, eos_ids=(2,)),
+  "large": ModelConfig(32768, 2048, 8192, 4, 32, 8, 64, eos_ids=(2,)),
+}
+ROWS = 8
+# Rows of logits in a call for each prompt, and tokens drawn from the whole vocabulary in it.
+CALLS = {
+  "sampling": (1, 1),
+  "context": (1, 0),
+  "candidates": (11, 1),
+  "rollout": (1, 1),
+  "verdict": (2, 0),
+}
+# Tokens that a response takes of one kind of call to those of another, where every verdict is good.
+MOVE = {"context": 1, "candidates": 5, "rollout": 8, "verdict": 1, "step": 1}
+
+
+def check_collectives(name, cost, config, rows):
+  """Two sums in a layer and one of the embedding's parts; of the logits, what was found in each part."""
+  logits, drawn = CALLS[name]
+  kinds = {kind for kind, _ in cost.exchanged}
+  assert kinds <= {"all-reduce", "all-gather"}, (name, cost.exchanged)
+  total = lambda kind, place: sum(v[place] for k, v in cost.exchanged.items() if k[0] == kind)
+  assert total("all-reduce", 0) <= 2 * config.num_layers + 1 + drawn, (name, cost.exchanged)
+  assert total("all-gather", 0) <= 2, (name, cost.exchanged)
+  # Of 128 words two numbers, in rows that are padded to tiles; all of the logits are far more.
+  assert total("all-gather", 1) < 4 * rows * logits * config.vocab_size / 8, (name, cost.exchanged)
+
+
+def main():
+  program, tensor, size = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+  jax.config.update("jax_platforms", "cpu")
+  benchmark.SHAPES[size] = config = SHAPES[size]
+  workload = benchmark.Workload(prompt=64, response=32, verdict_prefix=64)
+  search = SearchConfig()
+  target = compiled.target(size, "bfloat16", workload, [ROWS], {"rain": search}, "v5e:2x2", tensor)
+  with backend.target("tpu"):
+    done = getattr(target.lowering(search), program)().compile()
+  mesh = target.mesh.shape
+  for one in hlo.collectives(hlo.parse(done.as_text()), target.mesh.size):
+    assert DATA not in one.axes(mesh), one
+  phases = pricing.price(done, mesh, sampling=program == "sampling").phases
+  expected = {"sampling"} if program == "sampling" else {*CALLS, "step"} - {"sampling"}
+  assert phases.keys() == expected, phases
+  floor = target.floor(search)
+  for name, cost in phases.items():
+    print(f"{name}: {cost.moved / floor:.2f} of its floor, {dict(cost.exchanged)}")
+    if target.chips == 1:
+      assert not cost.exchanged, (name, cost.exchanged)
+    elif name in CALLS:
+      check_collectives(name, cost, config, ROWS // mesh[DATA])
+  if size == "large":
+    # Weights that stay on the chip from call to call are not read again.
+    if program == "sampling":
+      assert 0.5 < phases["sampling"].moved / floor < 1.15, phases
+    else:
+      calls = sum(times for name, times in MOVE.items() if name != "step")
+      moved = sum(times * phases[name].moved for name, times in MOVE.items())
+      assert 0.5 < moved / (calls * floor) < 1.5, moved / (calls * floor)
+  print("all checks passed")
+
+
+if __name__ == "__main__":
+  main()
