@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.verdict = ml_collections.ConfigDict()
   config.verdict.model = ""  # another model, as model.path, that gives the verdicts; "" for none
-  config.verdict.kind = "preference"  # how it is asked; reward for a model of scores
+  config.verdict.kind = "preference"  # how it is asked; or guard, reward for such a model
 
   config.tasks = ("dialogue",)  # names of rain_jax.tasks.TASKS
   # fmt: off

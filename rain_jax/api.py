@@ -69,7 +69,7 @@ def load(
     dtype: float32, bfloat16, or int8 for weights in 8 bits.
     revision: branch, tag or commit of a hub name.
     adapter: LoRA adapter in PEFT's format to merge, a folder or a hub name.
-    verdict: another model of the same tokenizer, which gives the verdicts; "" for the model itself.
+    verdict: another model, which gives the verdicts; "" for the model itself.
 
   Raises:
     models.hf.CheckpointError: what is wrong with the checkpoint, in one line.

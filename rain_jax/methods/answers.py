@@ -42,8 +42,10 @@ def answers(session: Session, responses: Sequence[tuple[str, Sequence[int]]]) ->
   """
   asked = {query.record.id: query.evaluating for query in session.queries}
   lengths = _judged(session, [response for _, response in responses])
-  spoken = session.preference.spoken
-  ids = [[*asked[name], *spoken(said[:length])] for (name, said), length in zip(responses, lengths)]
+  ids = [
+    [*asked[name], *_spoken(session, said[:length], asked[name][-1])]
+    for (name, said), length in zip(responses, lengths)
+  ]
   suffixes = session.preference.suffix_ids
   longest = max(map(len, ids)) + sum(map(len, suffixes))
   size = max(_ROW, 128 * math.ceil(longest / 128))
@@ -58,6 +60,12 @@ def answers(session: Session, responses: Sequence[tuple[str, Sequence[int]]]) ->
 def _read(session: Session, rows: Iterator[packed.Row]) -> Iterator[tuple[packed.Row, np.ndarray]]:
   for row in rows:
     yield row, np.stack(jax.device_get(packed.read(session.lm, session.params, *row[1:])))
+
+
+def _spoken(session: Session, response: Sequence[int], before: int) -> Sequence[int]:
+  """A response's tokens as the verdict reads them after the token `before`."""
+  translation = session.lm.translation
+  return translation.ids(response, before) if translation else session.preference.spoken(response)
 
 
 def _judged(session: Session, responses: Sequence[Sequence[int]]) -> np.ndarray:

@@ -34,8 +34,22 @@ def _read(
   padded = session.padded(queries)
   fill = lambda a: np.concatenate([a, np.repeat(a[-1:], len(padded) - len(queries), axis=0)])
   prompts = [session.prompts(padded, side) for side in sides]
-  answer = read(session.lm, session.params, *prompts, jax.tree.map(fill, drawn), session.mesh)
+  drawn = jax.tree.map(fill, drawn)
+  texts = _translated(session, padded, drawn)
+  answer = read(session.lm, session.params, *prompts, drawn, session.mesh, texts)
   return [a[: len(queries)] for a in fetch(answer)]
+
+
+def _translated(
+  session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
+) -> whole_responses.Judged | None:
+  """What is judged of samples in the tokens of a verdict's model with another tokenizer."""
+  translation = session.lm.translation
+  if translation is None:
+    return None
+  judged = jax.device_get(session.lm.judged(drawn.text, drawn.finish)[0])
+  before = [query.evaluating[-1] for query in queries]
+  return whole_responses.Judged(*translation.texts(drawn.tokens, judged, before))
 
 
 def _reviewed(

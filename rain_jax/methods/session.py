@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax import decode
+from rain_jax.methods import verdict_model
 from rain_jax.methods.recording import Recording
 from rain_jax.models import backend
 from rain_jax.models.loading import LoadedModel
@@ -25,10 +26,10 @@ from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
-from rain_jax.policy.language_model import LanguageModel, VerdictModel
+from rain_jax.policy.language_model import LanguageModel
 from rain_jax.policy.params import Correction, Override, make_params
 from rain_jax.policy.prompts import Prompt, padded
-from rain_jax.preferences import CompiledPreference, Preference, compile_preference, compile_scored
+from rain_jax.preferences import CompiledPreference, Preference
 from rain_jax.preferences.calibration import Calibration
 from rain_jax.tasks import Record
 from rain_jax.text import encoding, vocab
@@ -105,11 +106,7 @@ class SessionConfig:
     Raises:
       PreferenceError: it does not suit the tokenizer, or the calibration is for something else.
     """
-    judge = loaded.judging
-    if judge.model.config.scores:
-      compiled = compile_scored(self.preference, judge.tokenizer)
-    else:
-      compiled = compile_preference(self.preference, judge.tokenizer, self.format)
+    compiled = verdict_model.compiled(self.preference, loaded, self.format)
     if self.calibration is not None:
       self.calibration.check(loaded.judging.fingerprint, self.preference.label, compiled.digest)
     return compiled
@@ -216,7 +213,6 @@ class Session:
     ends = session_config.format.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
     self._read(records)
-    judge = None if loaded.verdict is None else loaded.verdict.model
     self.lm = LanguageModel(
       graphdef=loaded.model.graphdef,
       config=config,
@@ -226,7 +222,7 @@ class Session:
       max_prompt=self.max_prompt,
       max_response=session_config.max_response,
       soft_verdicts=session_config.soft_verdicts,
-      verdict=None if judge is None else VerdictModel(judge.graphdef, judge.config),
+      verdict=verdict_model.static_part(loaded),
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=session_config.verdict_noise)
@@ -244,15 +240,13 @@ class Session:
       override,
       correction,
       self.mesh,
-      None if judge is None else judge.params,
+      None if loaded.verdict is None else loaded.verdict.model.params,
     )
 
   @property
   def aligned_with(self) -> str:
     """The preference, and who is asked, for people."""
-    by = self.loaded.verdict
-    how = "score of" if by and by.model.config.scores else "judged by"
-    return self.config.aligned_with + (f", {how} {one_line(by.name)}" if by else "")
+    return self.config.aligned_with + verdict_model.described(self.loaded)
 
   @property
   def mesh(self) -> jax.sharding.Mesh | None:

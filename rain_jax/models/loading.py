@@ -31,6 +31,7 @@ class LoadedModel:
     fingerprint: hash of the weights, an adapter's included.
     mesh: what the weights are spread over, None for one device.
     verdict: another model, which gives the verdicts; None where the model judges itself.
+    guard: where it gives verdicts, it is asked in Llama Guard's form.
   """
 
   model: Model
@@ -39,26 +40,25 @@ class LoadedModel:
   fingerprint: str
   mesh: jax.sharding.Mesh | None = None
   verdict: "LoadedModel | None" = None
+  guard: bool = False
 
   @property
   def judging(self) -> "LoadedModel":
     """The model that gives the verdicts."""
     return self.verdict or self
 
-  def judged_by(self, other: "LoadedModel") -> "LoadedModel":
-    """The same model with its verdicts given by another.
+  @property
+  def translated(self) -> bool:
+    """The verdict's model has another tokenizer, and reads texts in its own tokens."""
+    if self.verdict is None:
+      return False
+    theirs = self.verdict.tokenizer.get_vocab()
+    own = self.tokenizer.get_vocab()
+    return any(theirs.get(token) != number for token, number in own.items())
 
-    Raises:
-      CheckpointError: the other one reads other tokens.
-    """
-    own, theirs = (one.tokenizer.get_vocab() for one in (self, other))
-    if odd := sorted(token for token, number in own.items() if theirs.get(token) != number):
-      raise CheckpointError(
-        f"{other.name}: its tokenizer has {len(odd)} of the {len(own)} tokens of {self.name} as"
-        f" another number or not at all, such as {odd[0]!r:.40}; a verdict's model reads the tokens"
-        " that the other one writes: take one of its family"
-      )
-    return dataclasses.replace(self, verdict=other)
+  def judged_by(self, other: "LoadedModel", guard: bool = False) -> "LoadedModel":
+    """The same model with its verdicts given by another, which may be asked as a `guard`."""
+    return dataclasses.replace(self, verdict=dataclasses.replace(other, guard=guard))
 
 
 def load(

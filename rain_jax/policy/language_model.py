@@ -24,11 +24,12 @@ from rain_jax.models import KV, NO_POSITION, ModelConfig, arrays, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
 from rain_jax.models.sharding import AnyMesh, Rules, split
-from rain_jax.policy import context, decoding, rollout, segments, self_evaluation
+from rain_jax.policy import context, decoding, rollout, segments, self_evaluation, translation
 from rain_jax.policy.embedders import Embedder
 from rain_jax.policy.params import Params
 from rain_jax.policy.prompts import Prompt, read_prompt
 from rain_jax.policy.segments import Drafted
+from rain_jax.policy.translation import Translation
 from rain_jax.policy.usage import CONTEXT, Usage, no_usage
 from rain_jax.preferences import CompiledPreference
 from rain_jax.text import scanner
@@ -81,10 +82,12 @@ class VerdictModel:
   Attributes:
     graphdef: its structure.
     config: its shapes.
+    translation: into its tokens, where its tokenizer is another.
   """
 
   graphdef: nnx.GraphDef
   config: ModelConfig
+  translation: Translation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,7 @@ class LanguageModel:
     max_response: tokens of the longest response (R).
     read_chunk: text tokens read per verdict call; longer texts take several.
     soft_verdicts: see `self_evaluation.values`.
-    verdict: another model that gives the verdicts, of the same vocabulary; None is self-evaluation.
+    verdict: another model that gives the verdicts; None is self-evaluation.
   """
 
   graphdef: nnx.GraphDef
@@ -120,6 +123,18 @@ class LanguageModel:
     """Width of a path embedding (E)."""
     return self.embedder.size(self.config)
 
+  @property
+  def translation(self) -> Translation | None:
+    """Into the tokens of the verdict's model; None where it reads those that are written."""
+    return None if self.verdict is None else self.verdict.translation
+
+  @property
+  def judged_room(self) -> int:
+    """Tokens of a response that are kept free for one verdict."""
+    if self.translation is None:
+      return self.max_response
+    return self.translation.room(self.max_response + self.search.max_set_length)
+
   # -- state ----------------------------------------------------------------------
 
   def init(self, batch: int, dtype: Any) -> PolicyState:
@@ -127,14 +142,18 @@ class LanguageModel:
     search_config = self.search
     V, L = search_config.max_visited, search_config.max_set_length
     length = self.max_prompt + self.max_response + L
-    cache = lambda side: caches.init(context.shapes(self, side), batch, length, V, L, dtype)
+    cache = lambda side, length, V: caches.init(
+      context.shapes(self, side), batch, length, V, L, dtype
+    )
+    # Of a response in other tokens nothing is kept.
+    judged = (length, V) if self.translation is None else (self.max_prompt, 1)
     zeros = lambda *shape: jnp.zeros((batch,) + shape, jnp.int32)
     # Every verdict of a query fits: moves of a response, times iterations of a move.
     moves = self.max_response // L + len(search_config.set_lengths)
     entries = moves * (search_config.max_iterations + search_config.extra_iterations)
     return PolicyState(
-      proposing=cache("proposing"),
-      evaluating=cache("evaluating"),
+      proposing=cache("proposing", length, V),
+      evaluating=cache("evaluating", *judged),
       text=scanner.empty((batch,)),
       node_text=scanner.empty((batch, V)),
       hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),
@@ -207,7 +226,7 @@ class LanguageModel:
       state = state.replace(drafted=segments.forget(state.drafted, commit.mask))
     return state.replace(
       proposing=move(state.proposing),
-      evaluating=move(state.evaluating),
+      evaluating=state.evaluating if self.translation else move(state.evaluating),
       text=scanner.advance_all(params["tables"], state.text, tokens),
     )
 
@@ -365,9 +384,8 @@ class LanguageModel:
     asked = visit & ~remembered
 
     paths = context.paths(request, drawn.rollout)
-    limit = (state.evaluating.length - state.text.length)[:, None] + judged
-    margins, cache, _, usage = self_evaluation.read_verdicts(
-      self, params, state.evaluating, paths, limit, asked, state.usage
+    margins, cache, _, usage = translation.read_verdicts(
+      self, params, state, paths, judged, asked, state.usage
     )
     value = self_evaluation.values(margins, self.soft_verdicts)
     value = params["override"].apply(value, key)

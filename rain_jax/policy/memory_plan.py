@@ -192,8 +192,8 @@ def temporaries(
     rolling = (
       together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
     )
-    seen = len(lm.preference.prefix_ids) + context + R + asked
-    evaluating = token * leaves * (kept + R + asked)
+    seen = len(lm.preference.prefix_ids) + context + lm.judged_room + asked
+    evaluating = token * leaves * (kept + lm.judged_room + asked)
     evaluating += arithmetic(asked, seen, len(suffixes), "evaluating")
     gathered = backend.gathered_copies() * token * leaves * path
     return gathered + max(decoding, rolling, evaluating)

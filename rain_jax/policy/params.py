@@ -135,10 +135,13 @@ def make_params(
     tables = jax.device_put(tables, NamedSharding(mesh, PartitionSpec()))
 
   proposing_hidden, proposing = prefix(proposing_ids)
-  evaluating_hidden, evaluating = prefix(lm.preference.prefix_ids)
+  judged = lm.preference.prefix_ids
+  evaluating_hidden, evaluating = prefix(
+    lm.translation.prefix_ids(judged) if lm.translation else judged
+  )
   reference = jnp.concatenate([proposing_hidden, evaluating_hidden])
   if lm.verdict is not None:  # its hidden states are no reference for the model's
-    _, evaluating = prefix(lm.preference.prefix_ids, lm.verdict.graphdef, verdict_params)
+    _, evaluating = prefix(judged, lm.verdict.graphdef, verdict_params)
   return Params(
     model=model_params,
     verdict_model=verdict_params,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from rain_jax import types
 from rain_jax.models import KV, NO_POSITION, arrays, forward
 from rain_jax.models import cache as caches
-from rain_jax.policy import context, decoding, rollout, self_evaluation
+from rain_jax.policy import context, decoding, rollout, translation
 from rain_jax.policy.decoding import Decoding
 from rain_jax.policy.params import Params
 from rain_jax.policy.usage import CONTEXT
@@ -49,7 +49,8 @@ class Drafted(flax.struct.PyTreeNode):
     best: the draft; its margin is -inf before there is any.
     text: `ScanState` [B] after it.
     proposing: keys and values [layers, B, H, R, D] of all but its last token.
-    evaluating: keys and values [layers, B, H, R, D], as the verdict reads it.
+    evaluating: keys and values [layers, B, H, R, D], as the verdict reads it; None where it reads
+      other tokens.
     judged: int32[B] how many of its tokens the verdict has read.
     hidden: [B, hidden] after the last committed token.
     known: bool[B] `hidden` was computed.
@@ -59,7 +60,7 @@ class Drafted(flax.struct.PyTreeNode):
   best: Segment
   text: ScanState
   proposing: KV
-  evaluating: KV
+  evaluating: KV | None
   judged: Array
   hidden: Array
   known: Array
@@ -81,7 +82,9 @@ def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
     ),
     text=scanner.empty((batch,)),
     proposing=decoding.scratch(lm, dtype, batch, R),
-    evaluating=decoding.scratch(lm, dtype, batch, R, side="evaluating"),
+    evaluating=(
+      None if lm.translation else decoding.scratch(lm, dtype, batch, R, side="evaluating")
+    ),
     judged=zeros,
     hidden=jnp.zeros((batch, config.hidden_size), dtype),
     known=jnp.zeros(batch, bool),
@@ -147,11 +150,8 @@ def draft(
   with jax.named_scope("self_evaluation"):
     judged, key = lm.judged(drawn.text, drawn.rollout_finish)
     allowed = rows(wanted) & ~_known_to_fail(drafted, drawn.text)
-    before = (state.evaluating.length - state.text.length)[:, None]
     paths = context.paths(request, drawn.rollout)
-    verdicts = self_evaluation.read_verdicts(
-      lm, params, state.evaluating, paths, before + judged, allowed, usage
-    )
+    verdicts = translation.read_verdicts(lm, params, state, paths, judged, allowed, usage)
   margin = params["override"].apply(verdicts.margins.mean(-1), key)
   broken = rows(wanted) & (drawn.failed | (allowed & jnp.isnan(margin)))
   margin = jnp.where(allowed, margin, -jnp.inf)
@@ -189,9 +189,12 @@ def commit_draft(state: "PolicyState", mask: Array) -> "PolicyState":
   best = drafted.best
   read = jnp.maximum(best.length - 1, 0)
   add = lambda cache, kv, read: caches.append(cache, mask, best.tokens, best.length, kv, read)
+  evaluating = state.evaluating
+  if drafted.evaluating is not None:
+    evaluating = add(evaluating, drafted.evaluating, jnp.minimum(drafted.judged, best.length))
   return state.replace(
     proposing=add(state.proposing, drafted.proposing, read),
-    evaluating=add(state.evaluating, drafted.evaluating, jnp.minimum(drafted.judged, best.length)),
+    evaluating=evaluating,
     text=jax.tree.map(lambda new, old: arrays.where(mask, new, old), drafted.text, state.text),
     drafted=forget(drafted, mask),
   )
@@ -239,7 +242,7 @@ def rewind(
   removed = jnp.where(mask, length - begin, 0)
   return state.replace(
     proposing=caches.shorten(state.proposing, removed),
-    evaluating=caches.shorten(state.evaluating, removed),
+    evaluating=(state.evaluating if lm.translation else caches.shorten(state.evaluating, removed)),
     text=jax.tree.map(lambda new, old: arrays.where(mask, new, old), left, state.text),
     drafted=forget(drafted, mask).replace(taken_back=past),
   )

@@ -111,13 +111,14 @@ class Verdicts(NamedTuple):
 
   margins: float32[B, W, readings] the `margins` of each reading.
   cache: the evaluating cache.
-  tail: keys and values [layers, B, W, H, R, D] of the judged tokens after the stored paths.
+  tail: keys and values [layers, B, W, H, R, D] of the judged tokens after the stored paths; None
+    where these are not the tokens that were written.
   usage: work counters.
   """
 
   margins: Array
   cache: PathCache
-  tail: KV
+  tail: KV | None
   usage: Usage
 
 

@@ -46,6 +46,18 @@ class Samples(flax.struct.PyTreeNode):
   forwarded: Array
 
 
+class Judged(NamedTuple):
+  """Responses as the verdict reads them, where its model has another tokenizer.
+
+  Attributes:
+    tokens: int32[B, N, T].
+    length: int32[B, N] how many are judged; negative where a response has no such tokens.
+  """
+
+  tokens: Array
+  length: Array
+
+
 class _Texts(NamedTuple):
   """Responses that are decoded, and the work done for them; fields as in `Samples`."""
 
@@ -151,7 +163,12 @@ def _sample(
 
 @functools.partial(jax.jit, static_argnames=("lm", "mesh"))
 def self_evaluate(
-  lm: LanguageModel, params: Params, prompts: Prompt, samples: Samples, mesh: Mesh | None = None
+  lm: LanguageModel,
+  params: Params,
+  prompts: Prompt,
+  samples: Samples,
+  mesh: Mesh | None = None,
+  texts: Judged | None = None,
 ) -> tuple[Array, Array, Array]:
   """The model's own verdict on whole responses (RAIN, section 3.2), as a method uses it.
 
@@ -162,23 +179,24 @@ def self_evaluate(
     params: from `params.make_params`.
     prompts: the conversations as the verdict reads them, fields [B, ...].
     samples: the responses.
-    mesh: to spread the prompts over, if any.
+    mesh: to spread the prompts over, if any; not with `texts`.
+    texts: the responses in other tokens, see `Judged`.
 
   Returns:
     value float32[B, N] in [-1, 1], margins float32[B, N, readings] (how much more probable
     the good label is than the bad one), both NaN where the model's output was not finite,
     and int32[B] tokens forwarded.
   """
-  read: Callable[..., tuple[Array, Array, Array]] = functools.partial(_overridden, lm)
+  read: Callable[..., tuple[Array, Array, Array]] = functools.partial(_overridden, lm, texts)
   if mesh is not None:
     read = over_data(read, mesh, (WHOLE, ROWS, ROWS), ROWS)
   return read(params, prompts, samples)
 
 
 def _overridden(
-  lm: LanguageModel, params: Params, prompts: Prompt, samples: Samples
+  lm: LanguageModel, texts: Judged | None, params: Params, prompts: Prompt, samples: Samples
 ) -> tuple[Array, Array, Array]:
-  value, margins, forwarded = _self_evaluate(lm, params, prompts, samples)
+  value, margins, forwarded = _self_evaluate(lm, texts, params, prompts, samples)
   _, key = lm.judged(samples.text, samples.finish)
   counts = params["override"].apply
   return counts(value, key), counts(margins, key[..., None, :]), forwarded
@@ -192,6 +210,7 @@ def review(
   evaluating: Prompt,
   samples: Samples,
   mesh: Mesh | None = None,
+  texts: Judged | None = None,
 ) -> tuple[Array, Array, Array]:
   """What the model says of whole responses: its verdict, and how probable it finds them.
 
@@ -201,7 +220,8 @@ def review(
     proposing: the prompts as they were answered, fields [B, ...].
     evaluating: the conversations as the verdict reads them, fields [B, ...].
     samples: the responses.
-    mesh: to spread the prompts over, if any.
+    mesh: to spread the prompts over, if any; not with `texts`.
+    texts: the responses in other tokens, see `Judged`.
 
   Returns:
     value float32[B, N] as of `self_evaluate`, but the model's own whatever `params["override"]` says,
@@ -209,16 +229,21 @@ def review(
     float32[B, N] in nats of each response's tokens, its end mark included, by plain sampling at
     temperature 1; NaN where the model's output was not finite.
   """
-  read: Callable[..., tuple[Array, Array, Array]] = functools.partial(_review, lm)
+  read: Callable[..., tuple[Array, Array, Array]] = functools.partial(_review, lm, texts)
   if mesh is not None:
     read = over_data(read, mesh, (WHOLE, ROWS, ROWS, ROWS), ROWS)
   return read(params, proposing, evaluating, samples)
 
 
 def _review(
-  lm: LanguageModel, params: Params, proposing: Prompt, evaluating: Prompt, samples: Samples
+  lm: LanguageModel,
+  texts: Judged | None,
+  params: Params,
+  proposing: Prompt,
+  evaluating: Prompt,
+  samples: Samples,
 ) -> tuple[Array, Array, Array]:
-  value, _, forwarded = _self_evaluate(lm, params, evaluating, samples)
+  value, _, forwarded = _self_evaluate(lm, texts, params, evaluating, samples)
   return value, forwarded, _log_likelihood(lm, params, proposing, samples)
 
 
@@ -250,17 +275,19 @@ def _log_likelihood(lm: LanguageModel, params: Params, prompts: Prompt, samples:
 
 
 def _self_evaluate(
-  lm: LanguageModel, params: Params, prompts: Prompt, samples: Samples
+  lm: LanguageModel, texts: Judged | None, params: Params, prompts: Prompt, samples: Samples
 ) -> tuple[Array, Array, Array]:
   _, shared, end = read_prompts(lm, params, prompts, "evaluating")
-  judged, _ = lm.judged(samples.text, samples.finish)
-  R = samples.tokens.shape[-1]
+  if texts is None:
+    texts = Judged(samples.tokens, lm.judged(samples.text, samples.finish)[0])
+  tokens, judged = texts.tokens, jnp.maximum(texts.length, 0)
+  R = tokens.shape[-1]
   suffixes = self_evaluation.Suffixes.of(lm.preference, R)
   at = jnp.arange(R)
   in_text = at < judged[..., None]
   positions, tokens, valid = suffixes.after_text(
-    jnp.broadcast_to(end[:, None, None] + at, samples.tokens.shape),
-    self_evaluation.spoken(lm.preference, samples.tokens),
+    jnp.broadcast_to(end[:, None, None] + at, tokens.shape),
+    self_evaluation.spoken(lm.preference, tokens),
     in_text,
     end[:, None] + judged,
     jnp.ones(judged.shape, bool),
@@ -274,7 +301,7 @@ def _self_evaluate(
   )
   logits = decoding.logits(lm, params, hidden[:, :, suffixes.last], "evaluating")
   margins = self_evaluation.margins(lm.preference, logits, params["correction"])
-  failed = (samples.finish == types.FAILED)[..., None]
+  failed = ((samples.finish == types.FAILED) | (texts.length < 0))[..., None]
   margins = jnp.where(failed, jnp.nan, margins)
   value = self_evaluation.values(margins, lm.soft_verdicts)
   return value, margins, prompts.length + valid.sum((1, 2))

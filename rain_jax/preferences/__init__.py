@@ -17,6 +17,7 @@ from typing import Any
 from rain_jax.preferences.compiled import CompiledPreference as CompiledPreference
 from rain_jax.preferences.compiled import compile_preference as compile_preference
 from rain_jax.preferences.compiled import compile_scored as compile_scored
+from rain_jax.preferences.guard import compile_guard as compile_guard
 from rain_jax.preferences.template import CHAT, LETTERS, WORDS, Preference, PreferenceError, Reading
 from rain_jax.preferences.yaml_file import read_yaml
 from rain_jax.text.formats import PROMPT

@@ -9,7 +9,7 @@ from rain_jax.preferences.template import CHAT, Preference, PreferenceError
 from rain_jax.text import chat, control, encoding, formats
 
 _PLACE, _ANSWER = "zqxu", "zqxa"  # a user's turn and an answer; stand in no chat template
-_STAND_IN = "<"  # what a response's control tokens are read as in a chat turn
+_STAND_IN = "<"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +122,11 @@ def compile_preference(
     suffix_ids=tuple(suffixes),
     good_ids=tuple(good),
     bad_ids=tuple(bad),
-    cut=preference.cut == "last_full_stop",
+    cut=preference.cuts,
     conversation=preference.conversation,
     tokenizer=tokenizer,
     control_ids=tuple(control.control_ids(tokenizer)) if chat else (),
-    stand_in=encode(_STAND_IN)[0] if chat else 0,
+    stand_in=stand_in(tokenizer) if chat else 0,
   )
 
 
@@ -167,13 +167,18 @@ def compile_scored(preference: Preference, tokenizer: Any) -> CompiledPreference
     suffix_ids=(suffix,),
     good_ids=((),),
     bad_ids=((),),
-    cut=preference.cut == "last_full_stop",
+    cut=preference.cuts,
     conversation="",
     tokenizer=tokenizer,
     control_ids=tuple(control.control_ids(tokenizer)),
-    stand_in=encoding.encode_continuation(tokenizer, _STAND_IN)[0],
+    stand_in=stand_in(tokenizer),
     scored=True,
   )
+
+
+def stand_in(tokenizer: Any) -> int:
+  """What a response's control tokens are read as where they would mean a turn."""
+  return encoding.encode_continuation(tokenizer, _STAND_IN)[0]
 
 
 def _chat_frame(

@@ -51,6 +51,11 @@ class Preference:
   form: str = ""
 
   @property
+  def cuts(self) -> bool:
+    """A response is judged up to its last full stop only."""
+    return self.cut == "last_full_stop"
+
+  @property
   def label(self) -> str:
     """Name and form, as a configuration names them."""
     return f"{self.name}:{self.form}" if self.form else self.name

@@ -48,7 +48,8 @@ _TEXTS = (
   *("attack.target", "attack.control", "attack.best_of_n.against"),
 )
 REFUSE, SKIP = "refuse", "skip"
-PREFERENCE, REWARD = "preference", "reward"  # how a verdict's model is asked
+# How a verdict's model is asked.
+KINDS = PREFERENCE, GUARD, REWARD = "preference", "guard", "reward"
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -73,12 +74,11 @@ def check(config: Mapping[str, Any]) -> None:
     raise DataError(
       f"prompts.bad_rows={values['prompts.bad_rows']!r:.60}: expected {REFUSE} or {SKIP}."
     )
-  if values.get("verdict.kind", PREFERENCE) not in (PREFERENCE, REWARD):
-    raise DataError(
-      f"verdict.kind={values['verdict.kind']!r:.60}: expected {PREFERENCE} or {REWARD}."
-    )
-  if values.get("verdict.kind") == REWARD and not values.get("verdict.model"):
-    raise DataError("verdict.kind=reward: set verdict.model to the reward model.")
+  kind = values.get("verdict.kind", PREFERENCE)
+  if kind not in KINDS:
+    raise DataError(f"verdict.kind={kind!r:.60}: expected {', '.join(KINDS)}.")
+  if kind != PREFERENCE and not values.get("verdict.model"):
+    raise DataError(f"verdict.kind={kind}: set verdict.model to the {kind} model.")
 
 
 def _check_names(key: str, names: Any) -> None:

@@ -19,7 +19,7 @@ from rain_jax.models.loading import LoadedModel, load
 from rain_jax.models.sharding import make_mesh, mesh_shape
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences.calibration import load_calibration
-from rain_jax.runs.config_check import REWARD, SKIP
+from rain_jax.runs.config_check import GUARD, REWARD, SKIP
 from rain_jax.tasks import Record, Task, find_task, load_behaviors, load_records, load_suffixes
 from rain_jax.tasks.rows import RowError
 from rain_jax.text.formats import find_format
@@ -163,13 +163,12 @@ def load_on(
   verdict = config.get("verdict", {})
   if not verdict.get("model", ""):
     return loaded
-  scores = verdict.get("kind") == REWARD
-  return loaded.judged_by(
-    load(
-      verdict["model"],
-      section["dtype"],
-      lambda _: loaded.mesh,
-      scores=scores,
-      planned_for=planned_for,
-    )
+  kind = verdict.get("kind")
+  judge = load(
+    verdict["model"],
+    section["dtype"],
+    lambda _: loaded.mesh,
+    scores=kind == REWARD,
+    planned_for=planned_for,
   )
+  return loaded.judged_by(judge, guard=kind == GUARD)

@@ -13,6 +13,7 @@ from typing import Any
 from rain_jax.methods.session import SessionConfig
 from rain_jax.models.checkpoint import fingerprint
 from rain_jax.models.loading import LoadedModel, folder_of
+from rain_jax.runs.config_check import GUARD, REWARD
 from rain_jax.runs.files import RunError
 from rain_jax.runs.results import MANIFEST
 from rain_jax.runs.versions import versions
@@ -192,10 +193,14 @@ def fault(manifest: Mapping[str, Any]) -> str:
 
 
 def verdicts_by(manifest: Mapping[str, Any]) -> str:
-  """The model that gave a run's verdicts in place of its own; "" for self-evaluation."""
+  """The model that gave a run's verdicts in place of its own, and as what; "" for self-evaluation."""
   section = manifest["config"].get("verdict")
-  name = section.get("model") if isinstance(section, Mapping) else ""
-  return name if isinstance(name, str) else ""
+  name, kind = (
+    (section.get("model"), section.get("kind")) if isinstance(section, Mapping) else ("", "")
+  )
+  if not isinstance(name, str) or not name:
+    return ""
+  return f"{name} ({kind})" if kind in (GUARD, REWARD) else name
 
 
 def dated(settings: Mapping[str, SessionConfig], kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,11 @@ SPECIAL = ("<s>", "</s>")
 CHAT = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
 
 
-def byte_bpe(size: int, texts: list[str], special: tuple[str, ...] = SPECIAL):
-  """A byte-level BPE of `size` tokens with `<s>` (added by encoding) and `</s>`."""
+def byte_bpe(size: int, texts: list[str], special: tuple[str, ...] = SPECIAL, ascii: bool = False):
+  """A byte-level BPE of `size` tokens with `<s>` (added by encoding) and `</s>`.
+
+  One of `ascii` has no other bytes, so that whatever a random model writes is text.
+  """
   bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
   bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   bpe.decoder = tokenizers.decoders.ByteLevel()
@@ -28,7 +31,15 @@ def byte_bpe(size: int, texts: list[str], special: tuple[str, ...] = SPECIAL):
     vocab_size=size,
     special_tokens=list(special),
     show_progress=False,
-    initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    initial_alphabet=(
+      [
+        "\u0120",
+        "\u010a",
+        *map(chr, range(33, 127)),
+      ]  # space and line feed, as byte-level BPEs spell
+      if ascii
+      else sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    ),
   )
   bpe.train_from_iterator(texts, trainer)
   bpe.post_processor = tokenizers.processors.TemplateProcessing(

@@ -169,9 +169,3 @@ def test_where_a_verdicts_model_cannot_be_used_is_said_before_anything_is_loaded
   attack["verdict"]["model"] = "/nowhere"
   with pytest.raises(AttackError, match="verdict.model: attacks are made against a model's own"):
     attack_job.run(attack, "/nowhere")
-
-
-def test_other_tokenizers_are_refused(model, judge_checkpoint):
-  with pytest.raises(CheckpointError, match="of the 300 tokens of .*: take one of its") as caught:
-    model.judged_by(loading.load(str(judge_checkpoint)))
-  assert "\n" not in str(caught.value)

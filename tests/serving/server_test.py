@@ -114,6 +114,26 @@ def test_many_clients_at_once_all_get_the_answers_of_the_python_api(model, serve
   assert len({said for said, *_ in found}) > 9
 
 
+@pytest.mark.slow
+def test_adaptive_answers_are_streamed_as_far_as_they_are_final(model):
+  settings = [api.make_session_config("harmless", CONFIG, model.loaded.tokenizer)]
+  made = engine.Engine(model.loaded, "tiny", settings, {"adaptive": {}}, QUEUE)
+
+  async def all_of_them(url):
+    async with client(url) as seat:
+      return await asyncio.gather(*(streamed(seat, chat(WORDS[n % 5], seed=n)) for n in range(12)))
+
+  with serving(made) as (_, url):
+    found = asyncio.run(all_of_them(url))
+  made.close()
+  answers = [
+    model.generate([WORDS[n % 5]], method="adaptive", config=CONFIG, seed=n)[0] for n in range(12)
+  ]
+  assert [text for text, *_ in found] == [answer.text for answer in answers]
+  assert sum(answer.counters["taken_back"] for answer in answers) > 0
+  assert any(chunks > 1 for *_, chunks in found)  # some of it before the end
+
+
 def test_a_text_is_completed_as_it_is_and_choices_have_random_numbers_of_their_own(model, served):
   _, url = served
   seat = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
