@@ -87,7 +87,12 @@ SIXTEEN_LEAVES = {"search.max_nodes": 192, "search.max_visited": 36}
 JUDGES = {"judge": "truth=models/judge,info=models/judge"}
 # Nobody answers there: the responses stay unjudged.
 ENDPOINT = {"endpoint.url": "http://127.0.0.1:9/v1", "endpoint.retries": 0}
-SHAPE = {"models": ("demo_shape",)}
+# One program in place of two: leaves side by side are measured by memory_plan_test.py.
+MEMORY = {
+  "models": ("demo_shape",),
+  "leaf_parallel.leaves": 1,
+  "leaf_parallel.early_commit": False,
+}
 VANILLA = {"methods": ("vanilla",)}
 # A search takes half a minute to compile, for each preference, variant and format. These commands
 # search, by one program or by another that is watched; the others do so under the mark `slow`.
@@ -135,7 +140,7 @@ def made_small(words, whole):
     "benchmark.py": []
     if "--plan" in words
     else overrides(
-      BENCHMARK | ({} if whole else VANILLA) | (SHAPE if "benchmark.py:memory" in given else {})
+      BENCHMARK | ({} if whole else VANILLA) | (MEMORY if "benchmark.py:memory" in given else {})
     ),
     "sweep.py": overrides(ANSWERS | VANILLA, "--set=")
     + ["--dir=runs/sweep-slurm"] * ("--slurm=print" in words),
