@@ -87,7 +87,7 @@ SIXTEEN_LEAVES = {"search.max_nodes": 192, "search.max_visited": 36}
 JUDGES = {"judge": "truth=models/judge,info=models/judge"}
 # Nobody answers there: the responses stay unjudged.
 ENDPOINT = {"endpoint.url": "http://127.0.0.1:9/v1", "endpoint.retries": 0}
-# One program in place of two: leaves side by side are measured by memory_plan_test.py.
+# The second search is then the first one, which is compiled already.
 MEMORY = {
   "models": ("demo_shape",),
   "leaf_parallel.leaves": 1,
