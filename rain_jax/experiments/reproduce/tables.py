@@ -31,6 +31,8 @@ NAMES = {
   "best_of_n": "best of N, equal compute",
   "segments": "segment-level rejection",
   "adaptive": "adaptive RAIN",
+  "smooth_llm": "SmoothLLM",
+  "guard": "guard, its own verdict",
 }
 
 
