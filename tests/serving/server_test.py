@@ -116,7 +116,8 @@ def test_many_clients_at_once_all_get_the_answers_of_the_python_api(model, serve
 
 @pytest.mark.slow
 def test_adaptive_answers_are_streamed_as_far_as_they_are_final(model):
-  settings = [api.make_session_config("harmless", CONFIG, model.loaded.tokenizer)]
+  config = dataclasses.replace(CONFIG, max_response=48)  # several drafts long
+  settings = [api.make_session_config("harmless", config, model.loaded.tokenizer)]
   made = engine.Engine(model.loaded, "tiny", settings, {"adaptive": {}}, QUEUE)
 
   async def all_of_them(url):
@@ -127,7 +128,7 @@ def test_adaptive_answers_are_streamed_as_far_as_they_are_final(model):
     found = asyncio.run(all_of_them(url))
   made.close()
   answers = [
-    model.generate([WORDS[n % 5]], method="adaptive", config=CONFIG, seed=n)[0] for n in range(12)
+    model.generate([WORDS[n % 5]], method="adaptive", config=config, seed=n)[0] for n in range(12)
   ]
   assert [text for text, *_ in found] == [answer.text for answer in answers]
   assert sum(answer.counters["taken_back"] for answer in answers) > 0
