@@ -222,7 +222,7 @@ _NOISY = (
 # A real model's verdicts err as they are, and an exact search takes longer than all the rest.
 _SMOLLM2_BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
   "vanilla": ("vanilla", {}),
-  **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 8, 16)},
+  **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 36)},
   "segments, 1 row, 4 tries": _segments(1, 4),
   "segments, 1 row, 16 tries": _segments(1, 16),
   "segments, 4 rows, 16 tries": _segments(4, 16),
