@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from rain_jax import api, types
-from rain_jax.methods import recording
+from rain_jax.methods import preference_check, recording
 from rain_jax.methods.session import Session
 from rain_jax.models import hf, loading
 from rain_jax.models.cache import Paths
@@ -202,6 +202,23 @@ def test_a_guard_reads_its_own_prompt(writer, judge, tmp_path):
   np.testing.assert_allclose(verdicts, want, atol=1e-4)
   assert len(want) == 2 and np.ptp(want) > 0.01
   assert f"by {other.name} (guard): no self-evaluation" in "\n".join(printed)
+
+
+def test_examples_are_checked_in_the_other_models_tokens(writer, judge):
+  other, margins = judge
+  loaded = writer.judged_by(other)
+  examples = [
+    preference_check.Example(Record(str(i), prompt), response, i % 2 == 0)
+    for i, (prompt, response) in enumerate(
+      zip(PROMPTS * 2, ["Yes.", " on a mat", "No", "gone; No"])
+    )
+  ]
+  session = session_of(loaded)
+  found = preference_check.check(loaded, session.config, examples)
+  said = [(example.record.prompt, example.response) for example in examples]
+  want = [margins(session.preference, *pair) for pair in said]
+  np.testing.assert_allclose(found.answers.margins, want, atol=1e-4)
+  assert np.std(want) > 0.01 and found.calibration.fingerprint == other.fingerprint
 
 
 def test_other_tokenizers_are_told_apart(writer, judge, checkpoint):
