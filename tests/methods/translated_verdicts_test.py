@@ -266,3 +266,17 @@ def test_a_response_follows_what_stands_before_it(writer, judge, before, said, r
   ids, length = translated.texts(rows, np.array([[len(tokens), 0]]), [last])
   assert ids.shape == (1, 2, 32) and length.tolist() == [[len(found), 0]]
   assert ids[0, 0, : len(found)].tolist() == found
+
+
+def test_what_takes_far_more_tokens_has_no_verdict(writer, judge):
+  translated = Translation(writer.tokenizer, judge[0].tokenizer)
+  word = writer.tokenizer(" gone", add_special_tokens=False).input_ids
+  letters = judge[0].tokenizer(" gone", add_special_tokens=False).input_ids
+  assert len(word) == 1 and len(letters) == 5 > translated.room(1)
+  before = judge[0].tokenizer("a", add_special_tokens=False).input_ids[-1:]
+  rows, length = np.array([[word * 2, word * 2]], np.int32), np.array([[2, 1]], np.int32)
+  asked = np.array([[True, True]])
+  ids, count = translated.traced(rows, length, np.array(before), asked)
+  assert ids.shape == (1, 2, 8) and count.tolist() == [[translation.UNREADABLE, 5]]
+  assert ids[0, 1, :5].tolist() == letters
+  assert translated.traced(rows, length, np.array(before), ~asked)[1].tolist() == [[0, 0]]
