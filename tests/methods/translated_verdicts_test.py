@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 
 from rain_jax import api, types
+from rain_jax.judges import models
 from rain_jax.methods import preference_check, recording
 from rain_jax.methods.session import Session
 from rain_jax.models import hf, loading
@@ -181,6 +182,12 @@ def test_a_guard_reads_its_own_prompt(writer, judge, tmp_path):
   said = "User: Be kind.\n\nwho?\n\nAgent: me.\n\nUser: hi\n\nAgent:"
   assert other.tokenizer.decode(whole) == guard.TEMPLATE.replace("{conversation}", said)
   assert not set(other.tokenizer.convert_tokens_to_ids(list(checkpoints.CHAT))) - set(whole)
+  # The judge of that name reads the same.
+  ids = other.tokenizer(" It is, yes", add_special_tokens=False).input_ids
+  whole = [*compiled.prefix_ids, *conversation, *ids, *compiled.suffix_ids[0]]
+  record = Record("0", "hi", {}, ("who?", "me."), "Be kind.")
+  form = models.FORMS["llama_guard"]
+  assert models.prompt_ids(form, other.tokenizer, record, "It is, yes") == whole
   labels = [other.tokenizer(label, add_special_tokens=False).input_ids[0] for label in LABELS]
   assert [*compiled.good_ids, *compiled.bad_ids] == [(label,) for label in labels]
   assert session_of(loaded).aligned_with.endswith(f", guarded by {other.name}")
