@@ -10,7 +10,8 @@ import pytest
 import tokenizers
 
 from rain_jax import api, types
-from rain_jax.methods import recording
+from rain_jax.judges import models
+from rain_jax.methods import preference_check, recording
 from rain_jax.methods.session import Session
 from rain_jax.models import hf, loading
 from rain_jax.models.cache import Paths
@@ -181,6 +182,12 @@ def test_a_guard_reads_its_own_prompt(writer, judge, tmp_path):
   said = "User: Be kind.\n\nwho?\n\nAgent: me.\n\nUser: hi\n\nAgent:"
   assert other.tokenizer.decode(whole) == guard.TEMPLATE.replace("{conversation}", said)
   assert not set(other.tokenizer.convert_tokens_to_ids(list(checkpoints.CHAT))) - set(whole)
+  # The judge of that name reads the same.
+  ids = other.tokenizer(" It is, yes", add_special_tokens=False).input_ids
+  whole = [*compiled.prefix_ids, *conversation, *ids, *compiled.suffix_ids[0]]
+  record = Record("0", "hi", {}, ("who?", "me."), "Be kind.")
+  form = models.FORMS["llama_guard"]
+  assert models.prompt_ids(form, other.tokenizer, record, "It is, yes") == whole
   labels = [other.tokenizer(label, add_special_tokens=False).input_ids[0] for label in LABELS]
   assert [*compiled.good_ids, *compiled.bad_ids] == [(label,) for label in labels]
   assert session_of(loaded).aligned_with.endswith(f", guarded by {other.name}")
@@ -202,6 +209,23 @@ def test_a_guard_reads_its_own_prompt(writer, judge, tmp_path):
   np.testing.assert_allclose(verdicts, want, atol=1e-4)
   assert len(want) == 2 and np.ptp(want) > 0.01
   assert f"by {other.name} (guard): no self-evaluation" in "\n".join(printed)
+
+
+def test_examples_are_checked_in_the_other_models_tokens(writer, judge):
+  other, margins = judge
+  loaded = writer.judged_by(other)
+  examples = [
+    preference_check.Example(Record(str(i), prompt), response, i % 2 == 0)
+    for i, (prompt, response) in enumerate(
+      zip(PROMPTS * 2, ["Yes.", " on a mat", "No", "gone; No"])
+    )
+  ]
+  session = session_of(loaded)
+  found = preference_check.check(loaded, session.config, examples)
+  said = [(example.record.prompt, example.response) for example in examples]
+  want = [margins(session.preference, *pair) for pair in said]
+  np.testing.assert_allclose(found.answers.margins, want, atol=1e-4)
+  assert np.std(want) > 0.01 and found.calibration.fingerprint == other.fingerprint
 
 
 def test_other_tokenizers_are_told_apart(writer, judge, checkpoint):
@@ -249,3 +273,17 @@ def test_a_response_follows_what_stands_before_it(writer, judge, before, said, r
   ids, length = translated.texts(rows, np.array([[len(tokens), 0]]), [last])
   assert ids.shape == (1, 2, 32) and length.tolist() == [[len(found), 0]]
   assert ids[0, 0, : len(found)].tolist() == found
+
+
+def test_what_takes_far_more_tokens_has_no_verdict(writer, judge):
+  translated = Translation(writer.tokenizer, judge[0].tokenizer)
+  word = writer.tokenizer(" gone", add_special_tokens=False).input_ids
+  letters = judge[0].tokenizer(" gone", add_special_tokens=False).input_ids
+  assert len(word) == 1 and len(letters) == 5 > translated.room(1)
+  before = judge[0].tokenizer("a", add_special_tokens=False).input_ids[-1:]
+  rows, length = np.array([[word * 2, word * 2]], np.int32), np.array([[2, 1]], np.int32)
+  asked = np.array([[True, True]])
+  ids, count = translated.traced(rows, length, np.array(before), asked)
+  assert ids.shape == (1, 2, 8) and count.tolist() == [[translation.UNREADABLE, 5]]
+  assert ids[0, 1, :5].tolist() == letters
+  assert translated.traced(rows, length, np.array(before), ~asked)[1].tolist() == [[0, 0]]
