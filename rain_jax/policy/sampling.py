@@ -113,7 +113,7 @@ def largest(values: Array, k: int) -> tuple[Array, Array]:
   count = -(-values.shape[-1] // _BLOCK)
   if count <= 2 * k:
     return jax.lax.top_k(values, k)
-  blocks = _blocks(values)
+  blocks = _blocks(values, -jnp.inf)
   _, best = jax.lax.top_k(blocks.max(-1), k)
   best = jnp.sort(best, axis=-1)  # so that of equal values the first comes first
   near = jnp.take_along_axis(blocks, best[..., None], axis=-2)
@@ -170,9 +170,9 @@ def categorical(uniform: Array, logits: Array) -> tuple[Array, Array]:
   """A token from the whole vocabulary, int32[...], and where logits are not finite, bool[...].
 
   First a block of the vocabulary is drawn, then a token in it, with what the number `uniform`
-  float32[...] in [0, 1) leaves over. Shards exchange the weights of their blocks, of which the
-  same one is drawn as on one device; then one of them finds the token. A shard's last block
-  may be shorter: sums are added up in another order then, and their rounding differs.
+  leaves over. Shards exchange the weights of their blocks, so that all draw the same one; then one
+  of them finds the token. They add up other blocks than one device does, from weights that are
+  relative to their own largest: where `uniform` falls on the border of two tokens, rounding decides.
 
   Args:
     uniform: float32[...] in [0, 1).
@@ -180,24 +180,27 @@ def categorical(uniform: Array, logits: Array) -> tuple[Array, Array]:
   """
 
   def drawn(part: _Part, uniform: Array) -> tuple[Array, Array]:
-    blocks = _blocks(part.logits.astype(jnp.float32))
-    count = blocks.shape[-2]
-    highest = blocks.max(-1)
-    possible = jnp.maximum(highest, jnp.finfo(jnp.float32).min)
-    weights = jnp.exp(blocks - possible[..., None])
-    broken = not_finite(part.logits)[..., None]
-    found = part.gathered(jnp.concatenate([highest, weights.sum(-1), broken], axis=-1))
-    joined = lambda a: a.reshape(*a.shape[:-2], -1)
-    highest, sums = joined(found[..., :count]), joined(found[..., count:-1])
-    block, rest = draw(sums * jnp.exp(highest - highest.max(-1, keepdims=True)), uniform)
+    values = part.logits.astype(jnp.float32)
+    highest = values.max(-1, keepdims=True)
+    possible = jnp.maximum(highest, jnp.finfo(jnp.float32).min)  # a shard may have no token to draw
+    blocks = _blocks(jnp.exp(values - possible), 0.0)
+    sums, broken = blocks.sum(-1), not_finite(part.logits)
+    count = sums.shape[-1]
+    if part.axes:
+      found = part.gathered(jnp.concatenate([sums, highest, broken[..., None]], axis=-1))
+      highest = found[..., -2:-1]
+      sums = found[..., :-2] * jnp.exp(highest - highest.max(-2, keepdims=True))
+      sums = sums.reshape(*sums.shape[:-2], -1)
+      broken = jnp.any(found[..., -1] > 0, axis=-1)
+    block, rest = draw(sums, uniform)
     at = block - part.first // part.logits.shape[-1] * count
     inside = (at >= 0) & (at < count)
     at = jnp.where(inside, at, 0)
-    within = jnp.take_along_axis(weights, at[..., None, None], axis=-2)[..., 0, :]
+    within = jnp.take_along_axis(blocks, at[..., None, None], axis=-2)[..., 0, :]
     token = part.first + at * _BLOCK + draw(within, rest)[0]
     if part.axes:
       token = jax.lax.psum(jnp.where(inside, token, 0), part.axes)
-    return token, jnp.any(found[..., -1] > 0, axis=-1)
+    return token, broken
 
   return _by_parts(drawn, logits, uniform)
 
@@ -249,8 +252,8 @@ def not_finite(logits: Array) -> Array:
   return ~jnp.all(jnp.isfinite(logits), axis=-1)
 
 
-def _blocks(values: Array) -> Array:
-  """Values float[..., n] as [..., blocks, _BLOCK], with minus infinity after the last."""
+def _blocks(values: Array, after: float) -> Array:
+  """Values float[..., n] as [..., blocks, _BLOCK], filled up with `after`."""
   pad = [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % _BLOCK)]
-  padded = jnp.pad(values, pad, constant_values=-jnp.inf)
+  padded = jnp.pad(values, pad, constant_values=after)
   return padded.reshape(*values.shape[:-1], -1, _BLOCK)
