@@ -27,8 +27,8 @@ CALLS = {
   "rollout": (1, 1),
   "verdict": (2, 0),
 }
-# Tokens that a response takes of one kind of call to those of another, where every verdict is good.
-MOVE = {"context": 1, "candidates": 5, "rollout": 8, "verdict": 1, "step": 1}
+# Calls of each kind in a step, about; the rest of the step once.
+STEP = {"context": 1, "candidates": 5, "rollout": 8, "verdict": 1, "step": 1}
 
 
 def check_collectives(name, cost, config, rows):
@@ -39,8 +39,8 @@ def check_collectives(name, cost, config, rows):
   total = lambda kind, place: sum(v[place] for k, v in cost.exchanged.items() if k[0] == kind)
   assert total("all-reduce", 0) <= 2 * config.num_layers + 1 + drawn, (name, cost.exchanged)
   assert total("all-gather", 0) <= 2, (name, cost.exchanged)
-  # Of 128 words two numbers, in rows that are padded to tiles; all of the logits are far more.
-  assert total("all-gather", 1) < 4 * rows * logits * config.vocab_size / 8, (name, cost.exchanged)
+  # A few numbers of each row, padded to 128; all of the logits are more even in a vocabulary this small.
+  assert total("all-gather", 1) < 4 * rows * logits * config.vocab_size / 2, (name, cost.exchanged)
 
 
 def main():
@@ -70,8 +70,8 @@ def main():
     if program == "sampling":
       assert 0.5 < phases["sampling"].moved / floor < 1.15, phases
     else:
-      calls = sum(times for name, times in MOVE.items() if name != "step")
-      moved = sum(times * phases[name].moved for name, times in MOVE.items())
+      calls = sum(times for name, times in STEP.items() if name != "step")
+      moved = sum(times * phases[name].moved for name, times in STEP.items())
       assert 0.5 < moved / (calls * floor) < 1.5, moved / (calls * floor)
   print("all checks passed")
 
