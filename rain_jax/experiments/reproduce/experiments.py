@@ -117,7 +117,7 @@ def _advbench(plan: Plan) -> list[Step]:
       attack = {"universal": "demo"}.get(mode, f"{mode}_demo")
     steps.append(Step(f"{mode}_attack", "attack", plan.config("attack", attack, **goals)))
     found: dict[str, Any] = {"prompts.path": str(folder / f"{mode}_attack" / "attack.json")}
-    answering = methods
+    answering: tuple[str, ...] = methods
     if mode == "universal":  # other defences beside the search, against one of the attacks
       answering += ("smooth_llm", "guard")
       found |= {"guard.judge": "self"} | ({"smooth_llm.judge": "self"} if plan.demo else {})
