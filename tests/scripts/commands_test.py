@@ -29,6 +29,7 @@ from absl import app, flags, logging
 
 from rain_jax import api, demo, judges, tasks
 from rain_jax.experiments.benchmark import roofline
+from rain_jax.experiments.reproduce import EXPERIMENTS
 from rain_jax.methods import METHODS
 from rain_jax.models import arrays
 from rain_jax.policy import embedders
@@ -148,7 +149,7 @@ def made_small(words, whole):
       (BENCHMARK if "--table=time" in given else ANSWERS)
       | ({} if whole else VANILLA)
       | (ATTACK if "advbench" in given else {})
-      | (SIXTEEN_LEAVES if "ablation" in given else {})
+      | (SIXTEEN_LEAVES if re.search("ablation|pareto", given) else {})
       | (ENDPOINT if "endpoint:" in given else {}),
       "--set=",
     )
@@ -402,6 +403,8 @@ def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
   # Of the twelve runs of the sweep that the docs show, each a process of its own, one.
   load_sweep = sweeps.load_sweep
   monkeypatch.setattr(sweeps, "load_sweep", lambda path: load_sweep(path)[:1])
+  for name in ("pareto", "adaptive_ablation"):  # of dozens of runs, some
+    monkeypatch.setitem(EXPERIMENTS, name, lambda plan, steps=EXPERIMENTS[name]: steps(plan)[::6])
   monkeypatch.setattr(arrays, "bytes_available", lambda: 1 << 40)  # no shape is too large
   if not whole:  # benchmark_test.py times the phases
     monkeypatch.setattr(roofline, "phases", lambda *_: [])
