@@ -187,10 +187,6 @@ def _sample_efficiency(plan: Plan) -> list[Step]:
   return steps
 
 
-def _segments(rows: int, tries: int) -> tuple[str, dict[str, Any]]:
-  return "segments", {"search.draft_rows": rows, "search.draft_tries": tries}
-
-
 def _adaptive(tries: int, rewinds: int) -> tuple[str, dict[str, Any]]:
   return "adaptive", {"search.root_tries": tries, "search.max_rewinds": rewinds}
 
@@ -199,12 +195,17 @@ def _exact(iterations: int, extra: int) -> tuple[str, dict[str, Any]]:
   return "rain", {"search.max_iterations": iterations, "search.extra_iterations": extra}
 
 
+_SEGMENTS: dict[str, tuple[str, dict[str, Any]]] = {
+  f"segments, {rows} row{'s' * (rows > 1)}, {tries} tries": (
+    "segments",
+    {"search.draft_rows": rows, "search.draft_tries": tries},
+  )
+  for rows, tries in ((1, 4), (1, 16), (4, 16))
+}
 _BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
   "vanilla": ("vanilla", {}),
   **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 64)},
-  "segments, 1 row, 4 tries": _segments(1, 4),
-  "segments, 1 row, 16 tries": _segments(1, 16),
-  "segments, 4 rows, 16 tries": _segments(4, 16),
+  **_SEGMENTS,
   "adaptive, 1 try, 2 rewinds": _adaptive(1, 2),
   "adaptive, 2 tries, 8 rewinds": _adaptive(2, 8),
   "adaptive, 4 tries, 16 rewinds": _adaptive(4, 16),
@@ -223,9 +224,7 @@ _NOISY = (
 _SMOLLM2_BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
   "vanilla": ("vanilla", {}),
   **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 36)},
-  "segments, 1 row, 4 tries": _segments(1, 4),
-  "segments, 1 row, 16 tries": _segments(1, 16),
-  "segments, 4 rows, 16 tries": _segments(4, 16),
+  **_SEGMENTS,
   "adaptive, 2 tries, 8 rewinds": _adaptive(2, 8),
   "adaptive, 4 tries, 8 rewinds": _adaptive(4, 8),
   "RAIN": ("rain", {}),
