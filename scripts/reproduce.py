@@ -141,8 +141,9 @@ def _overridden(step: Step, judge: str | None, prompts: str | None) -> Step:
       config.batches = (_BATCH.value,)
     _set(config)
     return Step(step.name, step.kind, config.to_dict())
+  sought_on_others = step.kind == "attack" and config.attack.models
   changes = {
-    "model.path": _MODEL.value,
+    "model.path": None if sought_on_others else _MODEL.value,
     "model.dtype": _DTYPE.value,
     "prompts.limit": _LIMIT.value,
     "batch_size": _BATCH.value,

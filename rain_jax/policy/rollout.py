@@ -215,7 +215,7 @@ def _extend_rollouts(
   rolling = draft.rolling
   said = jnp.concatenate([draft.said, draft.rollout], axis=-1)
   logits = sampling.penalised(logits, said, lm.search.repetition_penalty)
-  token, broken = sampling.categorical(uniforms[..., step], logits)
+  token, broken = sampling.sample(uniforms[..., step], logits, lm.search.sample_top_k)
   token = jnp.where(rolling, token, NO_TOKEN)
   text = scanner.advance(params["tables"], draft.text, token)
   finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)

@@ -205,6 +205,15 @@ def categorical(uniform: Array, logits: Array) -> tuple[Array, Array]:
   return _by_parts(drawn, logits, uniform)
 
 
+def sample(uniform: Array, logits: Array, top_k: int) -> tuple[Array, Array]:
+  """As `categorical`, from the `top_k` most probable tokens; 0 is the whole vocabulary."""
+  if not top_k:
+    return categorical(uniform, logits)
+  tokens, log_probs, broken = filtered(logits, 1.0, top_k)
+  index, _ = draw(jnp.exp(log_probs), uniform)
+  return jnp.take_along_axis(tokens, index[..., None], axis=-1)[..., 0], broken
+
+
 class Chosen(NamedTuple):
   """What the logits say of a few tokens; NaN where not all of a row's logits are finite.
 

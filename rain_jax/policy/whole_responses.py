@@ -87,7 +87,7 @@ def sample(
   """Samples whole responses at temperature 1 (vanilla decoding, with its cache).
 
   Args:
-    lm: the language model; only its model, limits and stop conditions are used.
+    lm: the language model; only its model, limits, stop conditions and `sample_top_k` are used.
     params: from `params.make_params`.
     prompts: fields [B, ...].
     keys: [B] random keys.
@@ -113,7 +113,7 @@ def _sample(
   )
 
   def draw(texts: _Texts, logits: Array, step: Array | int) -> _Texts:
-    drawn, broken = sampling.categorical(uniforms[..., step], logits)
+    drawn, broken = sampling.sample(uniforms[..., step], logits, lm.search.sample_top_k)
     broken &= texts.running
     token = jnp.where(texts.running, drawn, NO_TOKEN)
     text = scanner.advance(params["tables"], texts.text, token)

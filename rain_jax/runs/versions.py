@@ -9,6 +9,7 @@ import jax
 import transformers
 
 import rain_jax
+from rain_jax.parallel import machine
 
 
 def versions() -> dict[str, str]:
@@ -22,6 +23,7 @@ def versions() -> dict[str, str]:
     "device": jax.devices()[0].device_kind,
     "device_count": str(jax.device_count()),
     "processor": processor(),
+    "cores": str(machine.cores()),
   }
 
 

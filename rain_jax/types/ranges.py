@@ -99,6 +99,7 @@ SEARCH = {
   "temperature": real(1e-4, 1e4),
   "top_k": whole(1),
   "repetition_penalty": real(1, 1e4),
+  "sample_top_k": whole(0, _SIZE),
   "rollout_to_eos": YES_NO,
   "exploration": real(0, 1e6),
   "root_prior": _SHARE,

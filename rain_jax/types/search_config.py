@@ -25,6 +25,8 @@ class SearchConfig:
     top_k: most probable tokens a candidate may draw from.
     repetition_penalty: of tokens that the response holds already, in candidates and rollouts; 1 is
       none, see `policy.sampling.penalised`.
+    sample_top_k: most probable tokens that a rollout, a draft or a plain sample may draw from; 0 is
+      all of them, as published.
     rollout_to_eos: roll out whole responses (truthful variant), not to the next
       text end.
     exploration: weight `c` of the prior term in the selection score.
@@ -63,6 +65,7 @@ class SearchConfig:
   temperature: float = 1.0
   top_k: int = 15
   repetition_penalty: float = 1.0
+  sample_top_k: int = 0
   rollout_to_eos: bool = False
   exploration: float = 2.0
   root_prior: float = 0.75

@@ -126,10 +126,11 @@ def test_pages_hold_every_row_and_pictures_every_bar(name):
 def test_the_papers_figures_stand_beside_their_own_setting():
   lines = [line("vanilla", harmless=False)]
   column = lambda table: {row[0]: row[table.columns.index("paper")] for row in table.rows}
-  table = TABLES["advbench"]({"gcg": lines, "universal": lines})
+  table = TABLES["advbench"]({"gcg": lines, "universal": lines, "transfer": lines})
   assert column(table) == {
-    "GCG, one suffix each": paper.ATTACK_SUCCESS["vanilla"],
+    "GCG, one suffix each": paper.ATTACK_SUCCESS["gcg"]["vanilla"],
     "GCG, one suffix for all": "",
+    "GCG, one suffix for all, sought on other models": paper.ATTACK_SUCCESS["transfer"]["vanilla"],
   }
   assert len(table.notes) == 1 and "attack success by a, b [95%]" in table.columns
   table = TABLES["advbench"]({"universal": lines})
@@ -440,7 +441,12 @@ def test_every_step_of_every_table_can_be_configured(tmp_path):
           # A shape's own verdicts would mean nothing.
           assert config["verdicts"] == (["model"] if mode == "demo" else ["good", "mixed", "bad"])
           continue
-        assert config["model"].items() >= {"path": "/models/x", "dtype": "bfloat16"}.items()
+        others = config["model"]["path"], *config.get("attack", {}).get("models", ())
+        if step == "transfer_attack":  # sought on two that do not answer
+          assert len(set(others)) == 2 and "/models/x" not in others
+        else:
+          assert others == ("/models/x",)
+        assert config["model"]["dtype"] == "bfloat16"
         assert config["prompts"]["limit"] == 7 and config["prompts"]["path"]
         assert config["judge"] == (
           "refusal_prefixes" if step == "harmless" else "truth=/models/truth"

@@ -84,6 +84,7 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
     max_path=6,
     min_visits=3,
     repetition_penalty=1.5 if corrected else 1.0,
+    sample_top_k=9 if corrected else 0,
   )
   lm, params = make(
     bpe_tokenizer,
@@ -116,12 +117,19 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
       response = said + tail
       check_candidates(lm, read, leaf, said, request, drawn, b, w, seen)
       check_rollout(bpe_tokenizer, lm, response, request, drawn, b, w, to_eos, seen)
+      if search.sample_top_k:
+        _, logits = read(leaf + tail)
+        for i, token in enumerate(tail):
+          after = penalised(logits[len(leaf) - 1 + i], said + tail[:i], search.repetition_penalty)
+          assert token in np.argsort(-after, kind="stable")[: search.sample_top_k], (leaf, tail, i)
+          seen["among the most probable"] += 1
       conversation = evaluating[b, : evaluating_length[b] - committed[b]].tolist()
       check_verdict(
         bpe_tokenizer, lm, params, judge, conversation, response, value[b, w], to_eos, seen
       )
   for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
-    assert seen[what], (what, seen)
+    assert seen[what] or (what == "eos" and corrected), (what, seen)
+  assert bool(search.sample_top_k) == bool(seen["among the most probable"])
 
 
 def check_candidates(lm, read, leaf, said, request, drawn, b, w, seen):

@@ -47,6 +47,15 @@ def test_filtered_probabilities_are_those_of_the_kept_tokens():
   np.testing.assert_allclose(np.exp(log_probs), root / root.sum(), rtol=1e-6)
 
 
+def test_samples_of_the_most_probable_tokens_keep_their_shares():
+  logits = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.4, 0.2, 0.3])), (1000, 4))
+  uniform = (jnp.arange(1000) + 0.5) / 1000
+  share = lambda k: np.bincount(sampling.sample(uniform, logits, k)[0], minlength=4) / 1000
+  np.testing.assert_allclose(share(2), [0, 4 / 7, 0, 3 / 7], atol=2e-3)
+  np.testing.assert_allclose(share(0), [0.1, 0.4, 0.2, 0.3], atol=2e-3)
+  assert sampling.sample(uniform[:1], jnp.full((1, 4), jnp.nan), 2)[1].all()
+
+
 @pytest.mark.parametrize("size,k", [(128 * 7, 3), (128 * 7 + 1, 3), (1000, 2)])
 def test_the_largest_of_many_values_are_found_by_blocks(size, k):
   rng = np.random.default_rng(size)

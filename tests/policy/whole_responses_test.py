@@ -15,7 +15,7 @@ from rain_jax.text import encoding
 from rain_jax.types import NO_TOKEN
 from tests.helpers.tiny_lm import JUDGED, PROMPTS, R, as_prompt, make, padded_reader
 
-N = 4
+N, TOP_K = 4, 40
 PREFIX = [0, 11, 12]  # tokens before every prompt
 SEARCH = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
 CONTROL = tuple(range(100, 200))
@@ -26,10 +26,12 @@ CUT = dict(readings=1, cut=True, judged=True)
 def made(request, bpe_tokenizer):
   """(tokenizer, language model, params, reader of whole texts), without and with a prefix.
 
-  Where there is one, another model gives the verdicts, and reads some tokens as another.
+  Where there is one, another model gives the verdicts, and reads some tokens as another, and only
+  the most probable tokens are drawn from.
   """
   plain = request.param == "plain"
-  lm, params = make(bpe_tokenizer, SEARCH, prefix=() if plain else PREFIX, **({} if plain else CUT))
+  search = SEARCH if plain else dataclasses.replace(SEARCH, sample_top_k=TOP_K)
+  lm, params = make(bpe_tokenizer, search, prefix=() if plain else PREFIX, **({} if plain else CUT))
   if not plain:
     preference = dataclasses.replace(lm.preference, control_ids=CONTROL, stand_in=45)
     lm = dataclasses.replace(lm, preference=preference)
@@ -85,10 +87,14 @@ def test_every_token_is_what_whole_texts_and_the_key_say(made):
     uniforms = np.asarray(jax.random.uniform(jax.random.fold_in(keys_of(numbers)[b], i), (R,)))
     for step, token in enumerate(ids):
       scores = logits[len(start) - 1 + step]
-      weights = np.exp(scores - scores.max())
+      tokens = np.arange(len(scores))
+      if lm.search.sample_top_k:
+        tokens = np.argsort(-scores, kind="stable")[: lm.search.sample_top_k]
+      weights = np.exp(scores[tokens] - scores.max())
       ends = np.cumsum(weights) / weights.sum()
       begins = ends - weights / weights.sum()
-      assert begins[token] - 1e-5 <= uniforms[step] <= ends[token] + 1e-5, (b, i, step)
+      (at,) = np.flatnonzero(tokens == token)
+      assert begins[at] - 1e-5 <= uniforms[step] <= ends[at] + 1e-5, (b, i, step)
       seen["drawn"] += 1
       seen["not greedy"] += token != scores.argmax()
     check_finish(tokenizer, ids, int(drawn.finish[b, i]), seen)

@@ -270,5 +270,5 @@ def table(measured_rows: Sequence[Mapping[str, Any]]) -> str:
 def hardware() -> dict[str, Any]:
   """What `benchmark.json` says of the machine and the libraries."""
   found = versions()
-  device = {k: found.pop(k) for k in ("device", "device_count", "processor")}
+  device = {k: found.pop(k) for k in ("device", "device_count", "processor", "cores")}
   return {"hardware": {**device, "backend": backend.name()}, "versions": found}

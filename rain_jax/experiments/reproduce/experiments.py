@@ -5,10 +5,14 @@ import functools
 import json
 import pathlib
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rain_jax.demo import words, world
+import numpy as np
+import safetensors.numpy
+
+from rain_jax.demo import MODEL_DIR, words, world
 from rain_jax.experiments.reproduce.pareto import FLIPPED
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.runs.files import replace_text
@@ -19,6 +23,8 @@ _TAIL = 3  # words of a step in the demo world that say where or with whom
 # weights there.
 _NOT_IN_DEMO = ("more_exploration", "candidates_20", "few_visits", "minilm")
 _ALL = ("vanilla", "rain", "best_of_n")
+_WEIGHTS = "model.safetensors"
+_NOISE = 0.1  # of a matrix's standard deviation
 DEMO, SMOLLM2 = "demo", "smollm2"
 
 
@@ -104,7 +110,7 @@ def _advbench(plan: Plan) -> list[Step]:
   if plan.demo:
     argument, asked = "demo", {"prompts.limit": 20}
     goals = {"prompts.path": _demo_goals(folder), "prompts.limit": 0}
-    modes = ("universal", "adaptive", "best_of_n")
+    modes = ("universal", "transfer", "adaptive", "best_of_n")
   steps = [plan.answers("plain", "advbench", argument, methods, **{**goals, **asked})]
   if plan.demo:
     begin = _demo_goals(folder, plan.config("attack", "demo").attack.control)
@@ -113,9 +119,13 @@ def _advbench(plan: Plan) -> list[Step]:
     )
   for mode in modes:
     attack = {"gcg": "each"}.get(mode, mode)
+    sought: dict[str, Any] = dict(goals)
     if plan.demo:
-      attack = {"universal": "demo"}.get(mode, f"{mode}_demo")
-    steps.append(Step(f"{mode}_attack", "attack", plan.config("attack", attack, **goals)))
+      attack = "demo" if mode in ("universal", "transfer") else f"{mode}_demo"
+    if mode == "transfer":
+      first, *others = _stand_ins(folder)
+      sought |= {"model.path": first, "attack.models": tuple(others)}
+    steps.append(Step(f"{mode}_attack", "attack", plan.config("attack", attack, **sought)))
     found: dict[str, Any] = {"prompts.path": str(folder / f"{mode}_attack" / "attack.json")}
     answering: tuple[str, ...] = methods
     if mode == "universal":  # other defences beside the search, against one of the attacks
@@ -152,6 +162,28 @@ def _demo_goals(folder: pathlib.Path, control: str = "") -> str:
   path = folder / ("goals_and_control.jsonl" if control else "goals.jsonl")
   replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
   return str(path)
+
+
+def _stand_ins(folder: pathlib.Path) -> list[str]:
+  """Folders of two models that are not the demo's, for a suffix that is sought on others.
+
+  Each is the demo's with noise on its weights: another model that learned the same, as Vicuna 7B
+  and 13B are to the models that the paper carries their suffix over to.
+  """
+  found = []
+  for number in range(2):
+    path = folder / f"stand_in_{number}"
+    if not (path / _WEIGHTS).is_file():
+      shutil.copytree(MODEL_DIR, path, ignore=shutil.ignore_patterns(_WEIGHTS), dirs_exist_ok=True)
+      rng = np.random.default_rng(number)
+      weights = {
+        name: value + (_NOISE * value.std() * rng.standard_normal(value.shape)).astype(value.dtype)
+        for name, value in safetensors.numpy.load_file(MODEL_DIR / _WEIGHTS).items()
+      }
+      safetensors.numpy.save_file(weights, path / "unfinished", {"format": "pt"})
+      (path / "unfinished").replace(path / _WEIGHTS)
+    found.append(str(path))
+  return found
 
 
 def _time(plan: Plan) -> list[Step]:

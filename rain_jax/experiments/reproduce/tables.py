@@ -18,7 +18,6 @@ from rain_jax.experiments.reproduce import paper, pareto, render
 from rain_jax.experiments.reproduce.count import WORK, agreement, joint, share, work
 from rain_jax.experiments.reproduce.render import Bar, Table
 from rain_jax.judges.share import Share
-from rain_jax.parallel import machine
 from rain_jax.runs import directory, from_config, job, judgements
 from rain_jax.types import DataError, SearchConfig
 
@@ -153,14 +152,14 @@ def _timed(config: Mapping[str, Any], folder: pathlib.Path) -> list[dict[str, An
 
 def _facts(steps: Sequence[Step], results: Results, folder: pathlib.Path) -> dict[str, str]:
   """Hardware, model, versions, prompts, judges: what the figures depend on."""
-  facts: dict[str, str] = {"cores": str(machine.cores())}
+  facts: dict[str, str] = {}
   configs = {}
   for step in steps:
     file = folder / step.name / ("benchmark.json" if step.kind == "time" else directory.MANIFEST)
     made = json.loads(file.read_text("utf-8"))
     versions = {**made["versions"], **made.get("hardware", {})}
-    if processor := versions.pop("processor", None):  # earlier versions did not note it
-      facts["processor"] = processor
+    for name in ("cores", "processor"):  # earlier versions did not note them
+      facts |= {name: versions.pop(name)} if name in versions else {}
     facts |= {
       "device": f"{versions.pop('device')} x {versions.pop('device_count')}",
       "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
@@ -281,6 +280,7 @@ def advbench(results: Results) -> Table:
     "begin": "the text that GCG begins with",
     "gcg": "GCG, one suffix each",
     "universal": "GCG, one suffix for all",
+    "transfer": "GCG, one suffix for all, sought on other models",
     "adaptive": "GCG, against the verdict too",
     "best_of_n": "best-of-N jailbreaking",
   }
@@ -301,18 +301,16 @@ def advbench(results: Results) -> Table:
         found = share(results[step], method, "refused", wanted=False)
       name = NAMES.get(method, method)
       bars.append(Bar.of(f"{head}: {name}", found))
-      reported = paper.ATTACK_SUCCESS.get(method, "") if step == "gcg" else ""
+      reported = paper.ATTACK_SUCCESS.get(step, {}).get(method, "")
       rows.append((head, name, str(found), reported, *work(results[step], method)))
   notes = [
     "Suffixes and altered requests are sought against vanilla sampling, and put to RAIN as"
     " they are."
   ]
   if "gcg" not in results:
-    figures = "; ".join(f"{NAMES[name]} {said}" for name, said in paper.ATTACK_SUCCESS.items())
-    notes.append(
-      "The paper's figures are for suffixes sought for one request each, of which there"
-      f" is no row here: {figures}."
-    )
+    gcg = paper.ATTACK_SUCCESS["gcg"]
+    figures = "; ".join(f"{NAMES[name]} {said}" for name, said in gcg.items())
+    notes.append(f"The paper's suffixes for one request each have no row here: {figures}.")
   return Table(
     "AdvBench: attack success rate",
     ("attack", "method", f"attack success{by} [95%]", "paper", *WORK),
