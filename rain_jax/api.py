@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax import methods, tasks
+from rain_jax.methods import verdict_model
 from rain_jax.methods.events import Event, events
 from rain_jax.methods.session import Response, Session, SessionConfig, search_config
 from rain_jax.models import arrays
@@ -60,6 +61,7 @@ def load(
   revision: str = "",
   adapter: str = "",
   verdict: str = "",
+  verdict_kind: str = verdict_model.PREFERENCE,
 ) -> "Rain":
   """Loads a model: "demo" (comes with the package), a checkpoint folder, a GGUF file or a hub name.
 
@@ -70,12 +72,19 @@ def load(
     revision: branch, tag or commit of a hub name.
     adapter: LoRA adapter in PEFT's format to merge, a folder or a hub name.
     verdict: another model, which gives the verdicts; "" for the model itself.
+    verdict_kind: how it is asked, one of `verdict_model.KINDS`: the "preference", or what a "guard"
+      or a "reward" model is asked; the verdicts of the latter need `Config.calibration`.
 
   Raises:
     models.hf.CheckpointError: what is wrong with the checkpoint, in one line.
+    DataError: another kind, or one without a model.
   """
+  verdict_model.check_kind(verdict, verdict_kind)
   loaded = load_checkpoint(path_or_name, dtype, revision=revision, adapter=adapter)
-  return Rain(loaded.judged_by(load_checkpoint(verdict, dtype)) if verdict else loaded)
+  if not verdict:
+    return Rain(loaded)
+  judge = load_checkpoint(verdict, dtype, scores=verdict_kind == verdict_model.REWARD)
+  return Rain(loaded.judged_by(judge, guard=verdict_kind == verdict_model.GUARD))
 
 
 class Rain:
@@ -180,6 +189,7 @@ class Rain:
         f"prompts={prompts!r:.60}: expected a list of texts, or of lists of messages."
       )
     records = [_record(str(place), prompt) for place, prompt in enumerate(prompts)]
+    verdict_model.check_calibrated(verdict_model.kind_of(self.loaded), config.calibration)
     session_config = make_session_config(preference, config, self.loaded.judging.tokenizer)
     if session_config in self._sessions:
       return self._sessions[session_config].serving(records)

@@ -44,7 +44,7 @@ def main() -> None:
   if _FORMS.value == "all" and (_FIT.value or not named):
     raise ValueError("--forms=all compares, --fit=FILE fits one form; give one of them at a time.")
   config = _CONFIG.value.to_dict()
-  config_check.check(config)
+  config_check.check(config, fitting=True)
   if _FIT.value:
     config["calibration"] = ""
   examples = preference_check.load_examples(_EXAMPLES.value) if _EXAMPLES.value else []

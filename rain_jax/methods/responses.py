@@ -36,7 +36,7 @@ def _read(
   prompts = [session.prompts(padded, side) for side in sides]
   drawn = jax.tree.map(fill, drawn)
   texts = _translated(session, padded, drawn)
-  answer = read(session.lm, session.params, *prompts, drawn, session.mesh, texts)
+  answer = read(session.lm.without_search, session.params, *prompts, drawn, session.mesh, texts)
   return [a[: len(queries)] for a in fetch(answer)]
 
 
@@ -60,11 +60,13 @@ def _reviewed(
 ) -> list[np.ndarray]:
   """`whole_responses.review` of one response to each query."""
   R = session.config.max_response
-  rows: Any = np.full((len(queries), 1, R), types.NO_TOKEN, np.int32)
+  # As many rows as there are slots, so that one program serves all.
+  rows: Any = np.full((session.slots, 1, R), types.NO_TOKEN, np.int32)
   for row, ids in enumerate(tokens):
     rows[row, 0, : len(ids)] = ids
   ended: Any = np.asarray(finish, np.int32)[:, None]
   text = fetch(text_of(session.params["tables"], rows))
+  rows, text = jax.tree.map(lambda a: a[: len(queries)], (rows, text))
   zeros: Any = np.zeros(len(queries), np.int32)
   length: Any = np.array([[len(ids)] for ids in tokens], np.int32)
   drawn = whole_responses.Samples(rows, length, ended, text, zeros, zeros)

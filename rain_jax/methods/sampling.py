@@ -162,6 +162,6 @@ def _sample(
   keys = jnp.stack([query.key(seed) for query in padded])
   prompts = session.prompts(padded, "proposing")
   drawn = whole_responses.sample(
-    session.lm, session.params, prompts, keys, first, samples, session.mesh
+    session.lm.without_search, session.params, prompts, keys, first, samples, session.mesh
   )
   return jax.tree.map(lambda a: a[: len(queries)], fetch(drawn))

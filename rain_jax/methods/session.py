@@ -222,7 +222,7 @@ class Session:
       max_prompt=self.max_prompt,
       max_response=session_config.max_response,
       soft_verdicts=session_config.soft_verdicts,
-      verdict=verdict_model.static_part(loaded),
+      verdict=verdict_model.static_part(loaded, self.preference),
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
     override = Override(flipped=session_config.verdict_noise)

@@ -263,7 +263,8 @@ def _check_architectures(found: Any, scores: bool) -> None:
   if others and len(others) == len(found):
     raise ValueError(
       f"architectures = {others[0]!r:.60} in config.json: that is no language model (a classifier,"
-      " perhaps), expected one whose name ends in ForCausalLM"
+      " perhaps; a reward model gives verdicts with verdict.kind=reward), expected one whose name"
+      " ends in ForCausalLM"
     )
 
 

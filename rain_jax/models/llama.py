@@ -104,6 +104,12 @@ class Layers(nnx.Module):
     return x + _normed(self.mlp_post_norm, y), keys, values
 
 
+@functools.partial(jax.jit, static_argnames=("graphdef", "transposed"))
+def _layer(graphdef, params, x, *others, transposed):
+  """A layer of `Layers`; layers that are alike are traced and lowered once, not one by one."""
+  return nnx.merge(graphdef, params)(x, *others, transposed)
+
+
 def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
   """x after a norm that some families lack."""
   return x if norm is None else norm(x)
@@ -180,7 +186,9 @@ class Llama(nnx.Module):
           m & attention.within(positions, keys, window)
           for m, keys in zip(masks, key_positions, strict=True)
         ]
-      x, keys, values = nnx.merge(graphdef, params)(x, turned, context, seen, used, transposed)
+      x, keys, values = _layer(
+        graphdef, params, x, turned, context, seen, used, transposed=transposed
+      )
       return x, KV(keys, values)
 
     if unstacked is None:
@@ -188,8 +196,8 @@ class Llama(nnx.Module):
       return self.final_norm(x), new
     parts = []
     for number, params in enumerate(unstacked):
-      others = jax.tree.map(lambda a: a[number], (context, windows, rotation))
-      x, kv = step(x, (params, *others))
+      at = functools.partial(lax.index_in_dim, index=number, keepdims=False)
+      x, kv = step(x, (params, *jax.tree.map(at, (context, windows, rotation))))
       parts.append(kv)
     return self.final_norm(x), jax.tree.map(lambda *layers: jnp.stack(layers), *parts)
 

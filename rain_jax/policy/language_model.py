@@ -135,6 +135,11 @@ class LanguageModel:
       return self.max_response
     return self.translation.room(self.max_response + self.search.max_set_length)
 
+  @property
+  def without_search(self) -> "LanguageModel":
+    """The same for programs that do not search: one program then serves every method."""
+    return dataclasses.replace(self, search=SearchConfig())
+
   # -- state ----------------------------------------------------------------------
 
   def init(self, batch: int, dtype: Any) -> PolicyState:

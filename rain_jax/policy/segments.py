@@ -78,7 +78,10 @@ def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
   )
   return Drafted(
     best=Segment(
-      jnp.full((batch, R), NO_TOKEN, jnp.int32), zeros, zeros, jnp.full(batch, -jnp.inf)
+      jnp.full((batch, R), NO_TOKEN, jnp.int32),
+      zeros,
+      zeros,
+      jnp.full(batch, -jnp.inf, jnp.float32),
     ),
     text=scanner.empty((batch,)),
     proposing=decoding.scratch(lm, dtype, batch, R),

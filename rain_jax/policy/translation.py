@@ -39,10 +39,12 @@ class Translation:
   Attributes:
     writer: tokenizer of the model that writes.
     reader: tokenizer of the model that gives the verdicts.
+    opening: see `CompiledPreference`.
   """
 
   writer: Any
   reader: Any
+  opening: tuple[int, str] | None = None
 
   def room(self, size: int) -> int:
     """Tokens that are kept free for a response of `size` tokens; what needs more has no verdict."""
@@ -51,7 +53,8 @@ class Translation:
   def ids(self, tokens: Sequence[int], before: int) -> list[int]:
     """A response's tokens as the reader has them after its token `before`.
 
-    White space around the response is left out. After a colon, which opens a turn, it follows a
+    White space around the response is left out. After the reader's own opening of an answer, it
+    follows the white space that its template puts there, and after a colon, which opens a turn, a
     space; after other text, such as a prefill, it goes on as it was written.
 
     Raises:
@@ -59,7 +62,9 @@ class Translation:
     """
     text = encoding.decode_response(self.writer, (), tokens).rstrip()
     last = encoding.decode_response(self.reader, (), [before])
-    if not last or last[-1:].isspace():
+    if self.opening is not None and before == self.opening[0]:
+      text = self.opening[1] + text.lstrip() if text else ""
+    elif not last or last[-1:].isspace():
       text = text.lstrip()
     elif last.endswith(":") and text:
       text = " " + text.lstrip()

@@ -28,6 +28,8 @@ class CompiledPreference:
     control_ids: tokens of a response that the verdict reads as `stand_in`, or none.
     stand_in: a token of plain text.
     scored: asks nothing: the text has the score of a reward model, which is the reading's lead.
+    opening: of answers in a scored text's chat template, the last token and the white space that
+      the template puts after it; None where that is not known.
   """
 
   prefix_ids: tuple[int, ...]
@@ -40,6 +42,7 @@ class CompiledPreference:
   control_ids: tuple[int, ...] = ()
   stand_in: int = 0
   scored: bool = False
+  opening: tuple[int, str] | None = dataclasses.field(default=None, compare=False)
 
   def conversation_ids(
     self, prompt: str, history: Sequence[str] = (), system: str = "", prefill: str = ""
@@ -162,6 +165,9 @@ def compile_scored(preference: Preference, tokenizer: Any) -> CompiledPreference
     raise PreferenceError(
       "verdict.kind=reward: the chat template puts nothing after an answer, where the score is read"
     )
+  opening = None
+  if before.startswith(begun):
+    opening = formats.CHAT.encode(tokenizer, _PLACE)[0][-1], before[len(begun) :]
   return CompiledPreference(
     prefix_ids=(),
     suffix_ids=(suffix,),
@@ -173,6 +179,7 @@ def compile_scored(preference: Preference, tokenizer: Any) -> CompiledPreference
     control_ids=tuple(control.control_ids(tokenizer)),
     stand_in=stand_in(tokenizer),
     scored=True,
+    opening=opening,
   )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rain_jax.methods import verdict_model
 from rain_jax.types import DataError, ranges
 
 _COUNT = ranges.whole(0)
@@ -48,12 +49,14 @@ _TEXTS = (
   *("attack.target", "attack.control", "attack.best_of_n.against"),
 )
 REFUSE, SKIP = "refuse", "skip"
-# How a verdict's model is asked.
-KINDS = PREFERENCE, GUARD, REWARD = "preference", "guard", "reward"
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any], fitting: bool = False) -> None:
   """Compares what is there of a configuration with what each key may be.
+
+  Args:
+    config: of a run, or a part of it.
+    fitting: a calibration is to be fitted; otherwise the verdicts of a reward model need one.
 
   Raises:
     DataError: naming the first key that cannot be used, its value and what was expected.
@@ -74,11 +77,10 @@ def check(config: Mapping[str, Any]) -> None:
     raise DataError(
       f"prompts.bad_rows={values['prompts.bad_rows']!r:.60}: expected {REFUSE} or {SKIP}."
     )
-  kind = values.get("verdict.kind", PREFERENCE)
-  if kind not in KINDS:
-    raise DataError(f"verdict.kind={kind!r:.60}: expected {', '.join(KINDS)}.")
-  if kind != PREFERENCE and not values.get("verdict.model"):
-    raise DataError(f"verdict.kind={kind}: set verdict.model to the {kind} model.")
+  kind = values.get("verdict.kind", verdict_model.PREFERENCE)
+  verdict_model.check_kind(values.get("verdict.model", ""), kind)
+  if not fitting:
+    verdict_model.check_calibrated(kind, values.get("calibration"))
 
 
 def _check_names(key: str, names: Any) -> None:

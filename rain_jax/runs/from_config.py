@@ -14,12 +14,13 @@ from jax.sharding import AbstractMesh, AxisType
 
 from rain_jax import preferences
 from rain_jax.methods.session import SessionConfig, search_config
+from rain_jax.methods.verdict_model import GUARD, REWARD
 from rain_jax.models import ModelConfig
 from rain_jax.models.loading import LoadedModel, load
 from rain_jax.models.sharding import make_mesh, mesh_shape
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences.calibration import load_calibration
-from rain_jax.runs.config_check import GUARD, REWARD, SKIP
+from rain_jax.runs.config_check import SKIP
 from rain_jax.tasks import Record, Task, find_task, load_behaviors, load_records, load_suffixes
 from rain_jax.tasks.rows import RowError
 from rain_jax.text.formats import find_format

@@ -190,11 +190,6 @@ def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:
   names = tuple(config["methods"])
   for name in names:
     find_method(name)
-  if config.get("verdict", {}).get("kind") == config_check.REWARD and not config["calibration"]:
-    raise DataError(
-      "verdict.kind=reward: which scores are good is for config.calibration to say, a file that"
-      " check_preference.py --fit writes from labelled examples."
-    )
   options = {name: METHODS[name].options(config) for name in names}
   if hosts.count > 1 and (config["record"] or followed):
     raise DataError("Searches are recorded or followed by one process: record=0, and no --live.")

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rain_jax.methods.session import SessionConfig
+from rain_jax.methods.verdict_model import GUARD, REWARD
 from rain_jax.models.checkpoint import fingerprint
 from rain_jax.models.loading import LoadedModel, folder_of
-from rain_jax.runs.config_check import GUARD, REWARD
 from rain_jax.runs.files import RunError
 from rain_jax.runs.results import MANIFEST
 from rain_jax.runs.versions import versions

@@ -75,6 +75,16 @@ def write_judge(folder: pathlib.Path) -> None:
   tokenizer.save_pretrained(folder)
 
 
+def write_thinker(folder: pathlib.Path, tokenizer) -> None:
+  """A random model that now and then ends a thought, with a tokenizer that has `</think>`."""
+  model, config = llama(tokenizer, 2048)
+  weights = flatten(model.params)
+  mark = tokenizer.convert_tokens_to_ids("</think>")
+  head = weights["head/weight"].at[mark].multiply(8.0)
+  hf.save(folder, config, unflatten(weights | {"head/weight": jnp.asarray(head)}))
+  tokenizer.save_pretrained(folder)
+
+
 def write_pickled(folder: pathlib.Path, source: pathlib.Path) -> None:
   """A checkpoint with its weights as a pickle in place of safetensors; needs torch."""
   import torch

@@ -3,14 +3,11 @@
 import dataclasses
 import json
 
-import jax.numpy as jnp
 import pytest
 
 import rain_jax
 from rain_jax import methods
 from rain_jax.methods import thoughts
-from rain_jax.models import hf
-from rain_jax.models.sharding import flatten, unflatten
 from rain_jax.preferences import PreferenceError, compile_preference, load_preference
 from rain_jax.runs import directory, job, manifest
 from rain_jax.text import formats
@@ -30,13 +27,7 @@ CONFIG = dataclasses.replace(
 def folder(bpe_tokenizer, tmp_path_factory):
   """A random model that now and then ends a thought."""
   path = tmp_path_factory.mktemp("thinker")
-  tokenizer = with_template(bpe_tokenizer, QWEN)
-  model, config = checkpoints.llama(tokenizer, 2048)
-  weights = flatten(model.params)
-  mark = tokenizer.convert_tokens_to_ids("</think>")
-  head = weights["head/weight"].at[mark].multiply(8.0)
-  hf.save(path, config, unflatten(weights | {"head/weight": jnp.asarray(head)}))
-  tokenizer.save_pretrained(path)
+  checkpoints.write_thinker(path, with_template(bpe_tokenizer, QWEN))
   return path
 
 

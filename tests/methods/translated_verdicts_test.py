@@ -1,5 +1,6 @@
 """Verdicts by a model of another tokenizer: what torch reads of the same texts."""
 
+import copy
 import dataclasses
 import functools
 
@@ -19,6 +20,7 @@ from rain_jax.policy import translation
 from rain_jax.policy.translation import Translation
 from rain_jax.policy.usage import VERDICT
 from rain_jax.preferences import PreferenceError, guard, load_preference
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.runs import job
 from rain_jax.tasks import Record
 from rain_jax.types import DataError
@@ -153,12 +155,17 @@ def test_the_texts_of_a_tree_are_read_whole_after_their_prompts(writer, judge):
 def test_a_search_believes_what_torch_reads(writer, judge, method):
   other, margins = judge
   loaded = writer.judged_by(other)
-  record = method != "segments"
-  answers = api.Rain(loaded).generate(PROMPTS, "harmless", method, config_of(), record=record)
   compiled = session_of(loaded).preference
+  check_search(api.Rain(loaded), method, config_of(), functools.partial(margins, compiled))
+
+
+def check_search(rain, method, config, margins):
+  """That a search has verdicts which are the mean of `margins` of prompt and text."""
+  record = method != "segments"
+  answers = rain.generate(PROMPTS, "harmless", method, config, record=record)
   for prompt, answer in zip(PROMPTS, answers, strict=True):
     assert answer.error is None
-    value = np.mean(margins(compiled, prompt, answer.text))
+    value = np.mean(margins(prompt, answer.text))
     assert answer.verdict == pytest.approx(value, abs=1e-4)
     assert answer.counters["tokens_verdict"] > answer.counters["verdicts_read"] > 0
     if not record:
@@ -166,9 +173,10 @@ def test_a_search_believes_what_torch_reads(writer, judge, method):
     search, found, want = answer.recording, [], []
     for visit in (visit for frame in search.frames for visit in frame.visits):
       before = "".join(search.nodes[n].text for n in recording.path(search.nodes, visit.node))
-      if visit.finish != "stop":
+      text = before + visit.rollout
+      if visit.finish != "stop" and text:  # of nothing, templates make something else
         found.append(visit.verdict)
-        want.append(np.mean(margins(compiled, prompt, before + visit.rollout)))
+        want.append(np.mean(margins(prompt, text)))
     np.testing.assert_allclose(found, want, atol=1e-4)
     assert len(want) > 4 and np.std(want) > 0.001
 
@@ -209,6 +217,10 @@ def test_a_guard_reads_its_own_prompt(writer, judge, tmp_path):
   np.testing.assert_allclose(verdicts, want, atol=1e-4)
   assert len(want) == 2 and np.ptp(want) > 0.01
   assert f"by {other.name} (guard): no self-evaluation" in "\n".join(printed)
+  rain = api.load(writer.name, verdict=other.name, verdict_kind="guard")
+  answers = rain.generate(PROMPTS, method="best_of_n", config=config_of())
+  want = [margins(compiled, one.record.prompt, one.text)[0] for one in answers]
+  np.testing.assert_allclose([one.verdict for one in answers], want, atol=1e-4)
 
 
 def test_examples_are_checked_in_the_other_models_tokens(writer, judge):
@@ -226,6 +238,102 @@ def test_examples_are_checked_in_the_other_models_tokens(writer, judge):
   want = [margins(session.preference, *pair) for pair in said]
   np.testing.assert_allclose(found.answers.margins, want, atol=1e-4)
   assert np.std(want) > 0.01 and found.calibration.fingerprint == other.fingerprint
+
+
+@pytest.mark.slow
+def test_a_search_believes_the_scores_of_another_tokenizer(writer, scorer, tmp_path):
+  folder, score = scorer(SPACES)
+  path, session = tmp_path / "reward.yaml", session_of(writer.judged_by(load_scorer(folder)))
+  fitted = Calibration(
+    *("", session.loaded.judging.fingerprint, session.config.preference.label),
+    *(session.preference.digest, "", (0.1,), (0.5,)),
+  )
+  path.write_text(fitted.as_yaml())
+  config = dataclasses.replace(config_of(), calibration=path)
+  rain = api.load(writer.name, verdict=folder, verdict_kind="reward")
+  check_search(rain, "rain", config, lambda *said: fitted.margins(np.array([score(*said)])))
+
+
+# As LLaMA 3 puts turns, and as LLaMA 2 does, whose answers follow a space.
+LINES = (
+  "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+  "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+  "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+SPACES = (
+  "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content | trim }} [/INST]"
+  "{% else %} {{ m.content | trim }} </s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def scorer(judge, tmp_path_factory):
+  """A tiny random reward model of the judge's tokenizer: how to load it, and what torch makes of it."""
+  torch.manual_seed(1)
+  config = transformers.LlamaConfig(
+    vocab_size=len(judge[0].tokenizer),
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+    initializer_range=0.2,
+    num_labels=1,
+    pad_token_id=0,
+    eos_token_id=1,
+  )
+  theirs = transformers.LlamaForSequenceClassification(config).eval()
+
+  def saved(template):
+    folder = tmp_path_factory.mktemp("scorer")
+    tokenizer = copy.deepcopy(judge[0].tokenizer)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    theirs.save_pretrained(folder)
+
+    def score(*turns):
+      roles = ("user", "assistant")
+      messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+      ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
+      with torch.no_grad():
+        return theirs(ids["input_ids"]).logits.item()
+
+    return str(folder), score
+
+  return saved
+
+
+def load_scorer(folder):
+  return loading.load(folder, scores=True)
+
+
+@pytest.mark.parametrize("template", [LINES, SPACES], ids=["lines", "spaces"])
+def test_scores_of_another_tokenizer_are_those_of_transformers(writer, scorer, tmp_path, template):
+  folder, score = scorer(template)
+  loaded = writer.judged_by(load_scorer(folder))
+  said = [("the cat sat", "on a mat."), ("was it?", "No; it was gone"), ("the cat", "Yes, we all")]
+  examples = [
+    preference_check.Example(Record(str(i), prompt), response, i % 2 == 0)
+    for i, (prompt, response) in enumerate([*said, *said])
+  ]
+  history = Record("1", "was it?", history=("the cat", "sat."))
+  examples[1] = dataclasses.replace(examples[1], record=history)
+  session = session_of(loaded)
+  found = preference_check.check(loaded, session.config, examples)
+  want = [score(*one.record.history, one.record.prompt, one.response) for one in examples]
+  np.testing.assert_allclose(found.answers.leads[:, 0], want, atol=1e-4)
+  assert np.std(want) > 0.01
+  # And of what the model writes.
+  path = tmp_path / "reward.yaml"
+  path.write_text(found.calibration.as_yaml())
+  rain = api.load(writer.name, verdict=folder, verdict_kind="reward")
+  config = dataclasses.replace(config_of(), calibration=path)
+  answers = rain.generate(PROMPTS, method="best_of_n", config=config)
+  leads = np.array([[score(one.record.prompt, one.text)] for one in answers])
+  want = found.calibration.margins(leads)[:, 0]
+  np.testing.assert_allclose([one.verdict for one in answers], want, atol=1e-4)
+  assert np.ptp(want) > 0.01
 
 
 def test_other_tokenizers_are_told_apart(writer, judge, checkpoint):

@@ -161,6 +161,22 @@ def test_other_checkpoints_are_no_reward_models(reward, tmp_path, changes, said)
   assert "\n" not in str(caught.value)
 
 
+def test_what_another_models_verdict_needs_is_said_in_python_too(checkpoint, reward):
+  own, folder = str(checkpoint), reward[0].name
+  for options, said in (
+    ({"verdict_kind": "odd"}, "verdict.kind='odd': expected preference, guard, reward."),
+    ({"verdict_kind": "guard"}, "verdict.kind=guard: set verdict.model to the guard model."),
+    ({"verdict": own, "verdict_kind": "reward"}, "expected a list of names"),
+    ({"verdict": folder}, "a reward model gives verdicts with verdict.kind=reward"),
+  ):
+    with pytest.raises((CheckpointError, DataError), match=said) as caught:
+      api.load(own, **options)
+    assert "\n" not in str(caught.value)
+  rain = api.load(own, verdict=folder, verdict_kind="reward")
+  with pytest.raises(DataError, match="which scores are good is for config.calibration to say"):
+    rain.generate(["the cat"], config=API_CONFIG)
+
+
 def test_where_a_verdicts_model_cannot_be_used_is_said_before_anything_is_loaded():
   config = small_runs.CONFIG | {"verdict": {"model": "/nowhere", "kind": "reward"}}
   with pytest.raises(DataError, match="which scores are good is for config.calibration to say"):

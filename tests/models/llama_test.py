@@ -388,6 +388,21 @@ def test_layers_taken_apart_read_the_same(family, transposed):
   )
 
 
+@pytest.mark.parametrize("family", ["llama2", "gemma3"])
+def test_layers_taken_apart_are_traced_once(family):
+  model = testing.random_model(family)
+  apart = llama.unstack(model.params)
+  tokens, positions = random_tokens((2, 3)), jnp.arange(3)[None].repeat(2, 0)
+  read = lambda params: llama.forward(model.graphdef, params, tokens, positions)
+  layers = [
+    equation.params["jaxpr"]
+    for equation in jax.make_jaxpr(read)(apart).eqns
+    if equation.params.get("name") == "_layer"
+  ]
+  assert len(layers) == model.config.num_layers > 1
+  assert len({id(layer) for layer in layers}) == 1
+
+
 def test_two_suffixes_under_a_mask_equal_two_reads():
   model = testing.random_model("llama2")
   text, first, second = random_tokens((2, 6)), random_tokens((2, 3), 1), random_tokens((2, 4), 2)

@@ -20,7 +20,8 @@ from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.preferences import CompiledPreference
-from tests.helpers import scripts
+from tests.helpers import checkpoints, scripts
+from tests.helpers.thinking import QWEN, with_template
 
 
 def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
@@ -38,6 +39,12 @@ def test_every_mesh_gives_the_responses_of_one_device_by_every_method(mesh):
 @pytest.mark.slow
 def test_a_mesh_gives_the_adaptive_responses_of_one_device(checkpoint):
   scripts.on_eight_devices("parallel/batch_sharded.py", str(checkpoint), "16", "adaptive", "8x1")
+
+
+@pytest.mark.slow
+def test_a_mesh_gives_the_thoughts_and_answers_of_one_device(bpe_tokenizer, tmp_path):
+  checkpoints.write_thinker(tmp_path, with_template(bpe_tokenizer, QWEN))
+  scripts.on_eight_devices("parallel/thoughts_sharded.py", str(tmp_path), "8x1", "4x2")
 
 
 LLAMA_70B = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rain_jax import types
+from rain_jax import decode, types
 from rain_jax.methods.segments import without_tree
 from rain_jax.models import forward
 from rain_jax.policy import decoding, prompts, sampling, segments, self_evaluation
@@ -109,6 +109,20 @@ def test_responses_are_those_of_whole_texts(bpe_tokenizer, model):
     assert min(map(abs, np.array(margins) - SEARCH.draft_threshold)) > 1e-6  # no near tie
   moves = sum(result.counters["moves"] for result in found.values())
   assert 0 < kept < moves and moves > len(PROMPTS)  # either way of committing was taken
+
+
+def test_a_step_keeps_the_types_of_its_state(bpe_tokenizer):
+  """A type that changed, be it only to a weak one, would have the search compiled twice."""
+  lm, params = make(bpe_tokenizer, SEARCH)
+  empty = lambda: decode.init(
+    2, lm.init(2, jnp.float32), lm.search, lm.embedding_size, lm.max_response
+  )
+  before = jax.eval_shape(empty)
+  step = lambda state, params: decode.step(state, lm, params, lm.search)
+  after = jax.eval_shape(step, before, params)
+  assert after == before
+  weak = lambda state: jax.tree.map(lambda leaf: leaf.weak_type, state)
+  assert weak(after) == weak(before)
 
 
 @pytest.mark.slow

@@ -457,6 +457,7 @@ def test_the_snippets_on_python_run(start, folder, monkeypatch):
   printed, names = io.StringIO(), {}
   with contextlib.redirect_stdout(printed):
     for snippet in docs.blocks(ROOT / "docs" / "python.md", "python"):
+      snippet = snippet.replace(*STAND_INS[0])
       exec(compile(snippet, "docs/python.md", "exec"), names)
   tree = names["answers"][0].recording
   said = tree.nodes[next(f.node for f in tree.frames if f.kind == "commit")].text
