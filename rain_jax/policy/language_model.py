@@ -138,7 +138,7 @@ class LanguageModel:
   @property
   def without_search(self) -> "LanguageModel":
     """The same for programs that do not search: one program then serves every method."""
-    return dataclasses.replace(self, search=SearchConfig())
+    return dataclasses.replace(self, search=SearchConfig(sample_top_k=self.search.sample_top_k))
 
   # -- state ----------------------------------------------------------------------
 
