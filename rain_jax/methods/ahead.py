@@ -52,48 +52,54 @@ class Ahead:
   Args:
     programs: to compile.
     of: what they are of, for the record of seconds, such as the model's name and its sizes.
+    about: who waits for them, for the log.
+    between: called every moment while somebody waits; may raise.
   """
 
-  def __init__(self, programs: Iterable[Program], of: str = ""):
+  def __init__(
+    self,
+    programs: Iterable[Program],
+    of: str = "",
+    about: str = "",
+    between: Callable[[], None] = lambda: None,
+  ):
     _listen()
-    self._of, self._record, self._lock = of, _read_record(), threading.Lock()
+    self._of, self._about, self._between = of, about, between
+    self._record, self._lock = _read_record(), threading.Lock()
     named = {program.name: program for program in programs}
     threads = max(1, min(len(named), machine.cores(), _THREADS))
     self._pool = concurrent.futures.ThreadPoolExecutor(threads, _NAME)
     self._compiled = {name: self._pool.submit(self._compile, one) for name, one in named.items()}
 
-  def wait(self, names: Iterable[str], about: str, between: Callable[[], None]) -> None:
-    """Returns when the programs of these names are compiled.
+  def wait(self, name: str) -> None:
+    """Returns when the program of that name is compiled, at once if there is none.
 
-    Args:
-      names: of programs; one that was not given needs no wait.
-      about: who waits, for the log: a line says what is waited for if it takes long.
-      between: called every moment; may raise.
+    A line of the log says what is waited for if it takes long.
 
     Raises:
-      Whatever kept a program from being compiled.
+      Whatever kept the program from being compiled, and what `between` raises.
     """
-    wanted = {name: self._compiled[name] for name in names if name in self._compiled}
+    compiled = self._compiled.get(name)
     patience = time.monotonic() + _PATIENCE
-    while True:
-      done, left = concurrent.futures.wait(wanted.values(), _LOOK, "FIRST_EXCEPTION")
-      for one in done:
-        one.result()
-      if not left:
+    while compiled is not None:
+      concurrent.futures.wait([compiled], _LOOK)
+      if compiled.done():
+        compiled.result()
         return
-      between()
+      self._between()
       if time.monotonic() > patience:
         patience = math.inf
-        waiting = [self._described(name) for name, one in wanted.items() if one in left]
-        _LOG.info("%s: compiling %s", about, ", ".join(waiting))
+        _LOG.info("%s: compiling %s", self._about, self._described(name))
 
   def close(self) -> None:
     """Begins no more programs; what is being compiled comes to its end in its thread."""
     self._pool.shutdown(wait=False, cancel_futures=True)
 
   def _compile(self, program: Program) -> None:
-    _heard.hits, begin = 0, time.monotonic()
-    program.lower().compile()
+    begin = time.monotonic()
+    lowered = program.lower()
+    _heard.hits = 0
+    lowered.compile()
     if not _heard.hits:  # of what the compilation cache had, the time would say little
       self._keep(program.name, time.monotonic() - begin)
 

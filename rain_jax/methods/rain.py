@@ -146,6 +146,8 @@ def rounds(
     steps: between two looks at the slots, at most.
     dropped: whether nobody waits for the answer to the prompt of that index any more.
   """
+  for program in _programs(session):
+    session.await_program(program)
   return decode.rounds(
     _empty_slots(session, slots),
     session.lm,
@@ -240,7 +242,7 @@ def watch(
 
 def programs(session: Session) -> list[Program]:
   """The programs of `rain` with the session's hyperparameters."""
-  (_, slots), mode, sharding = session.workers, session.config.search.mode, session.sharding
+  (_, slots), sharding = session.workers, session.sharding
   places: Any = _places(session) if sharding is None else sharding.shardings
 
   def state() -> Any:
@@ -259,11 +261,14 @@ def programs(session: Session) -> list[Program]:
       state(), session.lm, session.params, search, most, sharding=sharding
     )
 
-  return [
-    Program(f"the search ({mode})", steps),
-    Program(f"the reading of prompts ({mode})", begin),
-    review_program(session),
-  ]
+  searching, reading = _programs(session)
+  return [Program(searching, steps), Program(reading, begin), review_program(session)]
+
+
+def _programs(session: Session) -> tuple[str, str]:
+  """The names of the programs that search and that read prompts."""
+  mode = session.config.search.mode
+  return f"the search ({mode})", f"the reading of prompts ({mode})"
 
 
 def _placed(shape: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -17,6 +17,7 @@ from rain_jax.text.scanner import ScanState
 from rain_jax.text.vocab import TokenTables
 
 _BOTH = ("proposing", "evaluating")
+_REVIEW = "the reading of responses"
 
 
 def review_program(session: Session) -> Program:
@@ -27,13 +28,13 @@ def review_program(session: Session) -> Program:
     drawn = _single(session, queries, [[]], [types.LENGTH])
     return whole_responses.review.lower(*_arguments(session, _BOTH, queries, drawn))
 
-  return Program("the reading of responses", lower)
+  return Program(_REVIEW, lower)
 
 
 def verdicts_program(
-  session: Session, name: str, shapes: Callable[[], whole_responses.Samples]
+  session: Session, count: int, shapes: Callable[[], whole_responses.Samples]
 ) -> Program:
-  """The program of `self_evaluate` for samples of some `shapes`, those of a whole batch."""
+  """The program of `self_evaluate` for so many samples, of some `shapes`, those of a whole batch."""
 
   def lower() -> jax.stages.Lowered:
     drawn = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes())
@@ -42,13 +43,18 @@ def verdicts_program(
       *_arguments(session, ("evaluating",), queries, drawn)
     )
 
-  return Program(name, lower)
+  return Program(_verdicts(count), lower)
+
+
+def _verdicts(count: int) -> str:
+  return f"verdicts on {count} samples"
 
 
 def self_evaluate(
   session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
 ) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` of samples of each query, [queries, N, ...] on the host."""
+  session.await_program(_verdicts(drawn.length.shape[1]))
   return _read(session, whole_responses.self_evaluate, ("evaluating",), queries, drawn)
 
 
@@ -128,6 +134,7 @@ def responded(
     work: counters of each.
   """
   drawn = _single(session, queries, tokens, finish)
+  session.await_program(_REVIEW)
   value, judged, likely = _read(session, whole_responses.review, _BOTH, queries, drawn)
   return [
     Response(

@@ -165,6 +165,7 @@ def samples_paid(preference: CompiledPreference, tokens: float, length: float) -
 def _sample(
   session: Session, queries, seed: int, first: int, samples: int
 ) -> whole_responses.Samples:
+  session.await_program(_sampling(samples))
   drawn = whole_responses.sample(*_arguments(session, queries, seed, first, samples))
   return jax.tree.map(lambda a: a[: len(queries)], fetch(drawn))
 
@@ -192,11 +193,15 @@ def best_of_n_programs(session: Session, options: Mapping[str, Any]) -> list[Pro
   shapes = lambda: whole_responses.sample.eval_shape(
     *_arguments(session, session.queries[:1], 0, 0, count)
   )
-  verdicts = verdicts_program(session, f"verdicts on {count} samples", shapes)
+  verdicts = verdicts_program(session, count, shapes)
   return [_program(session, count), verdicts, review_program(session)]
 
 
 def _program(session: Session, count: int) -> Program:
   """The program that draws so many samples of each prompt."""
   arguments = lambda: _arguments(session, session.queries[:1], 0, 0, count)
-  return Program(f"sampling ({count})", lambda: whole_responses.sample.lower(*arguments()))
+  return Program(_sampling(count), lambda: whole_responses.sample.lower(*arguments()))
+
+
+def _sampling(count: int) -> str:
+  return f"sampling ({count})"

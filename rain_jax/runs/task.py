@@ -45,17 +45,16 @@ class TaskRun:
   traces: str | None
   on_step: Callable[[SearchStep], None] | None
   stopping: Callable[[], bool]
-  _programs: dict[str, list[Program]] = dataclasses.field(default_factory=dict, init=False)
   _mine: frozenset[str] = dataclasses.field(default=frozenset(), init=False)
   _trouble: directory.RunError | None = dataclasses.field(default=None, init=False)
 
   def run(self, session: Session, names: Sequence[str]) -> None:
     """Answers what is not answered yet, by each method."""
     order = sorted(names, key=lambda name: bool(METHODS[name].after))
-    with contextlib.closing(self._ahead(session, order)) as ahead:
-      self._run(session, order, ahead)
+    with contextlib.closing(self._compiling(session, order)) as session.ahead:
+      self._run(session, order)
 
-  def _ahead(self, session: Session, order: Sequence[str]) -> Ahead:
+  def _compiling(self, session: Session, order: Sequence[str]) -> Ahead:
     """Compiles the programs of what is to be answered, in the order in which it is."""
     programs: list[Program] = []
     # Processes that compile at times of their own would wait for each other in the devices' work;
@@ -66,14 +65,12 @@ class TaskRun:
         method, written = METHODS[name], {r["id"] for r in self._results(name)}
         left = any(query.record.id not in written for query in session.queries)
         if left and not (watched and method.watch):
-          self._programs[name] = method.programs(
-            session, method.options(self.config, self.stopping)
-          )
-          programs += self._programs[name]
+          programs += method.programs(session, method.options(self.config, self.stopping))
     sizes = f"{session.slots} slots, {session.max_prompt} + {session.config.max_response} tokens"
-    return Ahead(programs, f"{session.loaded.name}, {sizes}")
+    of = f"{session.loaded.name}, {sizes}"
+    return Ahead(programs, of, self.task, self._leave_together)
 
-  def _run(self, session: Session, order: Sequence[str], ahead: Ahead) -> None:
+  def _run(self, session: Session, order: Sequence[str]) -> None:
     ids = [q.record.id for q in session.queries] + [r.record.id for r in session.rejected]
     self._mine = self.hosts.mine(ids)
     for method in order:
@@ -85,9 +82,6 @@ class TaskRun:
       for response in session.rejected:
         if response.record.id not in done:
           self._write(method, response, 0.0)
-      if not done.issuperset(q.record.id for q in session.queries):
-        wanted = [program.name for program in self._programs.get(method, ())]
-        ahead.wait(wanted, f"{self.task} {method}", self._leave_together)
       # Apart, what others answer is left out; together, all answer it and one writes it.
       self._answer(session, method, done if self.hosts.together else done | set(ids) - self._mine)
 

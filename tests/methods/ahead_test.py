@@ -43,10 +43,6 @@ def record(monkeypatch, tmp_path):
   return path
 
 
-def never():
-  pass
-
-
 @pytest.mark.parametrize(
   "method, length, programs",  # of lengths that no other test has compiled programs for
   [
@@ -61,7 +57,8 @@ def test_what_a_method_calls_was_compiled_before(checkpoint, compiled, method, l
   options = {"samples": 2} if method == "best_of_n" else {}
   given = METHODS[method].programs(session, options)
   compiling = ahead.Ahead(given)
-  compiling.wait([one.name for one in given], method, never)
+  for one in given:
+    compiling.wait(one.name)
   compiling.close()
   assert {name: compiled[name] for name in PROGRAMS if compiled[name]} == dict.fromkeys(programs, 1)
   compiled.clear()
@@ -75,9 +72,10 @@ def test_an_error_is_raised_where_its_program_is_waited_for():
 
   whole = ahead.Program("whole", lambda: jax.jit(jnp.sin).lower(1.0))
   compiling = ahead.Ahead([ahead.Program("broken", lower), whole])
-  compiling.wait(["whole", "not given"], "test", never)
+  compiling.wait("whole")
+  compiling.wait("not given")
   with pytest.raises(ValueError, match="no such program"):
-    compiling.wait(["broken"], "test", never)
+    compiling.wait("broken")
   compiling.close()
 
 
@@ -93,19 +91,20 @@ def test_a_line_says_what_is_waited_for_and_how_long_it_took(monkeypatch, caplog
       return jax.jit(lambda x: x + 0.123).lower(1.0)
 
     caplog.clear()
-    compiling = ahead.Ahead([ahead.Program("the search", lower)], record_of)
+    go_on = lambda: caplog.messages and asked.set()
+    compiling = ahead.Ahead([ahead.Program("the search", lower)], record_of, "demo", go_on)
     with caplog.at_level(logging.INFO, "rain_jax"):
-      compiling.wait(["the search"], "demo rain", lambda: caplog.messages and asked.set())
+      compiling.wait("the search")
     compiling.close()
     return caplog.messages
 
-  assert said("a model") == ["demo rain: compiling the search (no time known)"]
+  assert said("a model") == ["demo: compiling the search (no time known)"]
   record.write_text(record.read_text("utf-8").replace(": 0.", ": 40."), "utf-8")
   (line,) = said("a model")
-  assert line.startswith("demo rain: compiling the search (4") and "last compiled" in line
-  assert said("another") == ["demo rain: compiling the search (no time known)"]
+  assert line.startswith("demo: compiling the search (4") and "last compiled" in line
+  assert said("another") == ["demo: compiling the search (no time known)"]
   record.write_text("[1, 2", "utf-8")
-  assert said("a model") == ["demo rain: compiling the search (no time known)"]
+  assert said("a model") == ["demo: compiling the search (no time known)"]
 
 
 def test_a_stop_ends_the_wait_and_the_process(tmp_path):
@@ -119,10 +118,10 @@ from rain_jax.methods import ahead
 from rain_jax.runs import directory
 
 def main():
-  compiling = ahead.Ahead([ahead.Program("long", lambda: time.sleep(600))])
   def between():
     raise directory.Stopped
-  compiling.wait(["long"], "test", between)
+  compiling = ahead.Ahead([ahead.Program("long", lambda: time.sleep(600))], between=between)
+  compiling.wait("long")
 
 cli.run(main, resumes=True)
 """
@@ -137,10 +136,9 @@ def test_only_what_is_left_is_compiled(checkpoint, tmp_path, monkeypatch):
   given = []
 
   class Spied(ahead.Ahead):
-    def __init__(self, programs, of):
-      programs = list(programs)
+    def __init__(self, programs, *others):
       given.append({program.name for program in programs})
-      super().__init__(programs, of)
+      super().__init__(programs, *others)
 
   monkeypatch.setattr(task, "Ahead", Spied)
   config = CONFIG | {"methods": ["vanilla"], "prompts": CONFIG["prompts"] | {"text": "the cat"}}
