@@ -33,6 +33,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from rain_jax import types
+from rain_jax.methods import ahead
 from rain_jax.parallel import hosts
 from rain_jax.runs import directory
 from rain_jax.text.printable import one_line, printable
@@ -201,6 +202,15 @@ def _fail(error: BaseException, code: int) -> None:
   if isinstance(error, KeyError):
     error = ValueError(f"the config has no {error}")
   print(f"error: {one_line(error, 2000)}", file=sys.stderr)
+  _leave(code)
+
+
+def _leave(code: int) -> None:
+  """Exits at once, although programs may be compiling, for whose end Python would wait."""
+  if ahead.busy():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
   sys.exit(code)
 
 
@@ -220,6 +230,9 @@ def on_sigterm() -> Callable[[], bool]:
 
 def _keep_programs() -> None:
   """Keeps compiled programs: a search takes up to a minute to compile, and later seconds."""
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    # Many small programs, too, which together take seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   if jax.config.jax_compilation_cache_dir:
     return
   try:
@@ -271,7 +284,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
       main()
     except directory.Stopped:
       print("stopped; " + _GO_ON, file=sys.stderr)
-      sys.exit(os.EX_TEMPFAIL)
+      _leave(os.EX_TEMPFAIL)
     except (ValueError, OSError) as error:
       _fail(error, os.EX_TEMPFAIL if isinstance(error, hosts.StartError) else 1)
     except jax.errors.JaxRuntimeError as error:
@@ -302,7 +315,7 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
       )
     except KeyboardInterrupt:
       print("stopped; " + (_GO_ON if resumes else _BEGIN_ANEW), file=sys.stderr)
-      sys.exit(128 + signal.SIGINT)
+      _leave(128 + signal.SIGINT)
 
   try:
     app.run(guarded, flags_parser=_parse)

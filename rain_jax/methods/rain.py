@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,7 +12,8 @@ import numpy as np
 
 from rain_jax import decode, types
 from rain_jax.methods import recording, recording_drafts, thoughts
-from rain_jax.methods.responses import responded, work_of
+from rain_jax.methods.ahead import Program
+from rain_jax.methods.responses import responded, review_program, work_of
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
@@ -145,6 +146,8 @@ def rounds(
     steps: between two looks at the slots, at most.
     dropped: whether nobody waits for the answer to the prompt of that index any more.
   """
+  for program in _programs(session):
+    session.await_program(program)
   return decode.rounds(
     _empty_slots(session, slots),
     session.lm,
@@ -153,9 +156,13 @@ def rounds(
     items,
     functools.partial(_read_prompts, session),
     sharding=session.sharding,
-    max_steps=steps or (STEPS if session.shards == 1 else STEPS_SHARDED),
+    max_steps=steps or _max_steps(session),
     dropped=dropped,
   )
+
+
+def _max_steps(session: Session) -> int:
+  return STEPS if session.shards == 1 else STEPS_SHARDED
 
 
 def committed(session: Session, state: decode.DecodeState) -> list[list[int]]:
@@ -233,15 +240,54 @@ def watch(
         on_progress(_progress(0, state))
 
 
+def programs(session: Session) -> list[Program]:
+  """The programs of `rain` with the session's hyperparameters."""
+  (_, slots), sharding = session.workers, session.sharding
+  places: Any = _places(session) if sharding is None else sharding.shardings
+
+  def state() -> Any:
+    shapes = jax.eval_shape(lambda: session.empty(slots))
+    if sharding is None:
+      return jax.tree.map(lambda a: _placed(a, places), shapes)
+    return jax.tree.map(_placed, shapes, places)
+
+  def begin() -> jax.stages.Lowered:
+    first = [0, *[None] * (session.shards - 1)]
+    return begin_prompts.lower(*_beginning(session, state(), {0: session.queries[0]}, first))
+
+  def steps() -> jax.stages.Lowered:
+    search, most = session.config.search, _max_steps(session)
+    return decode.advance.lower(
+      state(), session.lm, session.params, search, most, sharding=sharding
+    )
+
+  searching, reading = _programs(session)
+  return [Program(searching, steps), Program(reading, begin), review_program(session)]
+
+
+def _programs(session: Session) -> tuple[str, str]:
+  """The names of the programs that search and that read prompts."""
+  mode = session.config.search.mode
+  return f"the search ({mode})", f"the reading of prompts ({mode})"
+
+
+def _placed(shape: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+
 def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
   """A batch of slots for searches, in their places.
 
   They are bound to those places from the first step on, as all later states are by the
   weights: a state that is not yet bound would have every program compiled once more.
   """
-  (weight, *_) = jax.tree.leaves(session.params["model"])
   dtype = session.params["evaluating_prefix"].keys.dtype
-  return _emptying(session.lm, slots, dtype, session.sharding or weight.sharding)()
+  return _emptying(session.lm, slots, dtype, _places(session))()
+
+
+def _places(session: Session) -> BatchSharding | jax.sharding.Sharding:
+  (weight, *_) = jax.tree.leaves(session.params["model"])
+  return session.sharding or weight.sharding
 
 
 @functools.lru_cache(maxsize=16)
@@ -264,11 +310,19 @@ def _read_prompts(
   waiting = [[s for s in fresh if s // share == shard] for shard in range(session.shards)]
   while any(waiting):
     now = [slots.pop(0) if slots else None for slots in waiting]
-    slot = np.array([share if s is None else s % share for s in now], np.int32)
-    queries = [None if s is None else fresh[s] for s in now]
-    prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
-    state = begin_prompts(state, session.lm, session.params, slot, *prompts, session.sharding)
+    state = begin_prompts(*_beginning(session, state, fresh, now))
   return state
+
+
+def _beginning(
+  session: Session, state: Any, fresh: dict[int, Query], now: Sequence[int | None]
+) -> tuple[Any, ...]:
+  """What `begin_prompts` is called with, for one slot of each shard or None."""
+  share = state.active.shape[0] // session.shards
+  slot = np.array([share if s is None else s % share for s in now], np.int32)
+  queries = [None if s is None else fresh[s] for s in now]
+  prompts = session.prompts(queries, "proposing"), session.prompts(queries, "evaluating")
+  return state, session.lm, session.params, slot, *prompts, session.sharding
 
 
 def searched(session: Session, result: decode.Result, state: decode.DecodeState) -> Response:

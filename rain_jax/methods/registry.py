@@ -6,9 +6,16 @@ from typing import Any
 
 from rain_jax.methods import defences
 from rain_jax.methods.adaptive import adaptive, watch_adaptive, with_drafts
+from rain_jax.methods.ahead import Program
 from rain_jax.methods.choose import choose
-from rain_jax.methods.rain import SearchStep, rain, watch
-from rain_jax.methods.sampling import best_of_n, equal_samples, vanilla
+from rain_jax.methods.rain import SearchStep, programs, rain, watch
+from rain_jax.methods.sampling import (
+  best_of_n,
+  best_of_n_programs,
+  equal_samples,
+  vanilla,
+  vanilla_programs,
+)
 from rain_jax.methods.segments import segments, without_tree
 from rain_jax.methods.session import Response, Session
 from rain_jax.policy.memory_plan import Plan
@@ -34,6 +41,7 @@ class Method:
       can be fed while they run (`rain.rounds`); None for a method that answers batch by batch.
     watch: as `run`, but yields a `SearchStep` for each step of a search, the last with the
       response; None for a method without a search.
+    programs: what `run` calls that takes long to compile, for a session that has prompts.
     after: names of methods that are asked before it, whose results may decide its options.
     incomplete: whether options leave something open that those results have to decide.
     complete: options from a session, the options so far and those results.
@@ -45,23 +53,37 @@ class Method:
   options: Callable[..., dict[str, Any]] = lambda config, stopping=never: {}
   search: Callable[[SearchConfig], SearchConfig] | None = None
   watch: Callable[..., Iterator[SearchStep]] | None = None
+  programs: Callable[[Session, Options], list[Program]] = lambda session, options: []
   after: tuple[str, ...] = ()
   incomplete: Callable[[Options], bool] = lambda options: False
   complete: Callable[[Session, Options, Results], Options] = lambda session, options, of: options
   any_prompt: bool = True
 
 
+def _searching(
+  run: Callable[..., Iterator[Response]],
+  search: Callable[[SearchConfig], SearchConfig],
+  watch: Callable[..., Iterator[SearchStep]] | None = None,
+) -> Method:
+  """A method that searches or drafts in slots."""
+  own = lambda session: session.searching(search(session.config.search))
+  return Method(
+    run, search=search, watch=watch, programs=lambda session, options: programs(own(session))
+  )
+
+
 METHODS = {
-  "vanilla": Method(vanilla),
-  "rain": Method(rain, search=lambda search: search, watch=watch),
-  "segments": Method(segments, search=without_tree),
-  "adaptive": Method(adaptive, search=with_drafts, watch=watch_adaptive),
+  "vanilla": Method(vanilla, programs=vanilla_programs),
+  "rain": _searching(rain, lambda search: search, watch),
+  "segments": _searching(segments, without_tree),
+  "adaptive": _searching(adaptive, with_drafts, watch_adaptive),
   "best_of_n": Method(
     best_of_n,
     options=lambda config, stopping=never: {"samples": config["best_of_n"]["samples"]},
     after=("vanilla", "rain"),
     incomplete=lambda options: not options["samples"],
     complete=equal_samples,
+    programs=best_of_n_programs,
   ),
   "choose": Method(choose, any_prompt=False),  # between the labels that its prompts name
   "smooth_llm": Method(defences.smooth_llm, defences.smooth_llm_options, any_prompt=False),

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rain_jax import types
+from rain_jax.methods.ahead import Program
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
 from rain_jax.policy import whole_responses
@@ -15,11 +16,45 @@ from rain_jax.text import scanner
 from rain_jax.text.scanner import ScanState
 from rain_jax.text.vocab import TokenTables
 
+_BOTH = ("proposing", "evaluating")
+_REVIEW = "the reading of responses"
+
+
+def review_program(session: Session) -> Program:
+  """The program of `responded`."""
+
+  def lower() -> jax.stages.Lowered:
+    queries = session.queries[:1]
+    drawn = _single(session, queries, [[]], [types.LENGTH])
+    return whole_responses.review.lower(*_arguments(session, _BOTH, queries, drawn))
+
+  return Program(_REVIEW, lower)
+
+
+def verdicts_program(
+  session: Session, count: int, shapes: Callable[[], whole_responses.Samples]
+) -> Program:
+  """The program of `self_evaluate` for so many samples, of some `shapes`, those of a whole batch."""
+
+  def lower() -> jax.stages.Lowered:
+    drawn = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes())
+    queries = session.padded(session.queries[:1])
+    return whole_responses.self_evaluate.lower(
+      *_arguments(session, ("evaluating",), queries, drawn)
+    )
+
+  return Program(_verdicts(count), lower)
+
+
+def _verdicts(count: int) -> str:
+  return f"verdicts on {count} samples"
+
 
 def self_evaluate(
   session: Session, queries: Sequence[Query], drawn: whole_responses.Samples
 ) -> list[np.ndarray]:
   """`whole_responses.self_evaluate` of samples of each query, [queries, N, ...] on the host."""
+  session.await_program(_verdicts(drawn.length.shape[1]))
   return _read(session, whole_responses.self_evaluate, ("evaluating",), queries, drawn)
 
 
@@ -31,13 +66,23 @@ def _read(
   drawn: whole_responses.Samples,
 ) -> list[np.ndarray]:
   """What `read` says of samples of each query, whose prompts it takes from some `sides`."""
+  answer = read(*_arguments(session, sides, queries, drawn))
+  return [a[: len(queries)] for a in fetch(answer)]
+
+
+def _arguments(
+  session: Session,
+  sides: Sequence[str],
+  queries: Sequence[Query],
+  drawn: whole_responses.Samples,
+) -> tuple[Any, ...]:
+  """What the programs that read samples of each query are called with."""
   padded = session.padded(queries)
   fill = lambda a: np.concatenate([a, np.repeat(a[-1:], len(padded) - len(queries), axis=0)])
   prompts = [session.prompts(padded, side) for side in sides]
   drawn = jax.tree.map(fill, drawn)
   texts = _translated(session, padded, drawn)
-  answer = read(session.lm.without_search, session.params, *prompts, drawn, session.mesh, texts)
-  return [a[: len(queries)] for a in fetch(answer)]
+  return session.lm.without_search, session.params, *prompts, drawn, session.mesh, texts
 
 
 def _translated(
@@ -52,13 +97,13 @@ def _translated(
   return whole_responses.Judged(*translation.texts(drawn.tokens, judged, before))
 
 
-def _reviewed(
+def _single(
   session: Session,
   queries: Sequence[Query],
   tokens: Sequence[Sequence[int]],
   finish: Sequence[int],
-) -> list[np.ndarray]:
-  """`whole_responses.review` of one response to each query."""
+) -> whole_responses.Samples:
+  """One response to each query, as samples on the host."""
   R = session.config.max_response
   # As many rows as there are slots, so that one program serves all.
   rows: Any = np.full((session.slots, 1, R), types.NO_TOKEN, np.int32)
@@ -69,8 +114,7 @@ def _reviewed(
   rows, text = jax.tree.map(lambda a: a[: len(queries)], (rows, text))
   zeros: Any = np.zeros(len(queries), np.int32)
   length: Any = np.array([[len(ids)] for ids in tokens], np.int32)
-  drawn = whole_responses.Samples(rows, length, ended, text, zeros, zeros)
-  return _read(session, whole_responses.review, ("proposing", "evaluating"), queries, drawn)
+  return whole_responses.Samples(rows, length, ended, text, zeros, zeros)
 
 
 def responded(
@@ -89,7 +133,9 @@ def responded(
     finish: why each ended, see `types`.
     work: counters of each.
   """
-  value, judged, likely = _reviewed(session, queries, tokens, finish)
+  drawn = _single(session, queries, tokens, finish)
+  session.await_program(_REVIEW)
+  value, judged, likely = _read(session, whole_responses.review, _BOTH, queries, drawn)
   return [
     Response(
       record=query.record,

@@ -10,8 +10,15 @@ import numpy as np
 
 from rain_jax import types
 from rain_jax.methods import thoughts
+from rain_jax.methods.ahead import Program
 from rain_jax.methods.rain import BatchProgress
-from rain_jax.methods.responses import responded, self_evaluate, work_of
+from rain_jax.methods.responses import (
+  responded,
+  review_program,
+  self_evaluate,
+  verdicts_program,
+  work_of,
+)
 from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel.batch_sharding import fetch
 from rain_jax.policy import whole_responses
@@ -158,10 +165,43 @@ def samples_paid(preference: CompiledPreference, tokens: float, length: float) -
 def _sample(
   session: Session, queries, seed: int, first: int, samples: int
 ) -> whole_responses.Samples:
+  session.await_program(_sampling(samples))
+  drawn = whole_responses.sample(*_arguments(session, queries, seed, first, samples))
+  return jax.tree.map(lambda a: a[: len(queries)], fetch(drawn))
+
+
+def _arguments(
+  session: Session, queries: Sequence[Query], seed: int, first: int, samples: int
+) -> tuple[Any, ...]:
+  """What `whole_responses.sample` is called with."""
   padded = session.padded(queries)
   keys = jnp.stack([query.key(seed) for query in padded])
   prompts = session.prompts(padded, "proposing")
-  drawn = whole_responses.sample(
-    session.lm.without_search, session.params, prompts, keys, first, samples, session.mesh
+  return session.lm.without_search, session.params, prompts, keys, first, samples, session.mesh
+
+
+def vanilla_programs(session: Session, options: Mapping[str, Any]) -> list[Program]:
+  """The programs of `vanilla`."""
+  return [_program(session, 1), review_program(session)]
+
+
+def best_of_n_programs(session: Session, options: Mapping[str, Any]) -> list[Program]:
+  """The programs of `best_of_n`; none while the number of samples is not known."""
+  count = min(options["samples"], _ROUND)
+  if not count:
+    return []
+  shapes = lambda: whole_responses.sample.eval_shape(
+    *_arguments(session, session.queries[:1], 0, 0, count)
   )
-  return jax.tree.map(lambda a: a[: len(queries)], fetch(drawn))
+  verdicts = verdicts_program(session, count, shapes)
+  return [_program(session, count), verdicts, review_program(session)]
+
+
+def _program(session: Session, count: int) -> Program:
+  """The program that draws so many samples of each prompt."""
+  arguments = lambda: _arguments(session, session.queries[:1], 0, 0, count)
+  return Program(_sampling(count), lambda: whole_responses.sample.lower(*arguments()))
+
+
+def _sampling(count: int) -> str:
+  return f"sampling ({count})"

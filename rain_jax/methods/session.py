@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from rain_jax import decode
 from rain_jax.methods import verdict_model
+from rain_jax.methods.ahead import Ahead
 from rain_jax.methods.recording import Recording
 from rain_jax.models import backend
 from rain_jax.models.loading import LoadedModel
@@ -207,6 +208,7 @@ class Session:
 
   def __init__(self, loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record]):
     self.loaded, self.config = loaded, session_config
+    self.ahead: Ahead | None = None  # compiles what is called below, if anybody has begun that
     config, tokenizer = loaded.model.config, loaded.tokenizer
     self.preference: CompiledPreference = session_config.compiled(loaded)
     self.prefix_ids = session_config.format.prefix_ids(tokenizer)
@@ -413,6 +415,11 @@ class Session:
     if side == "evaluating":
       return list(self.preference.conversation_ids(prompt, history))
     return self.config.format.encode(self.loaded.tokenizer, prompt, history)[0]
+
+  def await_program(self, name: str) -> None:
+    """To be called before a program of the methods, see `ahead.Program`; waits for its compilation."""
+    if self.ahead is not None:
+      self.ahead.wait(name)
 
   # -- batches ------------------------------------------------------------------------
 

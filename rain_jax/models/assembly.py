@@ -124,7 +124,7 @@ def _read_layer(
 
 
 def _check_finite(block: np.ndarray, name: str) -> None:
-  if not np.isfinite(block.astype(np.float32)).all():
+  if not np.isfinite(block.astype(np.float32, copy=False)).all():
     raise CheckpointError(
       f"tensor {name} holds values that are no finite numbers, or none in {block.dtype}; the"
       " checkpoint is damaged: download or convert it again"
@@ -178,8 +178,9 @@ class _Reader:
     channels = self._axes.get(f"{place}/channel_scale")
     if kind == "bias" or channels is None:
       block = _read_layer(self._tensors, self._layouts[source], layer, axes, size, cut)
-      small = block.astype(self._leaves[path].dtype)
-      _check_finite(small, self._layouts[source][0].format(layer=layer))  # it may hold less
+      small = block.astype(self._leaves[path].dtype, copy=False)
+      if small is not block:  # it may hold less
+        _check_finite(small, self._layouts[source][0].format(layer=layer))
       return small
     # A channel's scale needs all of its inputs, also where a shard keeps only some of them.
     whole = {axis: cut[axis] if axis in channels else slice(None) for axis in axes}

@@ -6,6 +6,7 @@ hold. Values of tensors are dequantised by the `gguf` package, a slice at a time
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import struct
@@ -171,12 +172,19 @@ def read_header(path: pathlib.Path) -> GGUFFile:
     CheckpointError: no GGUF file, or one that is truncated or damaged, in one line; or the `gguf`
       package is not installed.
   """
-  library = _library(path)
   try:
-    with path.open("rb") as file:
-      return _read_header(path, _Cursor(path, file), library)
+    found = path.stat()
+    return _read_once(path, found.st_mtime_ns, found.st_size)
   except OSError as error:
     raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(path: pathlib.Path, changed: int, size: int) -> "GGUFFile":
+  """The header of a file, which config, tokenizer and weights read in turn."""
+  library = _library(path)
+  with path.open("rb") as file:
+    return _read_header(path, _Cursor(path, file), library)
 
 
 def _library(path: pathlib.Path) -> Any:

@@ -286,6 +286,14 @@ def _merged(graphdef, params) -> tuple[Llama, tuple[Params, ...] | None, jax.Arr
   return nnx.merge(graphdef, {**own, "layers": layers[0]}), layers, unembedding
 
 
+@functools.partial(jax.jit, static_argnames="turned")
+def _layer_of(stack: Params, number: int, turned: str | None) -> Params:
+  """A layer's parameters of a module, from the stacked ones; see `_turned`, if they have to be."""
+  take = functools.partial(lax.dynamic_index_in_dim, index=number, keepdims=False)
+  one = jax.tree.map(take, stack)
+  return _turned(turned, one) if turned else one
+
+
 def _turned(name: str, part: Params) -> Params:
   """Parameters of one module of a layer with its matrix as outputs x inputs."""
   if "weight" not in part:
@@ -315,9 +323,8 @@ def unstack(params: Params, consume: bool = False, transposed: bool = False) -> 
     return params
   names, parts = list(layers), []
   for name in names:
-    depth = jax.tree.leaves(layers[name])[0].shape[0]
-    each = [jax.tree.map(lambda stack: stack[number], layers[name]) for number in range(depth)]
-    parts.append([_turned(name, one) for one in each] if transposed else each)
+    depth, turned = jax.tree.leaves(layers[name])[0].shape[0], name if transposed else None
+    parts.append([_layer_of(layers[name], number, turned) for number in range(depth)])
     if consume:
       jax.block_until_ready(parts[-1])
       jax.tree.map(lambda stack: stack.delete(), layers[name])

@@ -11,6 +11,7 @@ import tqdm
 
 from rain_jax import judges
 from rain_jax.methods import METHODS, SearchStep
+from rain_jax.methods.ahead import Ahead, Program
 from rain_jax.methods.session import Response, Session
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.runs import directory
@@ -50,6 +51,26 @@ class TaskRun:
   def run(self, session: Session, names: Sequence[str]) -> None:
     """Answers what is not answered yet, by each method."""
     order = sorted(names, key=lambda name: bool(METHODS[name].after))
+    with contextlib.closing(self._compiling(session, order)) as session.ahead:
+      self._run(session, order)
+
+  def _compiling(self, session: Session, order: Sequence[str]) -> Ahead:
+    """Compiles the programs of what is to be answered, in the order in which it is."""
+    programs: list[Program] = []
+    # Processes that compile at times of their own would wait for each other in the devices' work;
+    # searches that are watched and answers after thoughts have other programs.
+    watched = self.on_step is not None or self.config["record"]
+    if self.hosts.count == 1 and not session.config.format.thinking:
+      for name in order:
+        method, written = METHODS[name], {r["id"] for r in self._results(name)}
+        left = any(query.record.id not in written for query in session.queries)
+        if left and not (watched and method.watch):
+          programs += method.programs(session, method.options(self.config, self.stopping))
+    sizes = f"{session.slots} slots, {session.max_prompt} + {session.config.max_response} tokens"
+    of = f"{session.loaded.name}, {sizes}"
+    return Ahead(programs, of, self.task, self._leave_together)
+
+  def _run(self, session: Session, order: Sequence[str]) -> None:
     ids = [q.record.id for q in session.queries] + [r.record.id for r in session.rejected]
     self._mine = self.hosts.mine(ids)
     for method in order:

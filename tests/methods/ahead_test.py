@@ -1,0 +1,149 @@
+"""Programs that are compiled side by side are those that are called, and nothing of it is lost."""
+
+import collections
+import dataclasses
+import logging
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rain_jax import api
+from rain_jax.methods import METHODS, ahead
+from rain_jax.models import loading
+from rain_jax.runs import directory, job, task
+from tests.helpers.repository import ROOT
+from tests.helpers.small_runs import API_CONFIG, CONFIG
+
+PROGRAMS = ("sample", "review", "self_evaluate", "begin_prompts", "advance")
+
+
+@pytest.fixture
+def compiled():
+  """How often each program is compiled from here on, or found in the compilation cache."""
+  counts = collections.Counter()
+
+  def hear(event, seconds, fun_name="", **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      counts[fun_name.removeprefix("jit(").removesuffix(")")] += 1
+
+  jax.monitoring.register_event_duration_secs_listener(hear)
+  yield counts
+  jax.monitoring.unregister_event_duration_listener(hear)
+
+
+@pytest.fixture(autouse=True)
+def record(monkeypatch, tmp_path):
+  """The record of seconds, apart from the one beside the tests' compiled programs."""
+  path = tmp_path / "seconds.json"
+  monkeypatch.setattr(ahead, "_record_path", lambda: path)
+  return path
+
+
+@pytest.mark.parametrize(
+  "method, length, programs",  # of lengths that no other test has compiled programs for
+  [
+    ("vanilla", 9, {"sample", "review"}),
+    ("best_of_n", 10, {"sample", "self_evaluate", "review"}),
+    ("segments", 11, {"begin_prompts", "advance", "review"}),
+  ],
+)
+def test_what_a_method_calls_was_compiled_before(checkpoint, compiled, method, length, programs):
+  config = dataclasses.replace(API_CONFIG, max_response=length)
+  session = api.Rain(loading.load(str(checkpoint))).session(["the cat"], "harmless", config)
+  options = {"samples": 2} if method == "best_of_n" else {}
+  given = METHODS[method].programs(session, options)
+  compiling = ahead.Ahead(given)
+  for one in given:
+    compiling.wait(one.name)
+  compiling.close()
+  assert {name: compiled[name] for name in PROGRAMS if compiled[name]} == dict.fromkeys(programs, 1)
+  compiled.clear()
+  assert len(list(METHODS[method].run(session, 0, **options))) == 1
+  assert not any(compiled[name] for name in PROGRAMS)
+
+
+def test_an_error_is_raised_where_its_program_is_waited_for():
+  def lower():
+    raise ValueError("no such program")
+
+  whole = ahead.Program("whole", lambda: jax.jit(jnp.sin).lower(1.0))
+  compiling = ahead.Ahead([ahead.Program("broken", lower), whole])
+  compiling.wait("whole")
+  compiling.wait("not given")
+  with pytest.raises(ValueError, match="no such program"):
+    compiling.wait("broken")
+  compiling.close()
+
+
+def test_a_line_says_what_is_waited_for_and_how_long_it_took(monkeypatch, caplog, record):
+  monkeypatch.setattr(ahead, "_PATIENCE", 0.0)
+
+  def said(record_of):
+    """What is logged while a program is compiled."""
+    asked = threading.Event()
+
+    def lower():
+      asked.wait(60)
+      return jax.jit(lambda x: x + 0.123).lower(1.0)
+
+    caplog.clear()
+    go_on = lambda: caplog.messages and asked.set()
+    compiling = ahead.Ahead([ahead.Program("the search", lower)], record_of, "demo", go_on)
+    with caplog.at_level(logging.INFO, "rain_jax"):
+      compiling.wait("the search")
+    compiling.close()
+    return caplog.messages
+
+  assert said("a model") == ["demo: compiling the search (no time known)"]
+  record.write_text(record.read_text("utf-8").replace(": 0.", ": 40."), "utf-8")
+  (line,) = said("a model")
+  assert line.startswith("demo: compiling the search (4") and "last compiled" in line
+  assert said("another") == ["demo: compiling the search (no time known)"]
+  record.write_text("[1, 2", "utf-8")
+  assert said("a model") == ["demo: compiling the search (no time known)"]
+
+
+def test_a_stop_ends_the_wait_and_the_process(tmp_path):
+  """Although the program goes on being compiled, for longer than the test waits."""
+  code = f"""
+import sys, time
+sys.path.insert(0, "{ROOT}/scripts")
+import cli
+from absl import flags
+from rain_jax.methods import ahead
+from rain_jax.runs import directory
+
+def main():
+  def between():
+    raise directory.Stopped
+  compiling = ahead.Ahead([ahead.Program("long", lambda: time.sleep(600))], between=between)
+  compiling.wait("long")
+
+cli.run(main, resumes=True)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
+  assert done.returncode == 75, done.stderr
+  assert done.stderr == "stopped; the same command goes on from here\n"
+
+
+def test_only_what_is_left_is_compiled(checkpoint, tmp_path, monkeypatch):
+  given = []
+
+  class Spied(ahead.Ahead):
+    def __init__(self, programs, *others):
+      given.append({program.name for program in programs})
+      super().__init__(programs, *others)
+
+  monkeypatch.setattr(task, "Ahead", Spied)
+  config = CONFIG | {"methods": ["vanilla"], "prompts": CONFIG["prompts"] | {"text": "the cat"}}
+  config["model"] = config["model"] | {"path": str(checkpoint)}
+  job.run(config, str(tmp_path / "run"), say=lambda _: None)
+  job.run(config, str(tmp_path / "run"), say=lambda _: None)
+  assert given == [{"sampling (1)", "the reading of responses"}, set()]
+  assert directory.read_results(tmp_path / "run")
