@@ -30,6 +30,7 @@ ELSEWHERE = {
   "pip install -r requirements.txt": "as below, without the tests' packages",
   "pip install -r tests/requirements.txt": ".ci/run does it",
   "pip install rain_jax[gguf]": "tests/requirements.txt has it",
+  "pip install inspect-ai openai": "large; tests/serving/inspect_test.py skips without it",
   "pip install rain_jax[harness]": "large; tests/serving/harness_test.py skips without it",
   "pip install rain_jax[serve]": "tests/requirements.txt has it",
   "pip install rain_jax[tpu-compile]": "in an environment of its own, by hand",

@@ -78,8 +78,8 @@ def static_part(loaded: LoadedModel, preference: CompiledPreference) -> VerdictM
     if loaded.mesh is not None:
       raise DataError(
         f"verdict.model={one_line(judge.name)!r:.60}: its tokenizer is not that of"
-        f" {one_line(loaded.name)}, whose texts are decoded for it on one device only; set mesh.data=1"
-        " and mesh.tensor=1, or take a model of the same vocabulary."
+        f" {one_line(loaded.name)}, whose texts are decoded for it on one device only; show the process"
+        " one (CUDA_VISIBLE_DEVICES=0), or take a model of the same vocabulary."
       )
     translation = Translation(loaded.tokenizer, judge.tokenizer, preference.opening)
   return VerdictModel(judge.model.graphdef, judge.model.config, translation)

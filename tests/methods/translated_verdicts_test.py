@@ -342,7 +342,7 @@ def test_other_tokenizers_are_told_apart(writer, judge, checkpoint):
   own = loading.load(str(checkpoint))
   assert not own.judged_by(own).translated and not own.translated
   spread = dataclasses.replace(writer, mesh=object()).judged_by(other)
-  with pytest.raises(DataError, match="set mesh.data=1") as caught:
+  with pytest.raises(DataError, match="CUDA_VISIBLE_DEVICES=0") as caught:
     session_of(spread)
   assert "\n" not in str(caught.value)
 

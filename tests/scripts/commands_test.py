@@ -330,7 +330,7 @@ def asked(words):
   openai = pytest.importorskip("openai")
   name = pathlib.PurePath(dict(given_keys(words)).get("model.path", "demo")).name
   port = words[-1].rpartition("=")[2]
-  (snippet,) = docs.blocks(ROOT / "docs" / "serving.md", "python")
+  snippet, _ = docs.blocks(ROOT / "docs" / "serving.md", "python")
   snippet = snippet.replace(":8000/", f":{port}/").replace('model="demo"', f'model="{name}"')
   ended, names, drained = threading.Event(), {}, {}
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import queue
 import socket
-import time
 import urllib.error
 import urllib.request
 
@@ -21,7 +20,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 
 from rain_jax.serving import app, bodies, engine, server  # noqa: E402
-from tests.helpers.served import KEY, serving  # noqa: E402
+from tests.helpers.served import KEY, client, serving, streamed, wait_until  # noqa: E402
 
 # The programs of the API's tests: prompts of 32 tokens at most.
 CONFIG = dataclasses.replace(small_runs.API_CONFIG, max_prompt=32)
@@ -46,34 +45,8 @@ def served(model):
   made.close()
 
 
-def client(url, **more):
-  return openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=600, **more)
-
-
 def chat(text, **more):
   return {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
-
-
-async def streamed(one, body, **extra):
-  """The text, the last chunk of the choice and the usage of a stream."""
-  text, end, usage, chunks = "", None, None, 0
-  stream = await one.chat.completions.create(
-    **body, stream=True, stream_options={"include_usage": True}, extra_body=extra
-  )
-  async for chunk in stream:
-    usage = chunk.usage or usage
-    for choice in chunk.choices:
-      text += choice.delta.content or ""
-      chunks += bool(choice.delta.content)
-      end = chunk if choice.finish_reason else end
-  return text, end, usage, chunks
-
-
-def wait_until(condition, seconds=300):
-  begin = time.monotonic()
-  while not condition():
-    assert time.monotonic() - begin < seconds
-    time.sleep(0.002)
 
 
 def test_many_clients_at_once_all_get_the_answers_of_the_python_api(model, served):
