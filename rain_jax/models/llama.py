@@ -104,10 +104,13 @@ class Layers(nnx.Module):
     return x + _normed(self.mlp_post_norm, y), keys, values
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "transposed"))
 def _layer(graphdef, params, x, *others, transposed):
-  """A layer of `Layers`; layers that are alike are traced and lowered once, not one by one."""
+  """A layer of `Layers`."""
   return nnx.merge(graphdef, params)(x, *others, transposed)
+
+
+# Of layers that are taken apart: those that are alike are traced and lowered once, not one by one.
+_layer_once = jax.jit(_layer, static_argnames=("graphdef", "transposed"))
 
 
 def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
@@ -176,6 +179,7 @@ class Llama(nnx.Module):
       unlimited = jnp.iinfo(jnp.int32).max
       windows = jnp.where(jnp.array(config.sliding_layers), config.sliding_window, unlimited)
     graphdef, stacked = nnx.split(self.layers)
+    run = _layer if unstacked is None else _layer_once
 
     def step(x, layer):
       params, context, window, rotated = layer
@@ -186,9 +190,7 @@ class Llama(nnx.Module):
           m & attention.within(positions, keys, window)
           for m, keys in zip(masks, key_positions, strict=True)
         ]
-      x, keys, values = _layer(
-        graphdef, params, x, turned, context, seen, used, transposed=transposed
-      )
+      x, keys, values = run(graphdef, params, x, turned, context, seen, used, transposed=transposed)
       return x, KV(keys, values)
 
     if unstacked is None:

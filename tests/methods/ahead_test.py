@@ -13,6 +13,7 @@ import pytest
 
 from rain_jax import api
 from rain_jax.methods import METHODS, ahead
+from rain_jax.methods.segments import without_tree
 from rain_jax.models import loading
 from rain_jax.runs import directory, job, task
 from tests.helpers.repository import ROOT
@@ -64,6 +65,19 @@ def test_what_a_method_calls_was_compiled_before(checkpoint, compiled, method, l
   compiled.clear()
   assert len(list(METHODS[method].run(session, 0, **options))) == 1
   assert not any(compiled[name] for name in PROGRAMS)
+
+
+def test_methods_that_do_not_search_share_the_programs_of_those_that_do(checkpoint):
+  session = api.Rain(loading.load(str(checkpoint))).session(["the cat"], "harmless", API_CONFIG)
+  other = session.searching(without_tree(session.config.search))
+  assert other.lm != session.lm
+  assert other.lm.without_search == session.lm.without_search
+  names = {
+    method: [one.name for one in METHODS[method].programs(session, {})]
+    for method in ("vanilla", "segments", "rain")
+  }
+  assert len(set(names["vanilla"]) & set(names["segments"]) & set(names["rain"])) == 1
+  assert len(set(names["segments"]) & set(names["rain"])) == 1
 
 
 def test_an_error_is_raised_where_its_program_is_waited_for():
