@@ -52,10 +52,13 @@ def test_one_result_per_prompt_in_their_order(model, method):
     other = model.generate(PROMPTS[:1] + PROMPTS[:1], method=method, config=CONFIG, seed=4)
     assert other[0].tokens != answers[0].tokens
     assert other[0].tokens != other[1].tokens  # each place has its own random numbers
-    # Of one token to choose from, every number draws the same.
-    alone = dataclasses.replace(CONFIG, search={**CONFIG.search, "sample_top_k": 1})
-    other = model.generate(PROMPTS[:1] + PROMPTS[:1], method=method, config=alone, seed=4)
-    assert other[0].tokens == other[1].tokens
+
+
+def test_of_one_token_to_choose_from_every_number_draws_the_same(checkpoint):
+  alone = dataclasses.replace(CONFIG, search={**CONFIG.search, "sample_top_k": 1})
+  model = rain_jax.load(str(checkpoint))
+  one, other = model.generate(PROMPTS[:1] * 2, method="vanilla", config=alone, seed=4)
+  assert one.tokens == other.tokens and one.error is None
 
 
 def test_best_of_n_is_heard_of_while_it_samples(model, monkeypatch):

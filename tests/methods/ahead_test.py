@@ -48,7 +48,7 @@ def record(monkeypatch, tmp_path):
   "method, length, programs",  # of lengths that no other test has compiled programs for
   [
     ("vanilla", 9, {"sample", "review"}),
-    ("best_of_n", 10, {"sample", "self_evaluate", "review"}),
+    pytest.param("best_of_n", 10, {"sample", "self_evaluate", "review"}, marks=pytest.mark.slow),
     ("segments", 11, {"begin_prompts", "advance", "review"}),
   ],
 )

@@ -128,6 +128,7 @@ class MeasuredSession(Session):
   """
 
   mesh = None
+  ahead = None  # a benchmark times its compilations
 
   # What `Session` reads out of texts by a tokenizer is there already.
   def __init__(
