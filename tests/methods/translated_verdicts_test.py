@@ -46,6 +46,17 @@ def writer(tmp_path_factory):
   return loading.load(str(folder))
 
 
+SHAPE = dict(
+  hidden_size=48,
+  intermediate_size=64,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  max_position_embeddings=4096,
+  initializer_range=0.2,
+)
+
+
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
   """A tiny random model of another tokenizer, and the margins that torch finds in its answers."""
@@ -56,13 +67,7 @@ def judge(tmp_path_factory):
   theirs = transformers.LlamaForCausalLM(
     transformers.LlamaConfig(
       vocab_size=len(tokenizer),
-      hidden_size=48,
-      intermediate_size=64,
-      num_hidden_layers=2,
-      num_attention_heads=4,
-      num_key_value_heads=2,
-      max_position_embeddings=4096,
-      initializer_range=0.2,
+      **SHAPE,
       pad_token_id=0,
       eos_token_id=1,
     )
@@ -272,13 +277,7 @@ def scorer(judge, tmp_path_factory):
   torch.manual_seed(1)
   config = transformers.LlamaConfig(
     vocab_size=len(judge[0].tokenizer),
-    hidden_size=48,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=4096,
-    initializer_range=0.2,
+    **SHAPE,
     num_labels=1,
     pad_token_id=0,
     eos_token_id=1,
