@@ -9,7 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
   config.model = ml_collections.ConfigDict()
-  config.model.path = "demo"  # "demo", a folder, a GGUF file, package:NAME, or a hub name
+  config.model.path = "demo"  # "demo", "demo:traps", a folder, a GGUF file, package:NAME, hub name
   config.model.dtype = "float32"  # float32, bfloat16, or int8 weights
   config.model.revision = ""  # branch, tag or commit of a hub name; "" for its main branch
   config.model.adapter = ""  # LoRA adapter of PEFT to merge: a folder or a hub name

@@ -63,7 +63,7 @@ def load(
   verdict: str = "",
   verdict_kind: str = verdict_model.PREFERENCE,
 ) -> "Rain":
-  """Loads a model: "demo" (comes with the package), a checkpoint folder, a GGUF file or a hub name.
+  """Loads a model: bundled ("demo", "demo:traps"), a checkpoint folder, a GGUF file or a hub name.
 
   Args:
     path_or_name: LLaMA-like checkpoint in safetensors or GGUF, or one that

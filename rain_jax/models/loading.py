@@ -70,10 +70,10 @@ def load(
   scores: bool = False,
   planned_for: int | None = None,
 ) -> LoadedModel:
-  """Loads "demo", a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
+  """Loads a bundled model, a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
 
   Args:
-    name: "demo" is the small model that comes with the package.
+    name: a bundled model is one of `demo.MODELS`.
     dtype: float32 or bfloat16, or int8 for weights in 8 bits and arithmetic in bfloat16.
     mesh_of: the mesh for a model of that shape; None keeps it on the default device.
     revision: branch, tag or commit of a hub repository; "" for its main branch.
@@ -105,8 +105,11 @@ def load(
 
 
 def folder_of(name: str, revision: str = "") -> pathlib.Path:
-  """The folder or GGUF file of what `load` takes, "demo" included; raises CheckpointError."""
-  return resolve(str(demo.MODEL_DIR) if name == "demo" else name, revision)
+  """The folder or GGUF file of what `load` takes, bundled or not; raises CheckpointError."""
+  if name.startswith("demo:") and name not in demo.MODELS:
+    bundled = ", ".join(demo.MODELS)
+    raise CheckpointError(f"{name}: expected one of the bundled models: {bundled}.")
+  return resolve(demo.MODELS.get(name, name), revision)
 
 
 def laid_out(model: Model) -> Model:

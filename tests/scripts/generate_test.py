@@ -44,7 +44,7 @@ def test_what_cannot_run_says_so_in_one_line(tmp_path):
   bad = {
     ("--config=configs/demo.py", "--config.nope=1"): "nope",
     ("--config=configs/nope.py",): "configs/nope.py",
-    ("--config=configs/demo.py:odd",): "expected quick or full",
+    ("--config=configs/demo.py:odd",): "expected quick, full",
     ("--config=configs/dialogue.py", "stray"): "'stray'",
     ("--config=configs/dialogue.py", "--config.prompts.path=/nowhere/x.jsonl"): "/nowhere/x.jsonl",
     ("--config=configs/dialogue.py", "--config.batch_size=many"): "batch_size=many",
