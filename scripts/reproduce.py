@@ -10,8 +10,9 @@
   python scripts/reproduce.py --table=pareto:smollm2 --workdir=runs/pareto-smollm2
 
 Tables: hh, advbench, truthfulqa, imdb, time, self_evaluation, ablation, sample_efficiency, pareto,
-adaptive_ablation; with :smollm2 imdb and pareto. The same command goes on where it was stopped;
-docs/experiments.md has the figures and what a run needs.
+adaptive_ablation; with :traps hh, ablation, pareto and adaptive_ablation, with :smollm2 imdb and
+pareto. The same command goes on where it was stopped; docs/experiments.md has the figures and what
+a run needs.
 """
 
 import ast
@@ -29,7 +30,7 @@ from rain_jax.experiments import reproduce
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.types import DataError
 
-_TABLE = flags.DEFINE_string("table", None, "NAME, NAME:demo, or NAME:smollm2 (imdb, pareto).")
+_TABLE = flags.DEFINE_string("table", None, "NAME, or NAME:demo, NAME:traps, NAME:smollm2.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, table and picture go.")
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub name.")
 _DTYPE = flags.DEFINE_string("dtype", None, "float32, bfloat16, or int8 weights.")
@@ -159,11 +160,14 @@ def _overridden(step: Step, judge: str | None, prompts: str | None) -> Step:
 def main() -> None:
   """Makes the table that the flags name."""
   name, _, argument = _TABLE.value.partition(":")
-  if name not in reproduce.EXPERIMENTS or argument not in ("", *reproduce.worlds(name)):
+  if name not in reproduce.EXPERIMENTS:
+    tables = ", ".join(reproduce.EXPERIMENTS)
     raise DataError(
-      f"--table={_TABLE.value}: expected one of {', '.join(reproduce.EXPERIMENTS)}, or one with :demo"
-      " after it, or imdb or pareto with :smollm2."
+      f"--table={_TABLE.value}: expected one of {tables}, with :demo after it or not."
     )
+  if argument not in ("", *reproduce.worlds(name)):
+    known = ", ".join(f"{name}:{world}" for world in reproduce.worlds(name))
+    raise DataError(f"--table={_TABLE.value}: expected {name}, {known}.")
   if not argument and _MODEL.value is None:
     raise DataError(f"--table={name}: needs --model; {name}:demo runs without.")
   reproduce.run(name, _made(name, argument), _WORKDIR.value)

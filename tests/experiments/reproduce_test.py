@@ -163,10 +163,21 @@ def test_the_real_small_model_has_a_table_of_its_own(tmp_path):
     "all",
     {"prompts.limit": 100},
   )
-  assert worlds("imdb") == ("demo", "smollm2") and worlds("hh") == ("demo",)
+  assert worlds("imdb") == ("demo", "smollm2") and worlds("hh") == ("demo", "traps")
   steps = EXPERIMENTS["pareto"](plan)
   assert [step.name for step in steps if step.config.methods == ("rain",)] == ["RAIN"]
   assert {step.config.changes["prompts.limit"] for step in steps} == {24}
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if "traps" in worlds(name)])
+def test_a_table_on_traps_is_the_demos_with_another_model_and_more_prompts(name, tmp_path):
+  plans = (Plan(on, tmp_path, Loaded, ("full", "minilm")) for on in ("demo", "traps"))
+  demo, traps = ([vars(s.config) | {"step": s.name} for s in EXPERIMENTS[name](p)] for p in plans)
+  assert len(demo) == len(traps) > 0
+  own = {"model.path": "demo:traps", "prompts.limit": 100}
+  for one, other in zip(demo, traps):
+    assert "model.path" not in one["changes"]
+    assert other == one | {"changes": one["changes"] | own}
 
 
 class Loaded:
@@ -431,7 +442,8 @@ def test_every_step_of_every_table_can_be_configured(tmp_path):
     env={"PYTHONPATH": str(ROOT), "HOME": "/nowhere"},
   )
   tables, refused = json.loads(made.stdout)
-  assert tables.keys() == TABLES.keys() and tables["pareto"].keys() == {"", "demo", "smollm2"}
+  assert tables.keys() == TABLES.keys()
+  assert set(tables["pareto"]) == {"", "demo", "traps", "smollm2"}
   for name, modes in tables.items():
     for mode, steps in modes.items():
       assert steps and len({step for step, _, _ in steps}) == len(steps)

@@ -25,7 +25,9 @@ _NOT_IN_DEMO = ("more_exploration", "candidates_20", "few_visits", "minilm")
 _ALL = ("vanilla", "rain", "best_of_n")
 _WEIGHTS = "model.safetensors"
 _NOISE = 0.1  # of a matrix's standard deviation
-DEMO, SMOLLM2 = "demo", "smollm2"
+DEMO, TRAPS, SMOLLM2 = "demo", "traps", "smollm2"
+# Every method fails on some requests there: fewer prompts would not tell the methods apart.
+_TRAPS_PROMPTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Plan:
   """What an experiment is planned with.
 
   Attributes:
-    on: "demo" for the demo world, in minutes; "smollm2" for a real small model, see `worlds`; ""
-      for the paper's own setting.
+    on: "demo" for the demo world, in minutes; "traps" for the same requests and the model that
+      walks into traps; "smollm2" for a real small model, see `worlds`; "" for the paper's setting.
     folder: working directory of the table.
     load: makes a configuration, which `update_from_flattened_dict` changes by dotted names, from
       the name of a file in `configs/` and its argument.
@@ -48,15 +50,21 @@ class Plan:
 
   @property
   def demo(self) -> bool:
-    """On the demo world."""
-    return self.on == DEMO
+    """On the demo world, with either of its models."""
+    return self.on in (DEMO, TRAPS)
+
+  def limits(self, on_demo: int) -> dict[str, Any]:
+    """How many prompts of each file a demo asks, as a change of a configuration; else all."""
+    limit = {DEMO: on_demo, TRAPS: _TRAPS_PROMPTS}.get(self.on)
+    return {} if limit is None else {"prompts.limit": limit}
 
   def config(self, name: str, argument: str, methods: Sequence[str] = (), **changes: Any) -> Any:
     """A configuration with the given changes by dotted name."""
     config = self.load(name, argument)
     if methods:
       config.methods = tuple(methods)
-    config.update_from_flattened_dict(changes)
+    model = {"model.path": "demo:traps"} if self.on == TRAPS else {}
+    config.update_from_flattened_dict(model | changes)
     return config
 
   def answers(
@@ -67,8 +75,7 @@ class Plan:
 
 
 def _hh(plan: Plan) -> list[Step]:
-  limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
-  part = lambda name, arg: plan.answers(name, "hh", arg, _ALL, **limits)
+  part = lambda name, arg: plan.answers(name, "hh", arg, _ALL, **plan.limits(32))
   return [
     part("harmless", "demo" if plan.demo else "harmless"),
     part("helpful", "helpful_demo" if plan.demo else "helpful"),
@@ -76,15 +83,15 @@ def _hh(plan: Plan) -> list[Step]:
 
 
 def _truthfulqa(plan: Plan) -> list[Step]:
-  limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
-  return [plan.answers("answers", "truthfulqa", "demo" if plan.demo else "answers", _ALL, **limits)]
+  argument = "demo" if plan.demo else "answers"
+  return [plan.answers("answers", "truthfulqa", argument, _ALL, **plan.limits(32))]
 
 
 def _imdb(plan: Plan) -> list[Step]:
   if plan.on == SMOLLM2:
     return [plan.answers("reviews", SMOLLM2, "all", (), **{"prompts.limit": 100})]
-  limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
-  return [plan.answers("reviews", "imdb", "demo" if plan.demo else "", _ALL, **limits)]
+  argument = "demo" if plan.demo else ""
+  return [plan.answers("reviews", "imdb", argument, _ALL, **plan.limits(32))]
 
 
 def _self_evaluation(plan: Plan) -> list[Step]:
@@ -197,18 +204,16 @@ def _time(plan: Plan) -> list[Step]:
 
 
 def _ablation(plan: Plan) -> list[Step]:
-  names, ending, changes = plan.ablations, "", {}
+  names, ending, limits = plan.ablations, "", plan.limits(16)
   if plan.demo:
-    names = [name for name in names if name not in _NOT_IN_DEMO]
-    ending, changes = "_demo", {"prompts.limit": 16}
-  return [plan.answers(name, "ablation", name + ending, ("rain",), **changes) for name in names]
+    names, ending = [name for name in names if name not in _NOT_IN_DEMO], "_demo"
+  return [plan.answers(name, "ablation", name + ending, ("rain",), **limits) for name in names]
 
 
 def _sample_efficiency(plan: Plan) -> list[Step]:
   argument = "demo" if plan.demo else "harmless"
-  limits: dict[str, Any] = {"prompts.limit": 32} if plan.demo else {}
   part = lambda name, method, **changes: plan.answers(
-    name, "hh", argument, (method,), **limits, **changes
+    name, "hh", argument, (method,), **plan.limits(32), **changes
   )
   steps = [part("vanilla", "vanilla")]
   steps += [part(f"best of {n}", "best_of_n", **{"best_of_n.samples": n}) for n in (4, 16, 64, 128)]
@@ -268,8 +273,7 @@ def _pareto(plan: Plan) -> list[Step]:
   real = plan.on == SMOLLM2
   config, argument = (SMOLLM2, "all") if real else ("hh", "demo" if plan.demo else "harmless")
   budgets = _SMOLLM2_BUDGETS if real else _BUDGETS
-  limit = {DEMO: 48, SMOLLM2: 24}.get(plan.on, 0)
-  limits: dict[str, Any] = {"prompts.limit": limit} if limit else {}
+  limits = {"prompts.limit": 24} if real else plan.limits(48)
 
   def part(name: str, percent: int = 0) -> Step:
     method, changes = budgets[name]
@@ -294,9 +298,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 def _adaptive_ablation(plan: Plan) -> list[Step]:
   argument = "demo" if plan.demo else "harmless"
-  changes: dict[str, Any] = {"verdict_noise": 0.1}
-  if plan.demo:
-    changes["prompts.limit"] = 100
+  changes: dict[str, Any] = {"verdict_noise": 0.1, **plan.limits(100)}
   part = lambda name, own: plan.answers(
     name + FLIPPED.format(10), "hh", argument, ("adaptive",), **changes, **own
   )
@@ -320,4 +322,8 @@ EXPERIMENTS: dict[str, Callable[[Plan], list[Step]]] = {
 
 def worlds(name: str) -> tuple[str, ...]:
   """What the table of that name can be made on without a model or data of one's own."""
-  return (DEMO, SMOLLM2) if name in ("imdb", "pareto") else (DEMO,)
+  others = {
+    TRAPS: ("hh", "ablation", "pareto", "adaptive_ablation"),
+    SMOLLM2: ("imdb", "pareto"),
+  }
+  return DEMO, *(world for world, names in others.items() if name in names)
