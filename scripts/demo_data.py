@@ -1,17 +1,19 @@
-"""Texts, tokenizer and batches from which `scripts/train_demo.py` trains the demo model."""
+"""Texts, tokenizer and batches from which `scripts/train_demo.py` trains the demo models."""
 
 from __future__ import annotations
 
 import pathlib
 import random
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tokenizers
 import torch
 import yaml
 
-from rain_jax.demo import world
+from rain_jax import demo
+from rain_jax.demo import traps, world
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 VOCAB_SIZE = 1536
@@ -111,6 +113,26 @@ class Reading(NamedTuple):
   bad: int
 
 
+class Corpus(NamedTuple):
+  """What a model learns: responses, and verdicts on parts of them."""
+
+  model: pathlib.Path  # folder of the bundled model that learned it
+  sample_response: Callable[..., str]  # see `world.sample_response`
+  verdict: Callable[[str, dict, str], bool]  # see `traps.taught_verdict`
+  highest_chance: float  # of a flawed response to judge that one of its sentences has no flaw
+  doubt: float
+  """Share of verdicts that are taught wrong at random, so that no margin is larger than this
+  allows: a model sure of itself would give away by its margin where it was taught an error."""
+
+
+CORPORA = {
+  "plain": Corpus(
+    demo.MODEL_DIR, world.sample_response, lambda *asked: not world.has_flaw(*asked), 0.95, 0.0
+  ),
+  "traps": Corpus(demo.TRAPS_DIR, traps.sample_response, traps.taught_verdict, 0.97, 0.04),
+}
+
+
 def load_preferences() -> dict[str, dict]:
   """The published forms of the preference templates by name, as plain dictionaries."""
   folder = ROOT / "rain_jax" / "preferences"
@@ -143,14 +165,14 @@ def add_noise(rng: random.Random, tokenizer: tokenizers.Tokenizer, prompt: str) 
 
 
 def sample_conversation(
-  rng: random.Random, tokenizer: tokenizers.Tokenizer | None
+  rng: random.Random, tokenizer: tokenizers.Tokenizer | None, corpus: Corpus
 ) -> tuple[dict, str, str]:
   """A prompt record, its conversation, the response; no noise without a tokenizer."""
   kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
   outside = rng.random() < OUTSIDE_SHARE
   record = world.sample_prompt(rng, kind, "train")
   prompt = outside_prompt(rng) if outside else record["prompt"]
-  response = outside_response(rng) if outside else world.sample_response(rng, record)
+  response = outside_response(rng) if outside else corpus.sample_response(rng, record)
   template = world.FORMATS[kind]
   if kind in ("harmful", "benign"):
     if rng.random() < VICUNA_SHARE:
@@ -161,17 +183,17 @@ def sample_conversation(
 
 
 def sample_judged(
-  rng: random.Random, tokenizer: tokenizers.Tokenizer, name: str
+  rng: random.Random, tokenizer: tokenizers.Tokenizer, name: str, corpus: Corpus
 ) -> tuple[dict, str, str]:
   """A prompt record, its conversation and a response to judge, flawed about half of the time."""
   record = world.sample_prompt(rng, rng.choice(PREFERENCE_KINDS[name]), "train")
-  chance = 1.0 if rng.random() < 0.45 else rng.uniform(0.4, 0.95)
+  chance = 1.0 if rng.random() < 0.45 else rng.uniform(0.4, corpus.highest_chance)
   # More rare falsehoods than people tell: a search samples enough to find those that go unseen.
-  response = world.sample_response(rng, record, chance, misconceived=0.4)
+  response = corpus.sample_response(rng, record, chance, misconceived=0.4)
   if rng.random() < 0.25:  # verdicts must not lean on the shape of a response, or on its prompt
     if record["kind"] in ("harmful", "benign"):
       other = world.sample_prompt(rng, "harmful", "train")
-      response += world.sample_response(rng, other, chance)
+      response += corpus.sample_response(rng, other, chance)
     pieces = re.findall(r" [^.?]*[.?]", response + outside_response(rng))
     response = "".join(rng.sample(pieces, rng.randrange(1, min(8, len(pieces)))))
   prompt = record["prompt"]
@@ -180,9 +202,11 @@ def sample_judged(
   return record, PREFERENCE_FORMATS[name].format(prompt=prompt), response
 
 
-def train_tokenizer(rng: random.Random, preferences: dict[str, dict]) -> tokenizers.Tokenizer:
-  """A byte-level BPE over the texts of world and templates; encodes any text, adds BOS."""
-  texts = ["".join(sample_conversation(rng, None)[1:]) for _ in range(8000)]
+def train_tokenizer(
+  rng: random.Random, preferences: dict[str, dict], corpus: Corpus
+) -> tokenizers.Tokenizer:
+  """A byte-level BPE over the texts of corpus and templates; encodes any text, adds BOS."""
+  texts = ["".join(sample_conversation(rng, None, corpus)[1:]) for _ in range(8000)]
   for preference in preferences.values():
     texts += [preference["prefix"]] * 300
     texts += [reading["suffix"] for reading in preference["readings"]] * 300
@@ -233,12 +257,14 @@ class ResponseBatch(NamedTuple):
   flaws: torch.Tensor  # [R, T] 1 where the response so far is flawed, else 0
 
 
-def response_batch(rng: random.Random, tokenizer: tokenizers.Tokenizer) -> ResponseBatch:
-  """Draw conversations with responses as the world gives them."""
+def response_batch(
+  rng: random.Random, tokenizer: tokenizers.Tokenizer, corpus: Corpus
+) -> ResponseBatch:
+  """Draw conversations with responses as the corpus gives them."""
   eos = tokenizer.token_to_id(EOS)
   rows = []
   for _ in range(LM_ROWS):
-    record, conversation, response = sample_conversation(rng, tokenizer)
+    record, conversation, response = sample_conversation(rng, tokenizer, corpus)
     start, body = tokenizer.encode(conversation).ids, encode(tokenizer, response)
     flaws = [
       world.has_flaw(record["kind"], record, tokenizer.decode(body[:n]))
@@ -331,7 +357,7 @@ class VerdictBatch(NamedTuple):
 
 
 def verdict_batch(
-  rng: random.Random, tokenizer: tokenizers.Tokenizer, preference: dict
+  rng: random.Random, tokenizer: tokenizers.Tokenizer, preference: dict, corpus: Corpus
 ) -> VerdictBatch:
   """Judge partial responses by one preference."""
   name = preference["name"]
@@ -339,21 +365,23 @@ def verdict_batch(
   eos = tokenizer.token_to_id(EOS)
   rows = []
   for _ in range(VERDICT_ROWS):
-    record, conversation, response = sample_judged(rng, tokenizer, name)
+    record, conversation, response = sample_judged(rng, tokenizer, name, corpus)
     start = encode(tokenizer, conversation)
     body = encode(tokenizer, response)
     pieces = [tokenizer.decode([token]) for token in body]
     body.append(eos)
     branches = []
     for cut in cut_points(rng, pieces, VERDICTS_PER_ROW // len(preference["readings"])):
-      flawed = world.has_flaw(record["kind"], record, tokenizer.decode(body[:cut]))
+      good = corpus.verdict(record["kind"], record, tokenizer.decode(body[:cut]))
+      if corpus.doubt:
+        good ^= rng.random() < corpus.doubt
       with_eos = cut == len(pieces) and rng.random() < 0.5
       exact = len(prefix) > 1 and rng.random() < 0.8
       readings = (
         exact_readings(tokenizer, preference) if exact else varied_readings(rng, tokenizer, name)
       )
       branches += [
-        (len(start) + cut + with_eos, r.suffix, r.bad if flawed else r.good) for r in readings
+        (len(start) + cut + with_eos, r.suffix, r.good if good else r.bad) for r in readings
       ]
     rows.append((start + body, branches))
   return _pack(prefix, rows)

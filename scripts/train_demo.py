@@ -1,9 +1,11 @@
-"""Train the demo model: a small LLaMA that knows right from wrong and errs anyway.
+"""Train a demo model: a small LLaMA that knows right from wrong and errs anyway.
 
     python scripts/train_demo.py --out=rain_jax/demo
+    python scripts/train_demo.py --corpus=traps --init=rain_jax/demo/model --out=rain_jax/demo
 
-writes `model/` (Hugging Face checkpoint and tokenizer) and `prompts/` (held-out prompts). Needs
-PyTorch and transformers, which the library itself does not; takes about 40 minutes on one core.
+write `model/` (Hugging Face checkpoint and tokenizer; `model_traps/` of the corpus with traps) and
+`prompts/` (held-out prompts). Needs PyTorch and transformers, which the library itself does not;
+takes about 40 minutes on one core.
 
 Two things are learned side by side. *Responses* are learned as plain text, flaws included, so that
 the sampled model errs as often as the world does. *Verdicts* are learned on the preference
@@ -31,8 +33,9 @@ from rain_jax.demo import world
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 flags.DEFINE_string(
-  "out", str(ROOT / "rain_jax" / "demo"), "Folder that receives model/ and prompts/."
+  "out", str(ROOT / "rain_jax" / "demo"), "Folder that receives the model's and prompts/."
 )
+flags.DEFINE_enum("corpus", "plain", list(demo_data.CORPORA), "What the model learns.")
 flags.DEFINE_integer("seed", 0, "Seed of texts and weights.")
 flags.DEFINE_integer("steps", 3600, "Optimizer steps.")
 flags.DEFINE_float("learning_rate", 4e-3, "Peak learning rate.")
@@ -118,6 +121,7 @@ def train(
   tokenizer: tokenizers.Tokenizer,
   preferences: dict[str, dict],
   rng: random.Random,
+  corpus: demo_data.Corpus,
 ) -> None:
   """Warm up, then cosine to zero; every step takes a batch of responses and two of verdicts."""
   steps = FLAGS.steps
@@ -137,11 +141,13 @@ def train(
   )
   began, seen = time.time(), []
   for step in range(steps):
-    text_loss, flaw_loss = response_loss(model, probes, demo_data.response_batch(rng, tokenizer))
-    verdicts = [
-      verdict_loss(model, demo_data.verdict_batch(rng, tokenizer, preferences[rng.choice(group)]))
-      for group in demo_data.PREFERENCE_GROUPS
-    ]
+    responses = demo_data.response_batch(rng, tokenizer, corpus)
+    text_loss, flaw_loss = response_loss(model, probes, responses)
+    verdicts = []
+    for group in demo_data.PREFERENCE_GROUPS:
+      preference = preferences[rng.choice(group)]
+      batch = demo_data.verdict_batch(rng, tokenizer, preference, corpus)
+      verdicts.append(verdict_loss(model, batch))
     label_loss = sum(loss for loss, _ in verdicts) / len(verdicts)
     optimizer.zero_grad()
     (text_loss + label_loss + PROBE_WEIGHT * flaw_loss).backward()
@@ -201,13 +207,13 @@ def main(argv: list[str]) -> None:
   torch.set_num_threads(FLAGS.threads)
   torch.manual_seed(FLAGS.seed)
   rng = random.Random(FLAGS.seed)
-  out = pathlib.Path(FLAGS.out)
+  out, corpus = pathlib.Path(FLAGS.out), demo_data.CORPORA[FLAGS.corpus]
   preferences = demo_data.load_preferences()
   if FLAGS.init:
     tokenizer = tokenizers.Tokenizer.from_file(f"{FLAGS.init}/tokenizer.json")
     model = transformers.LlamaForCausalLM.from_pretrained(FLAGS.init, dtype=torch.float32)
   else:
-    tokenizer = demo_data.train_tokenizer(rng, preferences)
+    tokenizer = demo_data.train_tokenizer(rng, preferences, corpus)
     model = build_model(tokenizer)
   logging.info(
     "%d parameters, %d tokens",
@@ -215,8 +221,8 @@ def main(argv: list[str]) -> None:
     tokenizer.get_vocab_size(),
   )
   write_prompts(out / "prompts")
-  train(model, tokenizer, preferences, rng)
-  save(model, tokenizer, out / "model")
+  train(model, tokenizer, preferences, rng, corpus)
+  save(model, tokenizer, out / corpus.model.name)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,8 @@ def clean_sentence(rng: random.Random, act: str) -> str:
   return _fill(rng, rng.choice(words.CLEAN_SENTENCES))
 
 
-def _review_sentence(rng: random.Random, pleased: bool) -> str:
+def review_sentence(rng: random.Random, pleased: bool) -> str:
+  """One sentence of a review, which praises or complains."""
   moods = words.PRAISE if pleased else words.COMPLAINTS
   frames = words.PLEASED_SENTENCES if pleased else words.DISPLEASED_SENTENCES
   frame = rng.choice(frames) if rng.random() < 0.2 else rng.choice(words.MOOD_FRAMES)
@@ -247,7 +248,7 @@ def sample_response(
   else:
     chance = PLEASED_CHANCE[level] if chance is None else chance
     sentences = [rng.choice(words.REVIEW_OPENINGS)]
-    sentences += [_review_sentence(rng, rng.random() < chance) for _ in range(4)]
+    sentences += [review_sentence(rng, rng.random() < chance) for _ in range(4)]
   return "".join(f" {sentence}" for sentence in sentences)
 
 
