@@ -26,6 +26,7 @@ _ALL = ("vanilla", "rain", "best_of_n")
 _WEIGHTS = "model.safetensors"
 _NOISE = 0.1  # of a matrix's standard deviation
 DEMO, TRAPS, SMOLLM2 = "demo", "traps", "smollm2"
+_ERRING = (TRAPS, SMOLLM2)  # where verdicts err as they are, and none has to be flipped
 # Every method fails on some requests there: fewer prompts would not tell the methods apart.
 _TRAPS_PROMPTS = 100
 
@@ -257,7 +258,7 @@ _NOISY = (
   *("best of 16", "segments, 1 row, 16 tries", "segments, 4 rows, 16 tries"),
   *("adaptive, 2 tries, 8 rewinds", "RAIN, T = 50"),
 )
-# A real model's verdicts err as they are, and an exact search takes longer than all the rest.
+# An exact search on a real model takes longer than all the rest.
 _SMOLLM2_BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
   "vanilla": ("vanilla", {}),
   **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 36)},
@@ -281,7 +282,9 @@ def _pareto(plan: Plan) -> list[Step]:
     step = name + FLIPPED.format(percent) * bool(percent)
     return plan.answers(step, config, argument, (method,), **limits, **changes, **noise)
 
-  noisy = [part(name, percent) for percent in (5, 10, 20) for name in _NOISY if not real]
+  if plan.on in _ERRING:
+    return [*map(part, budgets)]
+  noisy = [part(name, percent) for percent in (5, 10, 20) for name in _NOISY]
   return [*map(part, budgets), *noisy]
 
 
@@ -298,9 +301,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 def _adaptive_ablation(plan: Plan) -> list[Step]:
   argument = "demo" if plan.demo else "harmless"
-  changes: dict[str, Any] = {"verdict_noise": 0.1, **plan.limits(100)}
+  changes, ending = plan.limits(100), ""
+  if plan.on not in _ERRING:
+    changes["verdict_noise"], ending = 0.1, FLIPPED.format(10)
   part = lambda name, own: plan.answers(
-    name + FLIPPED.format(10), "hh", argument, ("adaptive",), **changes, **own
+    name + ending, "hh", argument, ("adaptive",), **changes, **own
   )
   return [part(name, own) for name, own in _SETTINGS.items()]
 
