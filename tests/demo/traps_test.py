@@ -9,6 +9,7 @@ from rain_jax import demo, preferences
 from rain_jax.demo import traps, words, world
 from rain_jax.models import loading
 from rain_jax.models.hf import CheckpointError
+from tests.helpers.repository import load_config
 
 LEVELS = range(len(traps.TRAP_CHANCE))
 RECORDS = {
@@ -131,6 +132,16 @@ def test_bundled_models_are_found_by_name():
   assert loading.folder_of("demo:traps") == demo.TRAPS_DIR
   with pytest.raises(CheckpointError, match="^demo:trap: expected one of .*: demo, demo:traps.$"):
     loading.folder_of("demo:trap")
+
+
+@pytest.mark.parametrize("arg, limit", [("traps", 6), ("traps_full", 0)])
+def test_the_config_is_the_quick_one_with_the_other_model(arg, limit):
+  get_config = load_config("demo").get_config
+  quick, traps_config = get_config().to_dict(), get_config(arg).to_dict()
+  quick["model"]["path"], quick["prompts"]["limit"] = "demo:traps", limit
+  assert traps_config == quick and get_config("full").model.path == "demo"
+  with pytest.raises(ValueError, match="demo.py:trap: expected quick, full, traps, traps_full"):
+    get_config("trap")
 
 
 @pytest.fixture(scope="module")
