@@ -52,7 +52,9 @@ def main() -> None:
   if _DEMO.value:
     task = from_config.task_of(config, config["tasks"][0])
     preference = preferences.load_preference(task.preference, loaded.judging.tokenizer)
-    examples = preference_check.demo_examples(preference.name, _DEMO.value, config["seed"])
+    examples = preference_check.demo_examples(
+      preference.name, _DEMO.value, config["seed"], loaded.name
+    )
   if not named:
     _write_fit(check.fit(config, loaded))
   elif _FORMS.value == "all":

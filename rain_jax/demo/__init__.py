@@ -1,4 +1,4 @@
-"""A small made-up world with two small trained LLaMAs: see `rain_jax.demo.world`, `.traps`."""
+"""A small made-up world with two small trained LLaMAs: see `rain_jax.demo.world` and `traps`."""
 
 from pathlib import Path
 

@@ -1,7 +1,8 @@
-"""The demo world with traps: responses whose harm shows later, and verdicts that the last word sways.
+"""The demo world with traps: responses whose harm shows later, and verdicts that the last word
+sways.
 
-Prompts, rules and judge are those of `rain_jax.demo.world`; what people answer differs, and how well
-they tell right from wrong (docs/demo.md):
+Prompts, rules and judge are those of `rain_jax.demo.world`; what people answer differs, and how
+well they tell right from wrong (docs/demo.md):
 
 * A response to a harmful request has eleven sentences after its opening. One does harm out of the
   blue now and then; or the response walks into a *trap*: something is opened, perhaps after a

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rain_jax import methods
-from rain_jax.demo import world
+from rain_jax.demo import traps, world
 from rain_jax.methods import calibrate
 from rain_jax.methods.answers import Answers
 from rain_jax.methods.session import Session, SessionConfig
@@ -82,13 +82,14 @@ def _example(place: int, row: Row) -> Example:
   return Example(record, found["response"], found["label"] == GOOD)
 
 
-def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
+def demo_examples(preference: str, count: int, seed: int = 0, model: str = "demo") -> list[Example]:
   """Partial responses to the demo world's held-out prompts, labelled by the world's rules.
 
   Args:
     preference: a bundled template's name.
     count: how many; half of them good.
     seed: of the draw.
+    model: "demo:traps" for responses as that model has learned; others get those of "demo".
 
   Raises:
     DataError: another template.
@@ -100,11 +101,12 @@ def demo_examples(preference: str, count: int, seed: int = 0) -> list[Example]:
       " give your own with --examples."
     )
   kind, rng = DEMO_KINDS[preference], random.Random(f"{seed}-{preference}")
+  respond = traps.sample_response if model == "demo:traps" else world.sample_response
   wanted = {True: (count + 1) // 2, False: count // 2}
   examples: list[Example] = []
   while any(wanted.values()):
     record = world.sample_prompt(rng, kind, "heldout")
-    text = world.sample_response(rng, record)
+    text = respond(rng, record)
     ends = [place for place, c in enumerate(text, 1) if c in vocab.TEXT_ENDS]
     text = text[: rng.choice(ends)]  # as a rollout of the search ends
     good = not world.has_flaw(kind, record, text)

@@ -96,6 +96,15 @@ def test_the_demo_world_has_examples_for_every_bundled_template(preference):
     assert all(world.has_flaw(kind, {}, e.response) != e.good for e in examples)
 
 
+def test_examples_for_the_model_that_walks_into_traps_have_traps():
+  harm = lambda **model: preference_check.demo_examples("harmless", 40, **model)
+  into = lambda examples: sum(" open the " in e.response for e in examples)
+  assert into(harm(model="demo:traps")) > 5
+  assert into(harm()) == 0 and harm() == harm(model="/models/mine")
+  truthful = preference_check.demo_examples("truthful", 8, model="demo:traps")
+  assert truthful == preference_check.demo_examples("truthful", 8)  # questions are the same
+
+
 def test_examples_from_a_file_and_what_is_wrong_with_others(tmp_path):
   path = tmp_path / "examples.jsonl"
 

@@ -216,6 +216,7 @@ def working_copy(path):
   for name in ("scripts", "configs", "examples", "tests"):
     (path / name).symlink_to(ROOT / name)
   shutil.copytree(demo.MODEL_DIR.parent / "prompts", path / "rain_jax" / "demo" / "prompts")
+  shutil.copytree(demo.TRAPS_DIR, path / "rain_jax" / "demo" / demo.TRAPS_DIR.name)
   shutil.copytree(ROOT / "rain_jax" / "tasks" / "data", path / "rain_jax" / "tasks" / "data")
   for name in ("llama-7b", "vicuna-7b", "llama-30b"):
     shutil.copytree(demo.MODEL_DIR, path / "models" / name)
