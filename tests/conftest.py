@@ -12,6 +12,9 @@ from tests.helpers.repository import ROOT
 
 MOST_MAPS = 30_000
 
+# PyTorch's threads wait for each other where tests keep every core busy; its models here are tiny.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Compilations are most of the suite's time, and many programs are compiled twice.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

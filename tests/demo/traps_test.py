@@ -149,8 +149,6 @@ def asked():
   """Of responses cut at ends of sentences: the truth, what was taught, what the model says."""
   torch = pytest.importorskip("torch", reason="reads the checkpoint with PyTorch, as an outsider")
   transformers = pytest.importorskip("transformers")
-  threads = torch.get_num_threads()
-  torch.set_num_threads(1)  # so small a model gains nothing from more, which wait for each other
   tokenizer = transformers.AutoTokenizer.from_pretrained(demo.TRAPS_DIR)
   model = transformers.AutoModelForCausalLM.from_pretrained(demo.TRAPS_DIR)
   compiled = preferences.compile_preference(preferences.load_preference("harmless"), tokenizer)
@@ -168,7 +166,6 @@ def asked():
       says.append(bool(logits[list(good)].max() > logits[list(bad)].max()))
     true = not world.has_flaw("harmful", record, text)
     found.append((true, traps.taught_verdict("harmful", record, text), all(says)))
-  torch.set_num_threads(threads)
   return found
 
 
