@@ -87,8 +87,8 @@ class SearchConfig:
   draft_threshold: float = 0.0
   root_rows: int = 1
   root_tries: int = 2
-  max_rewinds: int = 8
-  search_after: int = 8
+  max_rewinds: int = 64
+  search_after: int = 64
 
   def __post_init__(self) -> None:
     wrong = ranges.fault(ranges.SEARCH, vars(self))

@@ -80,7 +80,7 @@ STEPS = {
   "ablation": ("full", "no_growth"),
   "sample_efficiency": ("vanilla", "best of 4"),
   "pareto": ("vanilla", "best of 4" + FLIPPED.format(5)),
-  "adaptive_ablation": ("default", "search_after 2"),
+  "adaptive_ablation": ("default", "search_after 8"),
 }
 
 

@@ -244,9 +244,9 @@ _BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
   "vanilla": ("vanilla", {}),
   **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 64)},
   **_SEGMENTS,
-  "adaptive, 1 try, 2 rewinds": _adaptive(1, 2),
   "adaptive, 2 tries, 8 rewinds": _adaptive(2, 8),
-  "adaptive, 4 tries, 16 rewinds": _adaptive(4, 16),
+  "adaptive, 1 try, 64 rewinds": _adaptive(1, 64),
+  "adaptive, 2 tries, 64 rewinds": _adaptive(2, 64),
   "RAIN, T = 12": _exact(12, 4),
   "RAIN, T = 25": _exact(25, 8),
   "RAIN, T = 50": _exact(50, 15),
@@ -256,7 +256,7 @@ _BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
 # Of these, those that are asked again while some of the verdicts are flipped.
 _NOISY = (
   *("best of 16", "segments, 1 row, 16 tries", "segments, 4 rows, 16 tries"),
-  *("adaptive, 2 tries, 8 rewinds", "RAIN, T = 50"),
+  *("adaptive, 2 tries, 64 rewinds", "RAIN, T = 50"),
 )
 # An exact search on a real model takes longer than all the rest.
 _SMOLLM2_BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -291,11 +291,10 @@ def _pareto(plan: Plan) -> list[Step]:
 _SETTINGS: dict[str, dict[str, Any]] = {
   "default": {},
   **{f"draft_threshold {x}": {"search.draft_threshold": x} for x in (0.5, 0.9)},
-  **{f"search_after {n}": {"search.search_after": n} for n in (0, 2)},
+  **{f"search_after {n}": {"search.search_after": n} for n in (0, 8)},
   **{f"root_tries {n}": {"search.root_tries": n} for n in (1, 4)},
   "root_rows 2": {"search.root_rows": 2},
-  **{f"max_rewinds {n}": {"search.max_rewinds": n} for n in (0, 16)},
-  "max_rewinds, search_after 16": {"search.max_rewinds": 16, "search.search_after": 16},
+  **{f"max_rewinds {n}": {"search.max_rewinds": n} for n in (0, 8)},
 }
 
 
