@@ -50,18 +50,20 @@ class TaskRun:
 
   def run(self, session: Session, names: Sequence[str]) -> None:
     """Answers what is not answered yet, by each method."""
-    order = sorted(names, key=lambda name: bool(METHODS[name].after))
-    with contextlib.closing(self._compiling(session, order)) as session.ahead:
-      self._run(session, order)
+    with contextlib.closing(session.ahead or self.compiling(session, names)) as session.ahead:
+      self._run(session, _in_order(names))
 
-  def _compiling(self, session: Session, order: Sequence[str]) -> Ahead:
-    """Compiles the programs of what is to be answered, in the order in which it is."""
+  def compiling(self, session: Session, names: Sequence[str]) -> Ahead:
+    """Compiles the programs of what is to be answered, in the order in which it is.
+
+    The session may be of an abstract model, whose weights are being read.
+    """
     programs: list[Program] = []
     # Processes that compile at times of their own would wait for each other in the devices' work;
     # searches that are watched and answers after thoughts have other programs.
     watched = self.on_step is not None or self.config["record"]
     if self.hosts.count == 1 and not session.config.format.thinking:
-      for name in order:
+      for name in _in_order(names):
         method, written = METHODS[name], {r["id"] for r in self._results(name)}
         left = any(query.record.id not in written for query in session.queries)
         if left and not (watched and method.watch):
@@ -209,3 +211,8 @@ class TaskRun:
       if not self.hosts.together:
         raise
       self._trouble = error
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+  """Methods that are asked after others come last."""
+  return sorted(names, key=lambda name: bool(METHODS[name].after))
