@@ -10,6 +10,7 @@ from typing import Any
 
 from rain_jax import judges
 from rain_jax.methods import METHODS, SearchStep, find_method, largest_plan
+from rain_jax.methods.ahead import Ahead
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays, backend
 from rain_jax.models.loading import LoadedModel
@@ -194,8 +195,11 @@ def _answer(
 
   Nothing of the model is left in memory, which judge models need.
   """
-  (part, session), *_ = parts
-  with contextlib.closing(part.compiling(session, names)) as session.ahead:
+  with contextlib.ExitStack() as compiling:
+    ahead: Ahead | None = None
+    for part, session in parts:
+      ahead = session.ahead = part.compiling(session, names, ahead)
+      compiling.enter_context(contextlib.closing(ahead))
     loaded = read_weights()
     for part, session in parts:
       part.run(session.with_weights(loaded), names)

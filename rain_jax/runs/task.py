@@ -49,14 +49,16 @@ class TaskRun:
   _trouble: directory.RunError | None = dataclasses.field(default=None, init=False)
 
   def run(self, session: Session, names: Sequence[str]) -> None:
-    """Answers what is not answered yet, by each method."""
-    with contextlib.closing(session.ahead or self.compiling(session, names)) as session.ahead:
-      self._run(session, _in_order(names))
+    """Answers what is not answered yet, by each method; `session.ahead` is its own `compiling`."""
+    self._run(session, _in_order(names))
 
-  def compiling(self, session: Session, names: Sequence[str]) -> Ahead:
+  def compiling(self, session: Session, names: Sequence[str], after: Ahead | None = None) -> Ahead:
     """Compiles the programs of what is to be answered, in the order in which it is.
 
-    The session may be of an abstract model, whose weights are being read.
+    Args:
+      session: may be of an abstract model, whose weights are being read.
+      names: of the methods.
+      after: of the task before.
     """
     programs: list[Program] = []
     # Processes that compile at times of their own would wait for each other in the devices' work;
@@ -70,7 +72,7 @@ class TaskRun:
           programs += method.programs(session, method.options(self.config, self.stopping))
     sizes = f"{session.slots} slots, {session.max_prompt} + {session.config.max_response} tokens"
     of = f"{session.loaded.name}, {sizes}"
-    return Ahead(programs, of, self.task, self._leave_together)
+    return Ahead(programs, of, self.task, self._leave_together, after)
 
   def _run(self, session: Session, order: Sequence[str]) -> None:
     ids = [q.record.id for q in session.queries] + [r.record.id for r in session.rejected]

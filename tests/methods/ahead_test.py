@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,29 @@ def test_an_error_is_raised_where_its_program_is_waited_for():
   with pytest.raises(ValueError, match="no such program"):
     compiling.wait("broken")
   compiling.close()
+
+
+def test_programs_of_the_next_task_come_after_those_of_this_one():
+  asked, begun = threading.Event(), []
+
+  def program(name):
+    def lower():
+      begun.append(name)
+      assert not name.startswith("long") or asked.wait(60)
+      return jax.jit(lambda x: x + 0.321).lower(1.0)
+
+    return ahead.Program(name, lower)
+
+  # More than there are threads; some are never begun.
+  first = ahead.Ahead([program(f"long {number}") for number in range(ahead._THREADS + 1)])
+  second = ahead.Ahead([program("next")], after=first)
+  time.sleep(0.2)
+  assert begun and "next" not in begun
+  first.close()
+  asked.set()
+  second.wait("next")
+  assert begun[-1] == "next" and "long 4" not in begun
+  second.close()
 
 
 def test_a_line_says_what_is_waited_for_and_how_long_it_took(monkeypatch, caplog, record):
