@@ -43,6 +43,7 @@ def test_total_with_drafts_is_within_a_tenth_of_the_compiled_program(mode):
     ("1b", 1, 32, 4, 1, 5_084),
     ("1b", 16, 32, 4, 1, 13_819),
     ("8b", 1, 32, 4, 2, 11_817),
+    ("8b", 1, 16, 4, 2, 10_229),
     ("8b", 16, 16, 4, 2, 13_325),
   ],
 )
