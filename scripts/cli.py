@@ -1,6 +1,7 @@
 """What all scripts share: flags, and errors in one line."""
 
 import difflib
+import gc
 import logging as standard_logging
 import os
 import pathlib
@@ -27,6 +28,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # Of a GPU's memory JAX takes three quarters; a search is planned for all that is to be had.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
+# Hardly anything that imports make is ever garbage; looking for it would take a second of a start.
+gc.disable()
+
 import jax
 import ml_collections
 from absl import app, flags, logging
@@ -37,6 +41,9 @@ from rain_jax.methods import ahead
 from rain_jax.parallel import hosts
 from rain_jax.runs import directory
 from rain_jax.text.printable import one_line, printable
+
+gc.freeze()
+gc.enable()
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "configs"))  # configs import each other by name

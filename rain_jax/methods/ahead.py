@@ -54,6 +54,7 @@ class Ahead:
     of: what they are of, for the record of seconds, such as the model's name and its sizes.
     about: who waits for them, for the log.
     between: called every moment while somebody waits; may raise.
+    after: whose programs come first, perhaps the same ones.
   """
 
   def __init__(
@@ -62,9 +63,10 @@ class Ahead:
     of: str = "",
     about: str = "",
     between: Callable[[], None] = lambda: None,
+    after: "Ahead | None" = None,
   ):
     _listen()
-    self._of, self._about, self._between = of, about, between
+    self._of, self._about, self._between, self._after = of, about, between, after
     self._record, self._lock = _read_record(), threading.Lock()
     named = {program.name: program for program in programs}
     threads = max(1, min(len(named), machine.cores(), _THREADS))
@@ -96,6 +98,9 @@ class Ahead:
     self._pool.shutdown(wait=False, cancel_futures=True)
 
   def _compile(self, program: Program) -> None:
+    for before in self._after._compiled.values() if self._after else ():
+      with contextlib.suppress(concurrent.futures.CancelledError):
+        before.exception()  # whoever waits for that program is told
     begin = time.monotonic()
     lowered = program.lower()
     _heard.hits = 0

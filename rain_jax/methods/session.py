@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from rain_jax import decode
 from rain_jax.methods import verdict_model
@@ -28,7 +27,7 @@ from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
-from rain_jax.policy.params import Correction, Override, make_params
+from rain_jax.policy.params import Override, Params, make_params
 from rain_jax.policy.prompts import Prompt, padded
 from rain_jax.preferences import CompiledPreference, Preference
 from rain_jax.preferences.calibration import Calibration
@@ -227,23 +226,23 @@ class Session:
       verdict=verdict_model.static_part(loaded, self.preference),
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
-    override = Override(flipped=session_config.verdict_noise)
-    correction = None
-    if session_config.calibration is not None:
-      correction = Correction(
-        jnp.asarray(session_config.calibration.offsets, jnp.float32),
-        jnp.asarray(session_config.calibration.scales, jnp.float32),
-      )
-    self.params = make_params(
+    self._params_of = lambda loaded: make_params(
       loaded.model.params,
       tables,
       self.lm,
       self.prefix_ids,
-      override,
-      correction,
-      self.mesh,
-      None if loaded.verdict is None else loaded.verdict.model.params,
+      Override(flipped=session_config.verdict_noise),
+      verdict_model.correction(session_config.calibration),
+      loaded.mesh,
+      loaded.verdict and loaded.verdict.model.params,
     )
+    self.params: Params = self._params_of(loaded)
+
+  def with_weights(self, loaded: LoadedModel) -> "Session":
+    """The same session, which was made with the abstract model; see `loading.begin`."""
+    other = copy.copy(self)
+    other.loaded, other.params = loaded, self._params_of(loaded)
+    return other
 
   @property
   def aligned_with(self) -> str:

@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+
 from rain_jax.models.loading import LoadedModel
 from rain_jax.policy.language_model import VerdictModel
+from rain_jax.policy.params import Correction
 from rain_jax.policy.translation import Translation
 from rain_jax.preferences import (
   CompiledPreference,
@@ -13,6 +16,7 @@ from rain_jax.preferences import (
   compile_preference,
   compile_scored,
 )
+from rain_jax.preferences.calibration import Calibration
 from rain_jax.text.formats import Format
 from rain_jax.text.printable import one_line
 from rain_jax.types import DataError
@@ -83,6 +87,15 @@ def static_part(loaded: LoadedModel, preference: CompiledPreference) -> VerdictM
       )
     translation = Translation(loaded.tokenizer, judge.tokenizer, preference.opening)
   return VerdictModel(judge.model.graphdef, judge.model.config, translation)
+
+
+def correction(calibration: Calibration | None) -> Correction | None:
+  """What a calibration makes of the answers."""
+  if calibration is None:
+    return None
+  return Correction(
+    jnp.asarray(calibration.offsets, jnp.float32), jnp.asarray(calibration.scales, jnp.float32)
+  )
 
 
 def described(loaded: LoadedModel) -> str:

@@ -68,9 +68,23 @@ def load(
   revision: str = "",
   adapter: str = "",
   scores: bool = False,
-  planned_for: int | None = None,
 ) -> LoadedModel:
-  """Loads a bundled model, a checkpoint folder, a GGUF file or a hub repository; see `hf.resolve`.
+  """Loads a bundled model, a checkpoint folder, a GGUF file or a hub repository; see `begin`."""
+  return begin(name, dtype, mesh_of, revision, adapter, scores)[1]()
+
+
+def begin(
+  name: str,
+  dtype: str = "float32",
+  mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+  revision: str = "",
+  adapter: str = "",
+  scores: bool = False,
+  planned_for: int | None = None,
+) -> tuple[LoadedModel, Callable[[], LoadedModel]]:
+  """Everything of a model but its weights, and a function that reads these.
+
+  Programs can be compiled for the first while the second is at work.
 
   Args:
     name: a bundled model is one of `demo.MODELS`.
@@ -79,8 +93,12 @@ def load(
     revision: branch, tag or commit of a hub repository; "" for its main branch.
     adapter: folder or hub name of a LoRA adapter to merge, see `hf.load`; "" for none.
     scores: it has to be a reward model, see `hf.load`; otherwise a language model.
-    planned_for: bytes of memory of each device of a machine that is not at hand. The model is
-      abstract then, and the fingerprint empty: no weights are read, nor need they be there.
+    planned_for: bytes of memory of each device of a machine that is not at hand. Weights need not
+      be there then: the fingerprint is empty, and shapes have no places.
+
+  Returns:
+    The abstract model, shapes and dtypes where its weights will be; and what returns the same with
+    its weights, or raises CheckpointError.
 
   Raises:
     CheckpointError: what is wrong with the checkpoint, its tokenizer or its adapter, in one line.
@@ -97,11 +115,23 @@ def load(
   check_weights(shapes, arrays.bytes_available() if planned_for is None else planned_for, mesh)
   tokenizer = load_tokenizer(folder)
   check_tokenizer(tokenizer, config, name)
-  if planned_for is not None:
-    return LoadedModel(shapes if mesh is not None else laid_out(shapes), tokenizer, name, "", mesh)
-  model = load_model(folder, **dtypes, mesh=mesh, adapter=adapter or None, scores=scores)
-  model = model if mesh is not None else laid_out(model)
-  return LoadedModel(model, tokenizer, name, fingerprint(folder, adapter or None), mesh)
+  layout = laid_out if mesh is None else lambda model: model
+  digest = fingerprint(folder, adapter or None) if planned_for is None else ""
+  model = layout(shapes) if planned_for is not None else _placed(layout(shapes), mesh)
+  begun = LoadedModel(model, tokenizer, name, digest, mesh)
+
+  def read() -> LoadedModel:
+    whole = load_model(folder, **dtypes, mesh=mesh, adapter=adapter or None, scores=scores)
+    return dataclasses.replace(begun, model=layout(whole))
+
+  return begun, read
+
+
+def _placed(model: Model, mesh: jax.sharding.Mesh | None) -> Model:
+  """An abstract model whose shapes say where its weights will be."""
+  place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  params = jax.tree.map(place, model.params, shardings(model, mesh))
+  return dataclasses.replace(model, params=params)
 
 
 def folder_of(name: str, revision: str = "") -> pathlib.Path:

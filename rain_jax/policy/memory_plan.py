@@ -23,6 +23,7 @@ from rain_jax.policy.params import Side
 from rain_jax.text.vocab import TokenTables
 
 _LANES = 128  # to which a TPU pads the innermost axis of an array
+_SUBLANES = 8  # and the one around it
 _LOGIT_COPIES = 3  # logits, and what sampling makes of them
 # Keys by which a run is made smaller, and a benchmark.
 RUN = {
@@ -82,6 +83,7 @@ def plan(
     trees=1 if mesh is None else mesh.shape[DATA],
     heads=over(config.num_heads, rules.heads),
     mlp=over(config.intermediate_size, rules.mlp),
+    vocab=over(config.vocab_size, rules.vocab),
   )
   kv_dtype = jnp.bfloat16 if _computes_in_bfloat16(model) else jnp.float32
 
@@ -113,7 +115,7 @@ def plan(
   if backend.lays_caches_anew():
     # In the loops caches lie as scatters want them, heads along the lanes; one side's context is
     # there as attention reads it, too; and of the tables with two words a token each row is a tile.
-    wide = -(-config.head_size // _LANES) * _LANES
+    wide = _padded(config.head_size, _LANES)
     passing += (contexts + pools) * wide // config.head_size + contexts // 2
     passing += nbytes((tables.hash, tables.shift)) * _LANES // 2
   others = {}
@@ -144,11 +146,13 @@ class Parts:
     trees: of the batch.
     heads: of the query heads.
     mlp: of the MLP's inner width.
+    vocab: of the logits.
   """
 
   trees: int = 1
   heads: int = 1
   mlp: int = 1
+  vocab: int = 1
 
 
 def _computes_in_bfloat16(model: Model) -> bool:
@@ -168,11 +172,13 @@ def temporaries(
   Where layers are taken `apart`, scratch is there as a stack and once more by layers. A phase
   holds the gathered path of each leaf (as read, and in the order in which attention reads it,
   which a GPU does at once), the scratch of its rows, the keys and values of its new tokens, and
-  the largest of what one layer's attention or one unembedding needs.
+  the largest of what one layer's attention or one unembedding needs. A TPU pads all of these, and
+  the zeros that scratch begins with, which are the same in every step, are there beside all phases.
   """
   search, R, L = lm.search, lm.max_response, lm.search.max_set_length
   trees, copies = batch // parts.trees, 2 if apart else 1
-  suffixes = lm.preference.suffix_ids
+  suffixes, tiled = lm.preference.suffix_ids, backend.lays_caches_anew()
+  size = lambda places: _tiled(places, lm.config.head_size) if tiled else places
   asked = lm.read_chunk + sum(map(len, suffixes))
 
   def largest(leaves: int, path: int, rows: int, kept: int) -> int:
@@ -185,23 +191,36 @@ def temporaries(
       scores = config.num_heads // parts.heads * seen
       widths = 3 * config.intermediate_size // parts.mlp + 6 * config.hidden_size
       layer = tokens * (scores + widths)
-      return 4 * leaves * max(layer, _LOGIT_COPIES * logits * config.vocab_size)
+      return 4 * leaves * max(layer, _LOGIT_COPIES * logits * config.vocab_size // parts.vocab)
 
-    together = copies * token * leaves * rows * L
+    zeros = token * leaves * (rows * size(L) + size(R)) if tiled else 0
+    together = copies * token * leaves * rows * size(L)
     decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
-    rolling = (
-      together + copies * token * leaves * R + arithmetic(1, proposing_prefix + context + R, 1)
-    )
+    rolling = together + copies * token * leaves * size(R)
+    rolling += arithmetic(1, proposing_prefix + context + R, 1)
     seen = len(lm.preference.prefix_ids) + context + lm.judged_room + asked
-    evaluating = token * leaves * (kept + lm.judged_room + asked)
+    evaluating = token * leaves * (size(kept) + size(lm.judged_room) + size(asked))
     evaluating += arithmetic(asked, seen, len(suffixes), "evaluating")
-    gathered = backend.gathered_copies() * token * leaves * path
-    return gathered + max(decoding, rolling, evaluating)
+    gathered = backend.gathered_copies() * token * leaves * size(path)
+    return zeros + gathered + max(decoding, rolling, evaluating)
 
   searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, 0)
   drafting = largest(trees * search.drafts_at_once, L, 0, R)
   needed = {"exact": [searching], "segments": [drafting], "adaptive": [searching, drafting]}
   return max(needed[search.mode])
+
+
+def _padded(size: int, tile: int) -> int:
+  return -(-size // tile) * tile
+
+
+def _tiled(places: int, head: int) -> int:
+  """What [places, head] numbers take on a TPU, whose tiles pad both axes, in heads, rounded up.
+
+  Its compiler puts along the lanes whichever axis takes less room there.
+  """
+  heads = _padded(places, _SUBLANES) * _padded(head, _LANES)
+  return -(-min(heads, _padded(places, _LANES) * _padded(head, _SUBLANES)) // head)
 
 
 def check(needed: Plan, available: int, names: Mapping[str, str] = RUN) -> None:

@@ -104,12 +104,43 @@ def make_params(
 
   Returns:
     See `Params`. Of an abstract model, whose parameters are shapes, it is shapes; nothing is computed.
+    If those have places, so has all that follows from them, and the rest is there: what is compiled
+    for it can be called with what the weights will make of it.
   """
-  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model_params)):
+  weight, *_ = jax.tree.leaves(model_params)
+  abstract = isinstance(weight, jax.ShapeDtypeStruct)
+  if abstract:
     make = lambda model, verdict: make_params(
       model, tables, lm, proposing_ids, override, correction, verdict_params=verdict
     )
-    return jax.eval_shape(make, model_params, verdict_params)
+    made = jax.eval_shape(make, model_params, verdict_params)
+    if weight.sharding is None:
+      return made
+  if mesh is not None:
+    tables = jax.device_put(tables, NamedSharding(mesh, PartitionSpec()))
+  override = jax.tree.map(jnp.float32, override)
+
+  def places(shapes: Any) -> Any:
+    if mesh is None:
+      return jax.tree.map(lambda _: weight.sharding, shapes)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), lm.head_specs(shapes, mesh))
+
+  def whole(proposing_prefix: KV, evaluating_prefix: KV, embedder: Any) -> Params:
+    return Params(
+      model=model_params,
+      verdict_model=verdict_params,
+      tables=tables,
+      proposing_prefix=proposing_prefix,
+      evaluating_prefix=evaluating_prefix,
+      embedder=embedder,
+      override=override,
+      correction=correction,
+    )
+
+  if abstract:
+    shapes = made["proposing_prefix"], made["evaluating_prefix"], made["embedder"]
+    placed = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return whole(*jax.tree.map(placed, shapes, places(shapes)))
 
   def prefix(
     ids: Sequence[int], graphdef: nnx.GraphDef = lm.graphdef, model_params: Any = model_params
@@ -121,18 +152,12 @@ def make_params(
       hidden, kv = forward(graphdef, params, jnp.asarray(tokens), jnp.arange(len(tokens)))
       return hidden[:length].astype(jnp.float32), jax.tree.map(lambda a: a[..., :length, :], kv)
 
-    places = None
-    if mesh is not None:
-      specs = lm.head_specs(jax.eval_shape(read, model_params), mesh)
-      places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    out = None if mesh is None else places(jax.eval_shape(read, model_params))
     if not ids:
       shapes = jax.eval_shape(read, model_params)
       empty = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-      return jax.jit(empty, out_shardings=places)(model_params)
-    return jax.jit(read, out_shardings=places)(model_params)
-
-  if mesh is not None:
-    tables = jax.device_put(tables, NamedSharding(mesh, PartitionSpec()))
+      return jax.jit(empty, out_shardings=out)(model_params)
+    return jax.jit(read, out_shardings=out)(model_params)
 
   proposing_hidden, proposing = prefix(proposing_ids)
   judged = lm.preference.prefix_ids
@@ -142,13 +167,7 @@ def make_params(
   reference = jnp.concatenate([proposing_hidden, evaluating_hidden])
   if lm.verdict is not None:  # its hidden states are no reference for the model's
     _, evaluating = prefix(judged, lm.verdict.graphdef, verdict_params)
-  return Params(
-    model=model_params,
-    verdict_model=verdict_params,
-    tables=tables,
-    proposing_prefix=proposing,
-    evaluating_prefix=evaluating,
-    embedder=lm.embedder.params(reference),
-    override=jax.tree.map(jnp.float32, override),
-    correction=correction,
-  )
+  rest = proposing, evaluating, lm.embedder.params(reference)
+  if not isinstance(weight, jax.core.Tracer):
+    rest = jax.device_put(rest, places(rest))
+  return whole(*rest)

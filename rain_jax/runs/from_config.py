@@ -16,7 +16,7 @@ from rain_jax import preferences
 from rain_jax.methods.session import SessionConfig, search_config
 from rain_jax.methods.verdict_model import GUARD, REWARD
 from rain_jax.models import ModelConfig
-from rain_jax.models.loading import LoadedModel, load
+from rain_jax.models.loading import LoadedModel, begin
 from rain_jax.models.sharding import make_mesh, mesh_shape
 from rain_jax.parallel.hosts import Hosts
 from rain_jax.preferences.calibration import load_calibration
@@ -123,6 +123,13 @@ def make_session_config(
 
 def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
   """The model, spread over the mesh that the configuration names."""
+  return begin_model(config, hosts)[1]()
+
+
+def begin_model(
+  config: Mapping[str, Any], hosts: Hosts
+) -> tuple[LoadedModel, Callable[[], LoadedModel]]:
+  """The abstract model over the same mesh, and what reads its weights; see `loading.begin`."""
 
   def mesh_of(model: ModelConfig) -> jax.sharding.Mesh | None:
     mesh = make_mesh(
@@ -130,7 +137,7 @@ def load_model(config: Mapping[str, Any], hosts: Hosts) -> LoadedModel:
     )
     return mesh if mesh.size > 1 else None
 
-  return load_on(config, mesh_of)
+  return _begin_on(config, mesh_of)
 
 
 def shapes_on(config: Mapping[str, Any], chips: int, memory: int) -> LoadedModel:
@@ -148,28 +155,34 @@ def shapes_on(config: Mapping[str, Any], chips: int, memory: int) -> LoadedModel
     axes = (AxisType.Auto,) * len(shape)
     return AbstractMesh(tuple(shape.values()), tuple(shape), axes) if chips > 1 else None
 
-  return load_on(config, mesh_of, memory)
+  return _begin_on(config, mesh_of, memory)[0]
 
 
-def load_on(
+def load_on(config: Mapping[str, Any]) -> LoadedModel:
+  """The model, and that of its verdicts if it is another, on one device."""
+  return _begin_on(config, lambda model: None)[1]()
+
+
+def _begin_on(
   config: Mapping[str, Any],
-  mesh_of: Callable[[ModelConfig], jax.sharding.Mesh | None] = lambda config: None,
+  mesh_of: Callable[[ModelConfig], Any],
   planned_for: int | None = None,
-) -> LoadedModel:
-  """The model, and that of its verdicts if it is another, over a mesh; see `loading.load`."""
+) -> tuple[LoadedModel, Callable[[], LoadedModel]]:
+  """`loading.begin` of the model, with that of its verdicts if it is another, over a mesh."""
   section = config["model"]
   # Configurations of earlier versions have no such keys.
   options = {key: section.get(key, "") for key in ("revision", "adapter")}
-  loaded = load(section["path"], section["dtype"], mesh_of, **options, planned_for=planned_for)
+  own, read = begin(section["path"], section["dtype"], mesh_of, **options, planned_for=planned_for)
   verdict = config.get("verdict", {})
   if not verdict.get("model", ""):
-    return loaded
+    return own, read
   kind = verdict.get("kind")
-  judge = load(
+  judge, read_judge = begin(
     verdict["model"],
     section["dtype"],
-    lambda _: loaded.mesh,
+    lambda _: own.mesh,
     scores=kind == REWARD,
     planned_for=planned_for,
   )
-  return loaded.judged_by(judge, guard=kind == GUARD)
+  guard = kind == GUARD
+  return own.judged_by(judge, guard), lambda: read().judged_by(read_judge(), guard)

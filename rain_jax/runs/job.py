@@ -10,6 +10,7 @@ from typing import Any
 
 from rain_jax import judges
 from rain_jax.methods import METHODS, SearchStep, find_method, largest_plan
+from rain_jax.methods.ahead import Ahead
 from rain_jax.methods.session import Session, SessionConfig
 from rain_jax.models import arrays, backend
 from rain_jax.models.loading import LoadedModel
@@ -33,7 +34,7 @@ def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
     As `run`.
   """
   _check(config, Hosts(), followed=False)
-  sessions = _sessions(config, from_config.load_model(config, Hosts()))
+  sessions = _sessions(config, from_config.begin_model(config, Hosts())[0])
   return {name: _largest(session, config["methods"]) for name, session in sessions}
 
 
@@ -109,9 +110,9 @@ def run(
   panels = {name: judges.panel(task.judge, config, stopping) for name, task in tasks.items()}
   for name in tasks:
     _check_rules(name, judges.rule_of(panels[name]), records[name], chosen=bool(config["judge"]))
-  loaded = from_config.load_model(config, hosts)
-  settings = _settings(config, tasks, loaded)
-  made = manifest.make(config, loaded, settings, records)
+  model, read_weights = from_config.begin_model(config, hosts)
+  settings = _settings(config, tasks, model)
+  made = manifest.make(config, model, settings, records)
   if any(left_out.values()):
     made["left_out"] = left_out
   out = directory.Run.open(workdir, made, hosts.process, hosts.count)
@@ -121,15 +122,13 @@ def run(
     with contextlib.closing(Metrics(workdir, hosts.process, hosts.count)) as metrics:
       traces = str(out.path / PROFILE) if profile else None
       hosts.wait("opened")  # what is done by now is the same for all
+      parts = []
       for name in tasks:
         rule = judges.rule_of(panels[name])
-        _answer(
-          TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping),
-          Session(loaded, settings[name], records[name]),
-          names,
-        )
+        part = TaskRun(name, out, rule, config, hosts, metrics, traces, on_step, stopping)
+        parts.append((part, _session(model, settings[name], records[name], names)))
+      _answer(parts, names, read_weights)
       hosts.wait("answered")
-    del loaded  # judge models need the memory
     late = len(out.results) == begun
     return _close(workdir, out, records, panels, names, say, stopping, hosts, late)
 
@@ -176,12 +175,34 @@ def _close(
   return summary
 
 
-def _answer(part: TaskRun, session: Session, names: Sequence[str]) -> None:
-  """The responses of one task, by every method."""
+def _session(
+  model: LoadedModel, settings: SessionConfig, records: Sequence[Record], names: Sequence[str]
+) -> Session:
+  """A task's session of an abstract model; ValueError if what its methods need does not fit."""
+  session = Session(model, settings, records)
   needed = largest_plan(session, names)
   if needed is not None:
     memory_plan.check(needed, arrays.bytes_available())
-  part.run(session, names)
+  return session
+
+
+def _answer(
+  parts: Sequence[tuple[TaskRun, Session]],
+  names: Sequence[str],
+  read_weights: Callable[[], LoadedModel],
+) -> None:
+  """The responses of each task, by every method; programs are compiled while weights are read.
+
+  Nothing of the model is left in memory, which judge models need.
+  """
+  with contextlib.ExitStack() as compiling:
+    ahead: Ahead | None = None
+    for part, session in parts:
+      ahead = session.ahead = part.compiling(session, names, ahead)
+      compiling.enter_context(contextlib.closing(ahead))
+    loaded = read_weights()
+    for part, session in parts:
+      part.run(session.with_weights(loaded), names)
 
 
 def _check(config: Mapping[str, Any], hosts: Hosts, followed: bool) -> None:

@@ -49,26 +49,30 @@ class TaskRun:
   _trouble: directory.RunError | None = dataclasses.field(default=None, init=False)
 
   def run(self, session: Session, names: Sequence[str]) -> None:
-    """Answers what is not answered yet, by each method."""
-    order = sorted(names, key=lambda name: bool(METHODS[name].after))
-    with contextlib.closing(self._compiling(session, order)) as session.ahead:
-      self._run(session, order)
+    """Answers what is not answered yet, by each method; `session.ahead` is its own `compiling`."""
+    self._run(session, _in_order(names))
 
-  def _compiling(self, session: Session, order: Sequence[str]) -> Ahead:
-    """Compiles the programs of what is to be answered, in the order in which it is."""
+  def compiling(self, session: Session, names: Sequence[str], after: Ahead | None = None) -> Ahead:
+    """Compiles the programs of what is to be answered, in the order in which it is.
+
+    Args:
+      session: may be of an abstract model, whose weights are being read.
+      names: of the methods.
+      after: of the task before.
+    """
     programs: list[Program] = []
     # Processes that compile at times of their own would wait for each other in the devices' work;
     # searches that are watched and answers after thoughts have other programs.
     watched = self.on_step is not None or self.config["record"]
     if self.hosts.count == 1 and not session.config.format.thinking:
-      for name in order:
+      for name in _in_order(names):
         method, written = METHODS[name], {r["id"] for r in self._results(name)}
         left = any(query.record.id not in written for query in session.queries)
         if left and not (watched and method.watch):
           programs += method.programs(session, method.options(self.config, self.stopping))
     sizes = f"{session.slots} slots, {session.max_prompt} + {session.config.max_response} tokens"
     of = f"{session.loaded.name}, {sizes}"
-    return Ahead(programs, of, self.task, self._leave_together)
+    return Ahead(programs, of, self.task, self._leave_together, after)
 
   def _run(self, session: Session, order: Sequence[str]) -> None:
     ids = [q.record.id for q in session.queries] + [r.record.id for r in session.rejected]
@@ -209,3 +213,8 @@ class TaskRun:
       if not self.hosts.together:
         raise
       self._trouble = error
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+  """Methods that are asked after others come last."""
+  return sorted(names, key=lambda name: bool(METHODS[name].after))

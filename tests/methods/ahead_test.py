@@ -3,12 +3,15 @@
 import collections
 import dataclasses
 import logging
+import os
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rain_jax import api
@@ -93,6 +96,29 @@ def test_an_error_is_raised_where_its_program_is_waited_for():
   compiling.close()
 
 
+def test_programs_of_the_next_task_come_after_those_of_this_one():
+  asked, begun = threading.Event(), []
+
+  def program(name):
+    def lower():
+      begun.append(name)
+      assert not name.startswith("long") or asked.wait(60)
+      return jax.jit(lambda x: x + 0.321).lower(1.0)
+
+    return ahead.Program(name, lower)
+
+  # More than there are threads; some are never begun.
+  first = ahead.Ahead([program(f"long {number}") for number in range(ahead._THREADS + 1)])
+  second = ahead.Ahead([program("next")], after=first)
+  time.sleep(0.2)
+  assert begun and "next" not in begun
+  first.close()
+  asked.set()
+  second.wait("next")
+  assert begun[-1] == "next" and "long 4" not in begun
+  second.close()
+
+
 def test_a_line_says_what_is_waited_for_and_how_long_it_took(monkeypatch, caplog, record):
   monkeypatch.setattr(ahead, "_PATIENCE", 0.0)
 
@@ -146,18 +172,93 @@ cli.run(main, resumes=True)
   assert done.stderr == "stopped; the same command goes on from here\n"
 
 
-def test_only_what_is_left_is_compiled(checkpoint, tmp_path, monkeypatch):
-  given = []
+def test_only_what_is_left_is_compiled_and_before_weights_are_read(
+  checkpoint, compiled, tmp_path, monkeypatch
+):
+  happened = []
 
   class Spied(ahead.Ahead):
     def __init__(self, programs, *others):
-      given.append({program.name for program in programs})
+      programs = list(programs)
+      happened.append({program.name for program in programs})
       super().__init__(programs, *others)
 
+  read = loading.load_model
+  spy = lambda *args, **kwargs: happened.append("weights") or read(*args, **kwargs)
   monkeypatch.setattr(task, "Ahead", Spied)
+  monkeypatch.setattr(loading, "load_model", spy)
   config = CONFIG | {"methods": ["vanilla"], "prompts": CONFIG["prompts"] | {"text": "the cat"}}
   config["model"] = config["model"] | {"path": str(checkpoint)}
+  config["limits"] = config["limits"] | {"max_response": 13}  # of no other test here
   job.run(config, str(tmp_path / "run"), say=lambda _: None)
+  assert happened == [{"sampling (1)", "the reading of responses"}, "weights"]
+  assert {name: compiled[name] for name in PROGRAMS if compiled[name]} == {"sample": 1, "review": 1}
+  happened.clear()
   job.run(config, str(tmp_path / "run"), say=lambda _: None)
-  assert given == [{"sampling (1)", "the reading of responses"}, set()]
+  assert happened == [set(), "weights"]
   assert directory.read_results(tmp_path / "run")
+
+
+def differing(checkpoint, mesh=None):
+  """What of a session of an abstract model is not as its weights make it."""
+  model, read = loading.begin(checkpoint, mesh_of=lambda config: mesh)
+  session = api.Rain(model).session(["the cat"], "harmless", API_CONFIG)
+  described = lambda leaf: (
+    *(leaf.shape, leaf.dtype, jax.typeof(leaf).weak_type),
+    *(leaf.sharding, getattr(leaf, "committed", True)),
+  )
+  pairs = zip(
+    jax.tree.leaves_with_path(session.params),
+    jax.tree.leaves_with_path(session.with_weights(read()).params),
+    strict=True,
+  )
+  assert any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(session.params))
+  return [
+    (jax.tree_util.keystr(path), described(shape), described(leaf))
+    for (path, shape), (_, leaf) in pairs
+    if described(shape) != described(leaf)
+  ]
+
+
+def test_shapes_say_where_everything_will_be(checkpoint):
+  assert not differing(str(checkpoint))
+
+
+def test_shapes_say_where_everything_will_be_on_a_mesh(checkpoint):
+  code = f"""
+from rain_jax.models.sharding import make_mesh
+from tests.methods.ahead_test import differing
+print(differing("{checkpoint}", make_mesh(tensor=2)))
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    **dict(cwd=ROOT, capture_output=True, text=True, timeout=120),
+    env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+  )
+  assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_weights_that_cannot_be_read_end_a_run_that_compiles(checkpoint, tmp_path):
+  """Although the programs go on being compiled, for longer than the test waits."""
+  for file in checkpoint.iterdir():
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+  damaged = tmp_path / "model.safetensors"
+  damaged.write_bytes(damaged.read_bytes()[:-4] + np.float32(np.nan).tobytes())
+  code = f"""
+import sys, time
+sys.path.insert(0, "{ROOT}/scripts")
+import cli
+from rain_jax.methods import ahead
+ahead.Ahead._compile = lambda self, program: time.sleep(600)
+from rain_jax.runs import job
+from tests.helpers.small_runs import CONFIG
+config = CONFIG | {{"prompts": CONFIG["prompts"] | {{"text": "the cat"}}}}
+config["model"] = config["model"] | {{"path": "{tmp_path}"}}
+cli.run(lambda: job.run(config, "{tmp_path}/run"), resumes=True)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
+  assert done.returncode == 1, done.stderr
+  assert done.stderr.startswith("error: tensor ") and "no finite numbers" in done.stderr
+  assert done.stderr.count("\n") == 1

@@ -4,12 +4,13 @@ import gc
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from rain_jax import api
 from rain_jax.experiments import benchmark
 from rain_jax.methods.registry import METHODS
 from rain_jax.methods.session import Session
-from rain_jax.models import arrays, loading
+from rain_jax.models import arrays, backend, loading
 from rain_jax.policy import memory_plan
 from rain_jax.tasks import Record
 from rain_jax.types import SearchConfig
@@ -34,6 +35,31 @@ def test_total_with_drafts_is_within_a_tenth_of_the_compiled_program(mode):
   model, lm = benchmark.abstract_subject("demo_shape", "float32", WORKLOAD, search)
   needed = memory_plan.plan(model, lm, 8, benchmark.abstract_tables(model))
   assert needed.total == pytest.approx(benchmark.compiled_bytes(model, lm, 8), rel=0.1)
+
+
+@pytest.mark.parametrize(
+  "shape,leaves,batch,data,tensor,compiled",  # MiB on each chip by libtpu 0.0.42.1
+  [
+    ("1b", 1, 32, 4, 1, 5_084),
+    ("1b", 16, 32, 4, 1, 13_819),
+    ("8b", 1, 32, 4, 2, 11_817),
+    ("8b", 1, 16, 4, 2, 10_229),
+    ("8b", 16, 16, 4, 2, 13_325),
+  ],
+)
+def test_total_is_within_a_tenth_of_what_compile_py_says_of_tpus(
+  shape, leaves, batch, data, tensor, compiled
+):
+  """`python scripts/compile.py --config=configs/benchmark.py:8b --topology=v5e:2x4 --batch=16`."""
+  axes = (AxisType.Auto,) * 2
+  mesh = AbstractMesh((data, tensor), ("data", "tensor"), axis_types=axes)
+  workload = benchmark.Workload(512, 48, 700, 24)  # as in the config
+  search = SearchConfig(max_nodes=1024, max_visited=96, leaves=leaves, early_commit=leaves > 1)
+  with backend.target("tpu"):
+    model, lm = benchmark.abstract_subject(shape, "bfloat16", workload, search)
+    tables = benchmark.abstract_tables(model)
+    found = memory_plan.plan(model, lm, batch, tables, mesh=mesh).total
+  assert found / 2**20 == pytest.approx(compiled, rel=0.1)
 
 
 def test_drafts_are_planned_for():

@@ -88,7 +88,7 @@ def test_a_value_that_cannot_be_used_is_known_before_anything_is_loaded(
   monkeypatch, tmp_path, name, value, says
 ):
   monkeypatch.setattr(loading, "load", lambda *args: pytest.fail("a model is loaded"))
-  monkeypatch.setattr(from_config, "load", lambda *args: pytest.fail("a model is loaded"))
+  monkeypatch.setattr(from_config, "begin", lambda *args: pytest.fail("a model is loaded"))
   for start in (lambda c: job.run(c, str(tmp_path / "run")), job.plans):
     with pytest.raises(DataError) as error:
       start(config_of(**{name: value}))
