@@ -30,6 +30,7 @@ _LOOK = 0.1  # seconds between two questions whether to stop
 _SECONDS = "rain_jax_seconds.json"  # beside the compiled programs
 _KEPT = 500  # programs whose seconds are kept, the latest
 
+_KEEPING = threading.Lock()  # held while the record of seconds is written
 _heard = threading.local()
 
 
@@ -66,8 +67,9 @@ class Ahead:
     after: "Ahead | None" = None,
   ):
     _listen()
-    self._of, self._about, self._between, self._after = of, about, between, after
-    self._record, self._lock = _read_record(), threading.Lock()
+    self._of, self._about, self._between = of, about, between
+    self._before = after.futures() if after else []
+    self._record, self._closed = _read_record(), threading.Event()
     named = {program.name: program for program in programs}
     threads = max(1, min(len(named), machine.cores(), _THREADS))
     self._pool = concurrent.futures.ThreadPoolExecutor(threads, _NAME)
@@ -95,12 +97,19 @@ class Ahead:
 
   def close(self) -> None:
     """Begins no more programs; what is being compiled comes to its end in its thread."""
+    self._closed.set()  # for those that wait for the programs before them
     self._pool.shutdown(wait=False, cancel_futures=True)
 
+  def futures(self) -> list[concurrent.futures.Future]:
+    """Of its programs and of those that come before them."""
+    return [*self._before, *self._compiled.values()]
+
   def _compile(self, program: Program) -> None:
-    for before in self._after._compiled.values() if self._after else ():
+    for before in self._before:
       with contextlib.suppress(concurrent.futures.CancelledError):
         before.exception()  # whoever waits for that program is told
+    if self._closed.is_set():
+      return
     begin = time.monotonic()
     lowered = program.lower()
     _heard.hits = 0
@@ -117,13 +126,14 @@ class Ahead:
     return f"{name} ({known})"
 
   def _keep(self, name: str, seconds: float) -> None:
-    with self._lock:
-      self._record.pop(self._key(name), None)
-      self._record[self._key(name)] = round(seconds, 1)
-      path = _record_path()
-      if path is not None:
-        with contextlib.suppress(OSError):  # a run can do without
-          replace_text(path, json.dumps(dict(list(self._record.items())[-_KEPT:]), indent=0) + "\n")
+    path = _record_path()
+    if path is None:
+      return
+    with _KEEPING, contextlib.suppress(OSError):  # a run can do without
+      record = _read_record()  # with what was kept since this one was read
+      record.pop(self._key(name), None)
+      record[self._key(name)] = round(seconds, 1)
+      replace_text(path, json.dumps(dict(list(record.items())[-_KEPT:]), indent=0) + "\n")
 
 
 def busy() -> bool:

@@ -226,11 +226,12 @@ class Session:
       verdict=verdict_model.static_part(loaded, self.preference),
     )
     tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
+    lm, prefix_ids = self.lm, self.prefix_ids  # a reference to self would keep its arrays in memory
     self._params_of = lambda loaded: make_params(
       loaded.model.params,
       tables,
-      self.lm,
-      self.prefix_ids,
+      lm,
+      prefix_ids,
       Override(flipped=session_config.verdict_noise),
       verdict_model.correction(session_config.calibration),
       loaded.mesh,

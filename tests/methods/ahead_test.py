@@ -1,7 +1,9 @@
 """Programs that are compiled side by side are those that are called, and nothing of it is lost."""
 
 import collections
+import concurrent.futures
 import dataclasses
+import json
 import logging
 import os
 import subprocess
@@ -109,7 +111,8 @@ def test_programs_of_the_next_task_come_after_those_of_this_one():
 
   # More than there are threads; some are never begun.
   first = ahead.Ahead([program(f"long {number}") for number in range(ahead._THREADS + 1)])
-  second = ahead.Ahead([program("next")], after=first)
+  nothing_left = ahead.Ahead([], after=first)
+  second = ahead.Ahead([program("next")], after=nothing_left)
   time.sleep(0.2)
   assert begun and "next" not in begun
   first.close()
@@ -117,6 +120,39 @@ def test_programs_of_the_next_task_come_after_those_of_this_one():
   second.wait("next")
   assert begun[-1] == "next" and "long 4" not in begun
   second.close()
+  nothing_left.close()
+
+
+def test_programs_of_the_next_task_are_not_begun_after_all_are_closed():
+  asked, begun = threading.Event(), []
+
+  def program(name):
+    def lower():
+      begun.append(name)
+      assert asked.wait(60)
+      return jax.jit(lambda x: x + 0.432).lower(1.0)
+
+    return ahead.Program(name, lower)
+
+  first = ahead.Ahead([program("first")], "a model")
+  second = ahead.Ahead([program("second")], "a model", after=first)
+  time.sleep(0.2)
+  second.close()
+  first.close()
+  asked.set()
+  done, running = concurrent.futures.wait(second.futures(), 60)
+  assert len(done) == 2 and not running and begun == ["first"]
+
+
+def test_all_tasks_keep_the_seconds_of_their_programs(record):
+  lower = lambda number: jax.jit(lambda x: x + number).lower(1.0)
+  program = lambda name, number: ahead.Program(name, lambda: lower(number))
+  first = ahead.Ahead([program("one", 0.543)], "a model")
+  second = ahead.Ahead([program("two", 0.654)], "a model", after=first)
+  second.wait("two")
+  assert set(json.loads(record.read_text("utf-8"))) == {"a model: one", "a model: two"}
+  second.close()
+  first.close()
 
 
 def test_a_line_says_what_is_waited_for_and_how_long_it_took(monkeypatch, caplog, record):

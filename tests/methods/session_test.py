@@ -1,9 +1,11 @@
 """Texts longer than the model was made for are told once a run, and refused beyond twice that."""
 
 import dataclasses
+import gc
 import json
 import logging
 import shutil
+import weakref
 
 import pytest
 
@@ -90,6 +92,18 @@ def test_a_plan_tells_it_too(checkpoint, short, caplog):
   assert len([m for m in caplog.messages if "the model was made for" in m]) == 1
   with pytest.raises(DataError, match="the model was made for 99"):
     job.plans(config | {"model": {"path": str(short(99)), "dtype": "float32"}})
+
+
+def test_a_session_is_gone_with_its_last_reference(checkpoint):
+  rain = api.Rain(loading.load(str(checkpoint)))
+  session = weakref.ref(rain.session(["the cat"], "harmless", API_CONFIG))
+  gc.disable()
+  try:
+    assert session() is not None
+    del rain
+    assert session() is None
+  finally:
+    gc.enable()
 
 
 def test_a_prompt_that_the_chat_template_does_not_take_is_rejected_alone(checkpoint):
