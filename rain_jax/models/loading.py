@@ -94,10 +94,10 @@ def begin(
     adapter: folder or hub name of a LoRA adapter to merge, see `hf.load`; "" for none.
     scores: it has to be a reward model, see `hf.load`; otherwise a language model.
     planned_for: bytes of memory of each device of a machine that is not at hand. Weights need not
-      be there then: the fingerprint is empty, and shapes have no places.
+      be there then: the fingerprint is empty, and shapes have no shardings.
 
   Returns:
-    The abstract model, shapes and dtypes where its weights will be; and what returns the same with
+    The abstract model, with shapes in place of weights; and a function that returns the model with
     its weights, or raises CheckpointError.
 
   Raises:
@@ -128,7 +128,7 @@ def begin(
 
 
 def _placed(model: Model, mesh: jax.sharding.Mesh | None) -> Model:
-  """An abstract model whose shapes say where its weights will be."""
+  """An abstract model whose shapes have the shardings that its weights will have."""
   place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   params = jax.tree.map(place, model.params, shardings(model, mesh))
   return dataclasses.replace(model, params=params)

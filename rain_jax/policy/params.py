@@ -104,8 +104,8 @@ def make_params(
 
   Returns:
     See `Params`. Of an abstract model, whose parameters are shapes, it is shapes; nothing is computed.
-    If those have places, so has all that follows from them, and the rest is there: what is compiled
-    for it can be called with what the weights will make of it.
+    If these have shardings, so have the shapes of what is computed from the parameters, and the rest
+    are arrays: a program compiled for them can be called with what the weights give later.
   """
   weight, *_ = jax.tree.leaves(model_params)
   abstract = isinstance(weight, jax.ShapeDtypeStruct)
