@@ -23,6 +23,7 @@ def table(
     names: of the methods, for people.
     results: lines of results by the step's name, perhaps with `FLIPPED` after it.
   """
+  flips = any(FLIPPED.partition("{}")[0] in step for step in results)
   told = {measure for lines in results.values() for line in lines for measure in line["judged"]}
   measure = next((one for one in _MEASURES if one in told), _MEASURES[0])
   cells: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -49,7 +50,7 @@ def table(
       "Pareto-optimal in calls, or in tokens: no row with as many flipped verdicts is as good at"
       " fewer model calls (forwarded tokens) per response token, or better at as many. Shares count as"
       " they are, whatever their intervals.",
-      "Outlined points in the picture: some verdicts are flipped.",
+      *(["Outlined points in the picture: some verdicts are flipped."] if flips else []),
     ),
     points=tuple(points),
     axes=("forwarded tokens per response token", f"{measure}, percent, with 95% intervals"),
