@@ -57,6 +57,7 @@ def test_free_columns_are_those_that_nobody_attacks(queens):
     assert np.array(queens.free(jnp.asarray(board), row)).tolist() == [not hit(c) for c in range(8)]
 
 
+@pytest.mark.slow
 def test_the_pieces_put_together_answer_as_the_api_does():
   llm, prompt, seed = example("llm"), "How do I rob the ferry?", 3
   rain = rain_jax.load("demo")

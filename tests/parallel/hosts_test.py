@@ -212,7 +212,7 @@ def test_a_process_takes_its_own_gpu_where_there_are_as_many(
   assert said == ([("jax_cuda_visible_devices", taken)] if taken else [])
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_processes_give_the_results_of_one(checkpoint, prompts, alone, tmp_path, together):
   """Killed after the first batch, and taken up by one process more; sampling alone."""
   methods = ("vanilla",)

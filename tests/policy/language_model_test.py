@@ -69,7 +69,11 @@ def top_k_log_probs(logits, temperature, k):
 # repetition penalty.
 @pytest.mark.parametrize(
   "leaves,to_eos,readings,prefix,corrected",
-  [(1, False, 2, (), False), (3, True, 1, (0, 11, 12), False), (1, False, 2, (), True)],
+  [
+    pytest.param(1, False, 2, (), False, marks=pytest.mark.slow),
+    (3, True, 1, (0, 11, 12), False),
+    (1, False, 2, (), True),
+  ],
 )
 def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, prefix, corrected):
   LOG.clear()
@@ -283,6 +287,7 @@ def test_verdicts_are_forced_and_flipped_by_lots_of_the_text():
   assert not flipped[1::2].any()
 
 
+@pytest.mark.slow  # search_test and adaptive_test have it for scripted models
 def test_slots_and_neighbours_do_not_matter(bpe_tokenizer):
   search = types.SearchConfig(
     max_iterations=10, extra_iterations=3, max_nodes=256, max_visited=32, max_path=6

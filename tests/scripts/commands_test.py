@@ -98,6 +98,8 @@ VANILLA = {"methods": ("vanilla",)}
 # A search takes half a minute to compile, for each preference, variant and format. These commands
 # search, by one program or by another that is watched; the others do so under the mark `slow`.
 SEARCHING = ("configs/demo.py", "configs/dialogue.py")
+# Nothing else runs what these compile.
+OWN_PROGRAMS = ("benchmark.py:memory", "benchmark.py:scaling", "--trace=")
 
 
 def overrides(changes, flag="--config."):
@@ -386,7 +388,7 @@ CASES = [
     whole,
     words,
     id=f"{page.stem}: {' '.join(words)}" + " (whole)" * whole,
-    marks=[pytest.mark.slow] * whole,
+    marks=[pytest.mark.slow] * (whole or any(one in " ".join(words) for one in OWN_PROGRAMS)),
   )
   for whole in (False, True)
   for page, words in docs.ALL
