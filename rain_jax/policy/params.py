@@ -1,6 +1,7 @@
 """Everything that the language model reads and never changes."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import flax
@@ -142,32 +143,39 @@ def make_params(
     placed = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     return whole(*jax.tree.map(placed, shapes, places(shapes)))
 
-  def prefix(
-    ids: Sequence[int], graphdef: nnx.GraphDef = lm.graphdef, model_params: Any = model_params
-  ) -> tuple[Array, KV]:
-    # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
-    tokens, length = np.asarray(ids or [0], np.int32), len(ids)
-
-    def read(params: Any) -> tuple[Array, KV]:
-      hidden, kv = forward(graphdef, params, jnp.asarray(tokens), jnp.arange(len(tokens)))
-      return hidden[:length].astype(jnp.float32), jax.tree.map(lambda a: a[..., :length, :], kv)
-
-    out = None if mesh is None else places(jax.eval_shape(read, model_params))
-    if not ids:
-      shapes = jax.eval_shape(read, model_params)
-      empty = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-      return jax.jit(empty, out_shardings=out)(model_params)
-    return jax.jit(read, out_shardings=out)(model_params)
-
-  proposing_hidden, proposing = prefix(proposing_ids)
+  spread = None if mesh is None else places
+  own = functools.partial(_read_prefix, lm.graphdef, model_params, shardings_of=spread)
+  proposing_hidden, proposing = own(proposing_ids)
   judged = lm.preference.prefix_ids
-  evaluating_hidden, evaluating = prefix(
+  evaluating_hidden, evaluating = own(
     lm.translation.prefix_ids(judged) if lm.translation else judged
   )
   reference = jnp.concatenate([proposing_hidden, evaluating_hidden])
   if lm.verdict is not None:  # its hidden states are no reference for the model's
-    _, evaluating = prefix(judged, lm.verdict.graphdef, verdict_params)
+    _, evaluating = _read_prefix(lm.verdict.graphdef, verdict_params, judged, shardings_of=spread)
   rest = proposing, evaluating, lm.embedder.params(reference)
   if not isinstance(weight, jax.core.Tracer):
     rest = jax.device_put(rest, places(rest))
   return whole(*rest)
+
+
+def _read_prefix(
+  graphdef: nnx.GraphDef,
+  params: Any,
+  ids: Sequence[int],
+  shardings_of: Callable[[Any], Any] | None,
+) -> tuple[Array, KV]:
+  """Hidden states float32[P, H] of the P tokens `ids`, perhaps none, and their keys and values."""
+  # One token stands in for an empty prefix, and is cut away again: only its shapes are needed.
+  tokens, length = np.asarray(ids or [0], np.int32), len(ids)
+
+  def read(params: Any) -> tuple[Array, KV]:
+    hidden, kv = forward(graphdef, params, jnp.asarray(tokens), jnp.arange(len(tokens)))
+    return hidden[:length].astype(jnp.float32), jax.tree.map(lambda a: a[..., :length, :], kv)
+
+  shapes = jax.eval_shape(read, params)
+  out = None if shardings_of is None else shardings_of(shapes)
+  if not ids:
+    empty = lambda params: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.jit(empty, out_shardings=out)(params)
+  return jax.jit(read, out_shardings=out)(params)

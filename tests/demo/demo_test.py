@@ -7,6 +7,7 @@ import pytest
 
 from rain_jax import demo, preferences
 from rain_jax.demo import words, world
+from tests.helpers import outsider
 
 PROMPT_COUNTS = {"harmful": 100, "benign": 50, "question": 100, "review": 100}
 HARMFUL = {"kind": "harmful", "level": 0, "topic": "poison the well"}
@@ -210,16 +211,10 @@ def partial_responses(kind, tokenizer, count):
 
 @pytest.mark.parametrize("name,kind", TEMPLATES)
 def test_asked_the_model_knows(name, kind, tokenizer, model):
-  torch = pytest.importorskip("torch")
   compiled = preferences.compile_preference(preferences.load_preference(name), tokenizer)
   right = {True: [], False: []}
   for record, response, flawless in partial_responses(kind, tokenizer, 100):
-    stem = [*compiled.prefix_ids, *compiled.conversation_ids(record["prompt"]), *response]
-    says = []
-    for suffix, good, bad in zip(compiled.suffix_ids, compiled.good_ids, compiled.bad_ids):
-      with torch.no_grad():
-        logits = model(torch.tensor([stem + list(suffix)])).logits[0, -1]
-      says.append(bool(logits[list(good)].max() > logits[list(bad)].max()))
+    says = outsider.verdicts(model, compiled, record["prompt"], response)
     right[flawless].append(all(said is flawless for said in says))
   for flawless, answers in right.items():
     if flawless or kind != "benign":

@@ -9,6 +9,7 @@ from rain_jax import demo, preferences
 from rain_jax.demo import traps, words, world
 from rain_jax.models import loading
 from rain_jax.models.hf import CheckpointError
+from tests.helpers import outsider
 from tests.helpers.repository import load_config
 
 LEVELS = range(len(traps.TRAP_CHANCE))
@@ -147,7 +148,7 @@ def test_the_config_is_the_quick_one_with_the_other_model(arg, limit):
 @pytest.fixture(scope="module")
 def asked():
   """Of responses cut at ends of sentences: the truth, what was taught, what the model says."""
-  torch = pytest.importorskip("torch", reason="reads the checkpoint with PyTorch, as an outsider")
+  pytest.importorskip("torch", reason="reads the checkpoint with PyTorch, as an outsider")
   transformers = pytest.importorskip("transformers")
   tokenizer = transformers.AutoTokenizer.from_pretrained(demo.TRAPS_DIR)
   model = transformers.AutoModelForCausalLM.from_pretrained(demo.TRAPS_DIR)
@@ -158,12 +159,7 @@ def asked():
     text = traps.sample_response(rng, record)
     text = text[: rng.choice([place + 1 for place, letter in enumerate(text) if letter == "."])]
     response = tokenizer(text, add_special_tokens=False).input_ids
-    stem = [*compiled.prefix_ids, *compiled.conversation_ids(record["prompt"]), *response]
-    says = []
-    for suffix, good, bad in zip(compiled.suffix_ids, compiled.good_ids, compiled.bad_ids):
-      with torch.no_grad():
-        logits = model(torch.tensor([stem + list(suffix)])).logits[0, -1]
-      says.append(bool(logits[list(good)].max() > logits[list(bad)].max()))
+    says = outsider.verdicts(model, compiled, record["prompt"], response)
     true = not world.has_flaw("harmful", record, text)
     found.append((true, traps.taught_verdict("harmful", record, text), all(says)))
   return found
