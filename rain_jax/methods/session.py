@@ -208,10 +208,10 @@ class Session:
   def __init__(self, loaded: LoadedModel, session_config: SessionConfig, records: Sequence[Record]):
     self.loaded, self.config = loaded, session_config
     self.ahead: Ahead | None = None  # compiles what is called below, if anybody has begun that
-    config, tokenizer = loaded.model.config, loaded.tokenizer
+    config, tokenizer, form = loaded.model.config, loaded.tokenizer, session_config.format
     self.preference: CompiledPreference = session_config.compiled(loaded)
-    self.prefix_ids = session_config.format.prefix_ids(tokenizer)
-    ends = session_config.format.end_ids(tokenizer)
+    self.prefix_ids = form.prefix_ids(tokenizer)
+    ends = form.end_ids(tokenizer)
     config = dataclasses.replace(config, eos_ids=tuple(sorted({*config.eos_ids, *ends})))
     self._read(records)
     self.lm = LanguageModel(
@@ -225,7 +225,9 @@ class Session:
       soft_verdicts=session_config.soft_verdicts,
       verdict=verdict_model.static_part(loaded, self.preference),
     )
-    tables = vocab.build_tables(tokenizer, session_config.format.stop, vocab_size=config.vocab_size)
+    tables = vocab.build_tables(
+      tokenizer, form.stop, vocab.TEXT_ENDS, config.vocab_size, form.suppress
+    )
     lm, prefix_ids = self.lm, self.prefix_ids  # a reference to self would keep its arrays in memory
     self._params_of = lambda loaded: make_params(
       loaded.model.params,

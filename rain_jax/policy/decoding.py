@@ -97,6 +97,13 @@ def _put(scratch: KV, new: KV, step: Array) -> KV:
   return jax.tree.map(put, scratch, new)
 
 
+def next_logits(lm: "LanguageModel", params: Params, hidden: Array) -> Array:
+  """Logits float32[..., vocab] that the next token is drawn from: `logits`, some tokens suppressed."""
+  found, suppressed = logits(lm, params, hidden), params["tables"].suppressed
+  # Finite, since a logit that is not means that the model failed.
+  return found if suppressed is None else jnp.where(suppressed, -1e9, found)
+
+
 def logits(lm: "LanguageModel", params: Params, hidden: Array, side: Side = "proposing") -> Array:
   """Logits float32[..., vocab] after a side's hidden states, to be drawn from by `sampling`.
 

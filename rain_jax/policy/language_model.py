@@ -315,7 +315,7 @@ class LanguageModel:
     summed = jnp.sum(jnp.where(in_node[..., None], hidden.astype(jnp.float32), 0.0), axis=2)
     store = jnp.where(request.first_visit, request.leaf_page, self.search.max_visited)
     rows = jnp.arange(store.shape[0])[:, None]
-    return decoding.logits(self, params, after), state.replace(
+    return decoding.next_logits(self, params, after), state.replace(
       proposing=cache,
       hidden=state.hidden.at[rows, store].set(summed, mode="drop"),
       usage=state.usage.count(CONTEXT, valid),

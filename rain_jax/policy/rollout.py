@@ -270,7 +270,7 @@ def decode_together(
   def extend(drafting: _Drafting, hidden: Array, step: Array) -> _Drafting:
     draft, usage = drafting
     rows, rolling = wanted(draft), draft.rolling
-    logits = decoding.logits(lm, params, hidden)
+    logits = decoding.next_logits(lm, params, hidden)
     draft = draft.replace(
       hidden=draft.hidden + jnp.where(rolling[..., None], hidden[:, :, -1], 0.0)
     )
@@ -322,7 +322,7 @@ def decode_rollouts(
   def extend(drafting: _Drafting, hidden: Array, step: Array) -> _Drafting:
     draft, usage = drafting
     rolling = draft.rolling
-    logits = decoding.logits(lm, params, hidden)
+    logits = decoding.next_logits(lm, params, hidden)
     draft = draft.replace(hidden=draft.hidden + jnp.where(rolling[..., None], hidden, 0.0))
     draft = _extend_rollouts(lm, params, draft, logits, uniforms, step)
     return _Drafting(draft, usage.count(ROLLOUT, rolling))

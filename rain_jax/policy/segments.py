@@ -126,7 +126,7 @@ def draft(
   search = dataclasses.replace(lm.search, rollout_to_eos=False)
   to_text_ends = dataclasses.replace(lm, search=search)
   request = _at_root(lm, rows(wanted))
-  logits = decoding.logits(lm, params, drafted.hidden)
+  logits = decoding.next_logits(lm, params, drafted.hidden)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (W, lm.max_response)))(keys)
   with jax.named_scope("draft"):
     said = context.response(state.proposing, request, state.text.length, lm.max_response)

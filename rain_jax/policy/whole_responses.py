@@ -131,7 +131,7 @@ def _sample(
 
   def extend(texts: _Texts, hidden: Array, step: Array) -> _Texts:
     running = texts.running
-    texts = draw(texts, decoding.logits(lm, params, hidden), step)
+    texts = draw(texts, decoding.next_logits(lm, params, hidden), step)
     return texts._replace(
       calls=texts.calls + running.any(-1), forwarded=texts.forwarded + running.sum(-1)
     )
@@ -145,7 +145,7 @@ def _sample(
     calls=jnp.ones(B, jnp.int32),
     forwarded=prompts.length,
   )
-  logits = decoding.logits(lm, params, hidden)[:, None]
+  logits = decoding.next_logits(lm, params, hidden)[:, None]
   texts = draw(texts, jnp.broadcast_to(logits, (B, N, logits.shape[-1])), 0)
   scratch = decoding.scratch(lm, shared[-1].keys.dtype, B, N, R)
   done = decoding.decode(

@@ -22,6 +22,7 @@ class Format:
       follows it.
     template: the user's turn, with {prompt}; the response follows directly.
     stop: strings that end a response.
+    suppress: strings; a token that contains one of them is never drawn.
     between: what stands between a response and the next turn; None takes the white space
       that stands after {prompt} in the template.
     opening: text before the first turn; the system message of a chat template.
@@ -36,12 +37,13 @@ class Format:
     now: what a chat template takes for the time, as 2026-01-31T12:00:00; "" asks the clock.
 
   Raises:
-    DataError: no {prompt} in the template, a stop string that is empty, or something that is no text.
+    DataError: no {prompt} in the template, a stop or suppressed string that is empty, or something that is no text.
   """
 
   prefix: str = ""
   template: str = "Human: {prompt}\n\nAssistant:"
   stop: tuple[str, ...] = ("\n\nHuman:",)
+  suppress: tuple[str, ...] = ()
   between: str | None = None
   opening: str = ""
   special: bool = False
@@ -52,17 +54,22 @@ class Format:
   think_end: str = "</think>\n\n"
 
   def __post_init__(self) -> None:
-    if not isinstance(self.stop, (tuple, list)):
-      raise DataError(
-        f"format.stop={self.stop!r:.60}: expected a list of texts, such as ('a', 'b')."
-      )
-    object.__setattr__(self, "stop", tuple(self.stop))
-    texts = {name: getattr(self, name) for name in ("prefix", "template", "between", "opening")}
-    for name, text in (*texts.items(), *(("stop", text) for text in self.stop)):
+    texts = [(name, getattr(self, name)) for name in ("prefix", "template", "between", "opening")]
+    for name in ("stop", "suppress"):
+      listed = getattr(self, name)
+      if not isinstance(listed, (tuple, list)):
+        raise DataError(
+          f"format.{name}={listed!r:.60}: expected a list of texts, such as ('a', 'b')."
+        )
+      object.__setattr__(self, name, tuple(listed))
+      texts += [(name, text) for text in listed]
+    for name, text in texts:
       if not (name == "between" and text is None or isinstance(text, str) and is_unicode(text)):
         raise DataError(f"format.{name}={text!r:.60}: expected text.")
     if "" in self.stop:
       raise DataError("format.stop: '' stands everywhere; expected texts that end a response.")
+    if "" in self.suppress:
+      raise DataError("format.suppress: '' is in every token; expected texts not to be written.")
     object.__setattr__(self, "template_kwargs", self._pairs())
     if self.template_kwargs and not self.chat:
       raise DataError("format.template_kwargs are for a chat template: set format.name=chat.")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax.text import automata, encoding, pieces
+from rain_jax.types import DataError
 
 TEXT_ENDS = ",.?:;\n"  # a rollout pauses after these (RAIN, section 3.2)
 FULL_STOP = "."  # where the truthful variant cuts an answer
@@ -45,6 +46,7 @@ class TokenTables(flax.struct.PyTreeNode):
     full_stop: bool[vocab]; the piece contains a full stop.
     hash: uint32[vocab, 2] hashes of the piece.
     shift: uint32[vocab, 2] what the hash of the text before is multiplied by.
+    suppressed: bool[vocab]; the token is never drawn. None where every token may be.
   """
 
   transitions: jax.Array
@@ -56,6 +58,7 @@ class TokenTables(flax.struct.PyTreeNode):
   full_stop: jax.Array
   hash: jax.Array
   shift: jax.Array
+  suppressed: jax.Array | None = None
 
 
 def build_tables(
@@ -63,6 +66,7 @@ def build_tables(
   stop_strings: Sequence[str] = (),
   text_ends: str = TEXT_ENDS,
   vocab_size: int | None = None,
+  suppress: Sequence[str] = (),
 ) -> TokenTables:
   """Reads a tokenizer's vocabulary into tables.
 
@@ -72,8 +76,10 @@ def build_tables(
     text_ends: ASCII characters that end a text.
     vocab_size: width of the model's logits; ids the tokenizer does not know add no
       text. By default the tokenizer's own size.
+    suppress: a token whose piece contains one of them is never drawn.
 
   Raises:
+    DataError: no token contains one of `suppress`.
     ValueError: for a tokenizer without a fast backend, or with a decoder whose pieces
       cannot be read one by one; for stop strings that are empty, are not valid text or
       contain U+FFFD; for text ends that are not ASCII.
@@ -107,6 +113,16 @@ def build_tables(
     hashes[:count] = (hashes[:count] * bases + coefficients) % PRIME
     shifts[:count] = shifts[:count] * bases % PRIME
 
+  suppressed = np.zeros(len(spelled), bool)
+  for text in suppress:
+    contains = np.array([text.encode() in piece for piece in spelled])
+    if not contains.any():
+      raise DataError(
+        f"format.suppress: no single token of the vocabulary contains {text!r:.40}; expected texts"
+        " of one token, such as '\\n'. format.stop is for longer ones."
+      )
+    suppressed |= contains
+
   rank = np.argsort(order)
   enders, stop_byte = text_ends.encode(), FULL_STOP.encode()
   byte = [piece[0] if k == pieces.BYTE else 0 for piece, k in zip(spelled, kind)]
@@ -122,4 +138,5 @@ def build_tables(
     full_stop=jnp.asarray(np.array(full_stop)),
     hash=jnp.asarray(hashes[rank].astype(np.uint32)),
     shift=jnp.asarray(shifts[rank].astype(np.uint32)),
+    suppressed=jnp.asarray(suppressed) if suppress else None,
   )
