@@ -67,7 +67,7 @@ def prompt_chunk() -> int:
 
   Accelerators read hundreds in the time of one; a CPU would compute padding.
   """
-  return 64 if name() == "cpu" else 512
+  return 128 if name() == "cpu" else 512
 
 
 def leaves_cores_idle() -> bool:

@@ -78,7 +78,7 @@ def read_prompt(
   tokens = jnp.zeros(S, jnp.int32).at[: prompt.tokens.shape[0]].set(prompt.tokens)
   prefix, offset = context.prefix(params, side)
   graphdef, weights = context.reader(lm, params, side)
-  chunk = min(backend.prompt_chunk(), S)
+  chunk = min(backend.prompt_chunk(), prompt.tokens.shape[0])
   # What is masked is multiplied by zero, and zero times a NaN that a failed prompt left is NaN.
   wipe = lambda kv: jax.tree.map(lambda a: a.at[:, slot].set(0), kv)
   cache = cache.replace(context=wipe(cache.context), pool=wipe(cache.pool))

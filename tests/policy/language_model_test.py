@@ -104,10 +104,11 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
     preference = dataclasses.replace(lm.preference, control_ids=CONTROL, stand_in=45)
     lm = dataclasses.replace(lm, preference=preference)
     params["correction"] = CORRECTION
+    params["tables"] = params["tables"].replace(suppressed=jnp.arange(len(bpe_tokenizer)) % 3 == 2)
   _, _, state = search_all(lm, params)
   jax.block_until_ready(state)
   jax.effects_barrier()
-  read = padded_reader(lm, params)
+  read = drawn_from(params, padded_reader(lm, params))
   judge = padded_reader(lm, params, side="evaluating")
   seen = collections.Counter()
   for tokens, length, evaluating, evaluating_length, committed, request, drawn, value in LOG[::3]:
@@ -134,6 +135,17 @@ def test_evaluation_equals_whole_texts(bpe_tokenizer, leaves, to_eos, readings, 
   for what in ("first", "deeper", "greedy", "rolled", "good", "bad", "eos"):
     assert seen[what] or (what == "eos" and corrected), (what, seen)
   assert bool(search.sample_top_k) == bool(seen["among the most probable"])
+
+
+def drawn_from(params, read):
+  """`read` with the logits that tokens are drawn from."""
+  suppressed = params["tables"].suppressed
+
+  def allowed(ids):
+    hidden, logits = read(ids)
+    return hidden, logits if suppressed is None else np.where(suppressed, -1e9, logits)
+
+  return allowed
 
 
 def check_candidates(lm, read, leaf, said, request, drawn, b, w, seen):

@@ -27,7 +27,7 @@ def made(request, bpe_tokenizer):
   """(tokenizer, language model, params, reader of whole texts), without and with a prefix.
 
   Where there is one, another model gives the verdicts, and reads some tokens as another, and only
-  the most probable tokens are drawn from.
+  the most probable tokens are drawn from, and not every token may be.
   """
   plain = request.param == "plain"
   search = SEARCH if plain else dataclasses.replace(SEARCH, sample_top_k=TOP_K)
@@ -38,6 +38,7 @@ def made(request, bpe_tokenizer):
   stop = encoding.encode_continuation(bpe_tokenizer, "Human:")
   params = {**params, "model": leaning(params["model"], stop)}
   model, tables, judge = (params[name] for name in ("model", "tables", "verdict_model"))
+  tables = tables if plain else tables.replace(suppressed=jnp.arange(len(bpe_tokenizer)) % 3 == 2)
   params = make_params(model, tables, lm, () if plain else PREFIX, verdict_params=judge)
   return bpe_tokenizer, lm, params, () if plain else PREFIX, padded_reader(lm, params)
 
@@ -68,6 +69,12 @@ def draw(lm, params, numbers, first=0, samples=N, ends=()):
   return jax.tree.map(np.asarray, drawn)
 
 
+def allowed(params, logits):
+  """Logits without the suppressed tokens."""
+  suppressed = params["tables"].suppressed
+  return logits if suppressed is None else np.where(suppressed, -np.inf, logits)
+
+
 def spelled(tokenizer, ids):
   return tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -86,7 +93,7 @@ def test_every_token_is_what_whole_texts_and_the_key_say(made):
     _, logits = read(start + ids[:-1])
     uniforms = np.asarray(jax.random.uniform(jax.random.fold_in(keys_of(numbers)[b], i), (R,)))
     for step, token in enumerate(ids):
-      scores = logits[len(start) - 1 + step]
+      scores = allowed(params, logits[len(start) - 1 + step])
       tokens = np.arange(len(scores))
       if lm.search.sample_top_k:
         tokens = np.argsort(-scores, kind="stable")[: lm.search.sample_top_k]

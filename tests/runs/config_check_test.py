@@ -138,6 +138,8 @@ def test_what_the_python_api_takes_has_the_same_ranges():
     ({"stop": ("",)}, "format.stop: '' stands everywhere"),
     ({"stop": "abc"}, "format.stop='abc': expected a list of texts"),
     ({"stop": (1,)}, "format.stop=1: expected text."),
+    ({"suppress": "abc"}, "format.suppress='abc': expected a list of texts"),
+    ({"suppress": ("a", "")}, "format.suppress: '' is in every token"),
     ({"prefix": "\ud800"}, "format.prefix='\\ud800': expected text."),
     ({"opening": None}, "format.opening=None: expected text."),
   ],

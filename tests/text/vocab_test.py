@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from rain_jax.text import automata, encoding, scanner, vocab
+from rain_jax.types import DataError
 
 ROWS, STEPS = 4_000, 16
 STOPS = ("\n\nHuman:", "\nQ:", "USER", "a USERs", "aaab", "日本", "é.", "<|end", "本a")
@@ -326,6 +327,18 @@ def test_utf8_automaton_accepts_exactly_valid_runs():
   runs += [run + bytes([last]) for run in runs if len(run) == 3 for last in edges[1:9]]
   assert sum(map(valid, runs)) > 500
   assert [run for run in runs if accepts(run) != valid(run)] == []
+
+
+def test_suppressed_tokens_are_those_whose_text_contains_one_of_the_texts(tokenizer):
+  assert vocab.build_tables(tokenizer).suppressed is None
+  size = len(tokenizer) + 3
+  tables = vocab.build_tables(tokenizer, vocab_size=size, suppress=("\n", "n"))
+  start = continuation(tokenizer, "a")
+  texts = [encoding.decode_response(tokenizer, start, [token]) for token in range(len(tokenizer))]
+  expected = ["\n" in text or "n" in text for text in texts] + [False] * 3
+  assert any(expected) and tables.suppressed.tolist() == expected
+  with pytest.raises(DataError, match="no single token of the vocabulary contains 'zqzqzq'"):
+    vocab.build_tables(tokenizer, suppress=("\n", "zqzqzq"))
 
 
 def test_ids_without_a_piece_add_no_text():
