@@ -49,16 +49,23 @@ def test_by_default_it_is_asked_in_the_form_in_which_it_tells(smollm2):
 
 
 def test_empty_lines_after_a_text_hide_what_it_says(smollm2):
-  """Why a search for what the verdict calls good ends in empty lines (docs/experiments.md)."""
-  said, tails = ("was closed.", "was rude to us.", "the soup was cold.", "it was wonderful."), 4
+  """Why configs/smollm2.py draws no line ends (docs/experiments.md)."""
+  said = (
+    "was closed.",
+    "was rude to us.",
+    "the soup was cold.",
+    "we went home.",
+    "it was wonderful.",
+  )
+  tails = 4
   records = [Record(str(n), "The waiter came to our table and") for n in range(len(said) * tails)]
   texts = [text + "\n" * lines for text in said for lines in range(tails)]
   examples = [preference_check.Example(*pair, True) for pair in zip(records, texts)]
   leads = check_of(smollm2, "positive:words", examples).answers.leads.reshape(-1, tails)
-  unkind, kind = leads[:3], leads[3]
+  unkind, bland, kind = leads[:3], leads[3], leads[4]
   (offset,) = load_calibration(CONFIGS / "smollm2_positive.yaml").offsets
-  assert (unkind[:, 0] < 0).all() and kind[0] > 2
-  assert (unkind[:, 3] > offset).all() and np.ptp(leads[:, 3]) < np.ptp(leads[:, 0]) / 3
+  assert (unkind[:, 0] < 0).all() and 0 < bland[0] < offset and kind[0] > offset + 1
+  assert (unkind[:, 3] > 0.5).all() and np.ptp(leads[:, 3]) < np.ptp(leads[:, 0]) / 3
 
 
 @pytest.mark.parametrize("name", preferences.bundled_names())
