@@ -225,9 +225,7 @@ class Session:
       soft_verdicts=session_config.soft_verdicts,
       verdict=verdict_model.static_part(loaded, self.preference),
     )
-    tables = vocab.build_tables(
-      tokenizer, form.stop, vocab.TEXT_ENDS, config.vocab_size, form.suppress
-    )
+    tables = vocab.build_tables(tokenizer, form.stop, form.suppress, config.vocab_size)
     lm, prefix_ids = self.lm, self.prefix_ids  # a reference to self would keep its arrays in memory
     self._params_of = lambda loaded: make_params(
       loaded.model.params,

@@ -64,19 +64,19 @@ class TokenTables(flax.struct.PyTreeNode):
 def build_tables(
   tokenizer: Any,
   stop_strings: Sequence[str] = (),
-  text_ends: str = TEXT_ENDS,
-  vocab_size: int | None = None,
   suppress: Sequence[str] = (),
+  vocab_size: int | None = None,
+  text_ends: str = TEXT_ENDS,
 ) -> TokenTables:
   """Reads a tokenizer's vocabulary into tables.
 
   Args:
     tokenizer: a fast tokenizer of transformers.
     stop_strings: a response ends when it contains one of them (docs/architecture.md, section 2).
-    text_ends: ASCII characters that end a text.
+    suppress: a token whose piece contains one of them is never drawn.
     vocab_size: width of the model's logits; ids the tokenizer does not know add no
       text. By default the tokenizer's own size.
-    suppress: a token whose piece contains one of them is never drawn.
+    text_ends: ASCII characters that end a text.
 
   Raises:
     DataError: no token contains one of `suppress`.
