@@ -47,7 +47,7 @@ def test_what_was_traced_for_one_backend_is_not_used_for_another():
   for name in ("tpu", "cpu", "tpu"):
     with backend.target(name):
       found.append(int(call(0)))
-  assert found == [64, 512, 64, 512]
+  assert found == [128, 512, 128, 512]
   assert sorted(set(traced)) == ["cpu", "tpu"]
 
 
