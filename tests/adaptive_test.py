@@ -28,7 +28,7 @@ COUNTERS = dict(
   drafts="drafts",
   taken_back="taken_back",
   searched_moves="searched_moves",
-  kept_best="search_kept_best",
+  kept_best="kept_best",
 )
 
 

@@ -7,6 +7,7 @@ neither helps. A response is in one of two states, and each step does one thing 
               the best is good             it is committed, and can be taken back; a fresh tree; DRAFT
               fewer than `root_tries`      DRAFT
               taken back < `search_after`, and there is a draft to take back   REWIND
+              the best reaches `search_below`   it is committed, as if it were good; DRAFT
               otherwise                    SEARCH
     SEARCH  one iteration of the exact search, in the tree whose root is the end of the text.
               a move is trusted            it is committed, with its subtree; DRAFT
@@ -123,13 +124,19 @@ def _commit_draft(
 def draft_round(
   state: DecodeState, model: types.Reviser, params: Any, drafting: Array, config: SearchConfig
 ) -> tuple[DecodeState, drafts.Drafts, Array]:
-  """DRAFT in the responses of `drafting` bool[B]: the state, the drafts, and which go back, bool[B]."""
+  """DRAFT in the responses of `drafting` bool[B].
+
+  Returns:
+    The state; the drafts, `good` where the best one was committed; and which go back, bool[B].
+  """
   state, made = _draft(state, model, params, drafting, config.root_tries, config)
   before = state.response_length
-  state = _commit_draft(state, model, params, made.best, made.good)
   back = made.over & _can_rewind(state, config)
   back &= state.counters.taken_back < config.search_after
-  held = _held(state)
+  kept = made.over & ~back & (made.best.margin >= config.search_below)
+  made = made._replace(good=made.good | kept, over=made.over & ~kept)
+  state = _commit_draft(state, model, params, made.best, made.good)
+  held, old = _held(state), state.counters
 
   def pushed(stack: Array, newest: Array) -> Array:
     longer = jnp.concatenate([newest[:, None], stack[:, :-1]], axis=1)
@@ -141,7 +148,8 @@ def draft_round(
       searching=held.searching | (made.over & ~back),
       begin=pushed(held.begin, before),
       end=pushed(held.end, state.response_length),
-    )
+    ),
+    counters=old.replace(kept_best=old.kept_best + kept),
   )
   return state, made, back
 

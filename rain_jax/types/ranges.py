@@ -122,6 +122,7 @@ SEARCH = {
   "root_tries": whole(1),
   "max_rewinds": whole(0, _SIZE),
   "search_after": whole(0),
+  "search_below": real(-1, 1),
 }
 SET_LENGTH = whole(1, _SIZE)
 SESSION = {

@@ -56,6 +56,8 @@ class SearchConfig:
       (adaptive).
     max_rewinds: committed drafts that a response may take back (adaptive).
     search_after: of these, after how many a search comes before the next (adaptive).
+    search_below: margin of the best draft below which a search comes in its place, where nothing is
+      taken back; -1 never searches unless all drafts were taken back before (adaptive).
   """
 
   set_lengths: tuple[int, ...] = (1, 2, 4, 10)
@@ -89,6 +91,7 @@ class SearchConfig:
   root_tries: int = 2
   max_rewinds: int = 64
   search_after: int = 64
+  search_below: float = 1.0
 
   def __post_init__(self) -> None:
     wrong = ranges.fault(ranges.SEARCH, vars(self))

@@ -19,6 +19,8 @@ BRANCHES = (
   "draft_banned",
   "round_all_banned",
   "draft_of_equal_margin",
+  "draft_kept_best",
+  "draft_kept_from_an_earlier_round",
   "rewind_after_drafts",
   "rewind_after_search",
   "rewind_over_a_searched_move",
@@ -81,19 +83,26 @@ class Adaptive:
   def run(self) -> "Adaptive":
     """To the end of the response."""
     while self.finish == RUNNING:
-      if self._drafted():
-        continue
-      if self._can_rewind() and self.count["taken_back"] < self.config.search_after:
+      best, drawn_last = self._drafted()
+      if best is not None and best.margin > self.config.draft_threshold:
+        self._commit_draft(best)
+      elif self._can_rewind() and self.count["taken_back"] < self.config.search_after:
         self._rewind("rewind_after_drafts")
+      elif best is not None and best.margin >= self.config.search_below:
+        self.count["kept_best"] += 1
+        self.count["draft_kept_best"] += 1
+        self.count["draft_kept_from_an_earlier_round"] += not drawn_last
+        self._commit_draft(best)
       else:
         self._search()
     self._close_search()
     return self
 
-  def _drafted(self) -> bool:
-    """Whether a draft was good, and so committed."""
+  def _drafted(self) -> tuple[Draft | None, bool]:
+    """The best draft, the first good one if there is any, and whether the last round drew it."""
     c, text, tried = self.config, tuple(self.pieces), 0
-    while tried < c.root_tries:
+    best, drawn_last = None, False
+    while tried < c.root_tries and (best is None or best.margin <= c.draft_threshold):
       drawn = [self.script.draft(text, tried + row) for row in range(c.root_rows)]
       allowed = [one for one in drawn if (*text, one.tokens) not in self.banned]
       self.count["draft_banned"] += len(allowed) < len(drawn)
@@ -101,22 +110,26 @@ class Adaptive:
       tried += c.root_rows
       self.count["drafts"] += c.root_rows
       self.count["steps"] += 1
+      drawn_last = False
       if not allowed:
         continue
-      best = max(allowed, key=lambda one: one.margin)  # the first of equal ones
-      self.count["draft_of_equal_margin"] += sum(o.margin == best.margin for o in allowed) > 1
-      if best.margin > c.draft_threshold:
-        self._close_search()
-        self.drafts.append(len(self.pieces))
-        self.pieces.append(best.tokens)
-        self.finish = best.finish
-        self.count["draft_good"] += 1
-        self.count["draft_good_in_second_round"] += tried > c.root_rows
-        self.count["draft_ends"] += best.finish != RUNNING
-        self.count["moves"] += 1
-        self.last_was_rewind = False
-        return True
-    return False
+      new = max(allowed, key=lambda one: one.margin)  # the first of equal ones
+      self.count["draft_of_equal_margin"] += sum(o.margin == new.margin for o in allowed) > 1
+      if best is None or new.margin > best.margin:
+        best, drawn_last = new, True
+    good = best is not None and best.margin > c.draft_threshold
+    self.count["draft_good"] += good
+    self.count["draft_good_in_second_round"] += good and tried > c.root_rows
+    return best, drawn_last
+
+  def _commit_draft(self, best: Draft) -> None:
+    self._close_search()
+    self.drafts.append(len(self.pieces))
+    self.pieces.append(best.tokens)
+    self.finish = best.finish
+    self.count["draft_ends"] += best.finish != RUNNING
+    self.count["moves"] += 1
+    self.last_was_rewind = False
 
   def _can_rewind(self) -> bool:
     left = self.count["taken_back"] < self.config.max_rewinds
@@ -171,6 +184,7 @@ class Adaptive:
     self.count["moves"] += 1
     self.count["searched_moves"] += 1
     self.count["search_trusted" if trusted else "search_kept_best"] += 1
+    self.count["kept_best"] += not trusted
     self.count["search_ends"] += best.finish != RUNNING
     self.last_was_rewind = False
 

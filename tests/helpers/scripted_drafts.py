@@ -208,5 +208,6 @@ MODEL = Model(
     root_tries=4,
     max_rewinds=3,
     search_after=1,
+    search_below=-0.02,
   )
 )
