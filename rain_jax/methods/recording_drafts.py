@@ -19,9 +19,9 @@ class Recorder(recording.Recorder):
   """Follows one response; a search's tree hangs on the node that its root stands for."""
 
   def drafted(
-    self, step: int, tokens: Sequence[int], finish: int, margin: float, good: bool
+    self, step: int, tokens: Sequence[int], finish: int, margin: float, taken: bool
   ) -> list[Frame]:
-    """Notes a round of drafts, the best of which has these tokens, and its commit if it is `good`."""
+    """Notes a round of drafts, the best of which has these tokens, and its commit if it was `taken`."""
     frames = [Frame(step, DRAFT)]
     before, name = self.tokens(self._root), types.FINISH_REASONS[finish]
     text = self._piece(before, tokens) if tokens else ""
@@ -29,7 +29,7 @@ class Recorder(recording.Recorder):
       whole = self._whole([*before, *tokens]) if finish != types.RUNNING else None
       frames[0].visits.append(Visit(self._root, margin, text, name, whole))
     self.frames.append(frames[0])
-    if good:
+    if taken:
       self._discard(len(self.frames))
       place, depth = len(self.nodes), self.nodes[self._root].depth + 1
       self.nodes.append(

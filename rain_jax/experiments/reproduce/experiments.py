@@ -225,8 +225,9 @@ def _sample_efficiency(plan: Plan) -> list[Step]:
   return steps
 
 
-def _adaptive(tries: int, rewinds: int) -> tuple[str, dict[str, Any]]:
-  return "adaptive", {"search.root_tries": tries, "search.max_rewinds": rewinds}
+def _adaptive(tries: int, rewinds: int, **others: Any) -> tuple[str, dict[str, Any]]:
+  changes = {"root_tries": tries, "max_rewinds": rewinds} | others
+  return "adaptive", {f"search.{name}": value for name, value in changes.items()}
 
 
 def _exact(iterations: int, extra: int) -> tuple[str, dict[str, Any]]:
@@ -245,6 +246,7 @@ _BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
   **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 64)},
   **_SEGMENTS,
   "adaptive, 2 tries, 8 rewinds": _adaptive(2, 8),
+  "adaptive, 2 tries, 8 rewinds, no search": _adaptive(2, 8, search_below=-1.0),
   "adaptive, 1 try, 64 rewinds": _adaptive(1, 64),
   "adaptive, 2 tries, 64 rewinds": _adaptive(2, 64),
   "RAIN, T = 12": _exact(12, 4),
@@ -263,9 +265,10 @@ _SMOLLM2_BUDGETS: dict[str, tuple[str, dict[str, Any]]] = {
   "vanilla": ("vanilla", {}),
   **{f"best of {n}": ("best_of_n", {"best_of_n.samples": n}) for n in (4, 16, 36)},
   **_SEGMENTS,
-  "adaptive, 4 tries, 8 rewinds": _adaptive(4, 8),
-  "adaptive, 8 tries, 8 rewinds": _adaptive(8, 8),
-  "adaptive, 16 tries, 4 rewinds": _adaptive(16, 4),
+  "adaptive, 8 tries, 2 rewinds": _adaptive(8, 2),
+  "adaptive, 16 tries, 2 rewinds": _adaptive(16, 2),
+  "adaptive, 32 tries, 2 rewinds": _adaptive(32, 2),
+  "adaptive, 32 tries, 8 rewinds, search": _adaptive(32, 8, search_after=8, search_below=1.0),
   "RAIN": ("rain", {}),
 }
 
