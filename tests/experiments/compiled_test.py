@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rain_jax.experiments.benchmark import SHAPES
 from rain_jax.experiments.compiled import asked_of, chip_of, hlo, pricing
 from rain_jax.experiments.compiled.costs import Cost, Pricing
 from rain_jax.models.checkpoint import read_config
@@ -203,7 +202,7 @@ def test_a_run_asks_for_programs_of_its_own_shapes(checkpoint):
   config = copy.deepcopy(small_runs.CONFIG) | {"methods": ("best_of_n", "rain", "vanilla")}
   config["model"]["path"], config["prompts"]["text"] = str(checkpoint), "the cat sat"
   (asked,) = asked_of(config, "v5e:2x2")
-  shape, model = SHAPES[asked.model], read_config(checkpoint)
+  shape, model = asked.shape, read_config(checkpoint)
   assert (shape.num_layers, shape.hidden_size) == (model.num_layers, model.hidden_size)
   assert (asked.methods, asked.batches, asked.tensor) == (("rain", "vanilla"), (4,), 1)
   assert asked.workload.response == 12 and asked.workload.prompt == 32

@@ -46,10 +46,11 @@ def check_collectives(name, cost, config, rows):
 def main():
   program, tensor, size = sys.argv[1], int(sys.argv[2]), sys.argv[3]
   jax.config.update("jax_platforms", "cpu")
-  benchmark.SHAPES[size] = config = SHAPES[size]
+  config = SHAPES[size]
   workload = benchmark.Workload(prompt=64, response=32, verdict_prefix=64)
   search = SearchConfig()
-  target = compiled.target(size, "bfloat16", workload, [ROWS], {"rain": search}, "v5e:2x2", tensor)
+  searches = {"rain": search}
+  target = compiled.target(size, config, "bfloat16", workload, [ROWS], searches, "v5e:2x2", tensor)
   with backend.target("tpu"):
     done = getattr(target.lowering(search), program)().compile()
   mesh = target.mesh.shape

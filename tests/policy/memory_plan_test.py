@@ -19,7 +19,9 @@ WORKLOAD = benchmark.Workload(prompt=96, response=64, verdict_prefix=300, verdic
 
 
 def planned(name: str, batch: int, dtype: str = "float32", **search):
-  model, lm = benchmark.abstract_subject(name, dtype, WORKLOAD, SearchConfig(**search))
+  model, lm = benchmark.abstract_subject(
+    benchmark.shape_of(name), dtype, WORKLOAD, SearchConfig(**search)
+  )
   return model, lm, memory_plan.plan(model, lm, batch, benchmark.abstract_tables(model))
 
 
@@ -32,7 +34,9 @@ def test_total_is_within_a_tenth_of_the_compiled_program():
 @pytest.mark.parametrize("mode", ["segments", "adaptive"])
 def test_total_with_drafts_is_within_a_tenth_of_the_compiled_program(mode):
   search = METHODS[mode].search(SearchConfig())
-  model, lm = benchmark.abstract_subject("demo_shape", "float32", WORKLOAD, search)
+  model, lm = benchmark.abstract_subject(
+    benchmark.shape_of("demo_shape"), "float32", WORKLOAD, search
+  )
   needed = memory_plan.plan(model, lm, 8, benchmark.abstract_tables(model))
   assert needed.total == pytest.approx(benchmark.compiled_bytes(model, lm, 8), rel=0.1)
 
@@ -56,7 +60,7 @@ def test_total_is_within_a_tenth_of_what_compile_py_says_of_tpus(
   workload = benchmark.Workload(512, 48, 700, 24)  # as in the config
   search = SearchConfig(max_nodes=1024, max_visited=96, leaves=leaves, early_commit=leaves > 1)
   with backend.target("tpu"):
-    model, lm = benchmark.abstract_subject(shape, "bfloat16", workload, search)
+    model, lm = benchmark.abstract_subject(benchmark.shape_of(shape), "bfloat16", workload, search)
     tables = benchmark.abstract_tables(model)
     found = memory_plan.plan(model, lm, batch, tables, mesh=mesh).total
   assert found / 2**20 == pytest.approx(compiled, rel=0.1)
@@ -108,7 +112,9 @@ def test_weights_are_exact_in_every_dtype():
 
 def test_one_tree_costs_at_most_twice_its_live_tokens_in_keys_and_values():
   workload = benchmark.Workload(prompt=512, response=256)
-  model, lm = benchmark.abstract_subject("7b", "bfloat16", workload, SearchConfig())
+  model, lm = benchmark.abstract_subject(
+    benchmark.shape_of("7b"), "bfloat16", workload, SearchConfig()
+  )
   parts = memory_plan.plan(model, lm, 1, benchmark.abstract_tables(model)).parts
   token = 2 * 2 * 32 * 4096
   # In both caches prompt and response, and half of the slots for visited nodes.

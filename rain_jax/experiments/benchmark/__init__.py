@@ -34,6 +34,7 @@ from rain_jax.experiments.benchmark.subjects import (
   abstract_tables,
   find_subject,
   model_dtype,
+  shape_of,
   synthetic_tables,
 )
 
@@ -47,6 +48,7 @@ __all__ = (
   "Work",
   "Workload",
   "abstract_subject",
+  "shape_of",
   "abstract_tables",
   "begin_search",
   "best_of_n",

@@ -11,6 +11,7 @@ from rain_jax.experiments.benchmark.subjects import (
   abstract_subject,
   abstract_tables,
   model_dtype,
+  shape_of,
 )
 from rain_jax.models import Model
 from rain_jax.policy import memory_plan
@@ -57,7 +58,7 @@ def memory_rows(
   """`planned` and `compiled` bytes of each shape, search and batch; nothing is run."""
   for name in names:
     for search in searches:
-      model, lm = abstract_subject(name, dtype, workload, search)
+      model, lm = abstract_subject(shape_of(name), dtype, workload, search)
       for batch in batches:
         row = dict(model=name, dtype=dtype, batch=batch, leaves=search.leaves)
         planned = memory_plan.plan(model, lm, batch, abstract_tables(model)).total

@@ -171,7 +171,7 @@ def find_subject(name: str, dtype: str, workload: Workload, search: SearchConfig
     raise DataError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
   if name == "demo":
     return _demo(dtype, workload, search)
-  model, lm = abstract_subject(name, dtype, workload, search)
+  model, lm = abstract_subject(shape_of(name), dtype, workload, search)
   compute = model_dtype(dtype)
   if dtype == "int8":
     # Int8 matrices are not drawn at random. Counts depend on the verdicts: force them.
@@ -195,18 +195,23 @@ def model_dtype(dtype: str) -> Any:
   return jnp.bfloat16 if dtype == "int8" else DTYPES[dtype]
 
 
-def abstract_subject(
-  name: str, dtype: str, workload: Workload, search: SearchConfig
-) -> tuple[Model, LanguageModel]:
-  """Model, as `loading.laid_out`, and static part of one of `SHAPES`, without a single weight.
+def shape_of(name: str) -> ModelConfig:
+  """One of `SHAPES`.
 
   Raises:
     DataError: no such shape.
   """
   if name not in SHAPES:
-    raise DataError(f"models: unknown {name!r}; expected some of demo, {', '.join(SHAPES)}.")
+    raise DataError(f"models: unknown {name!r}; expected some of {', '.join(SHAPES)}.")
+  return SHAPES[name]
+
+
+def abstract_subject(
+  shape: ModelConfig, dtype: str, workload: Workload, search: SearchConfig
+) -> tuple[Model, LanguageModel]:
+  """Model, as `loading.laid_out`, and static part of a shape, without a single weight."""
   model = laid_out(
-    abstract_model(SHAPES[name], param_dtype=DTYPES[dtype], compute_dtype=model_dtype(dtype))
+    abstract_model(shape, param_dtype=DTYPES[dtype], compute_dtype=model_dtype(dtype))
   )
   suffix = tuple(range(2, 2 + workload.verdict_suffix))
   preference = CompiledPreference(

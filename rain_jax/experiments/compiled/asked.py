@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax import types
-from rain_jax.experiments.benchmark.subjects import SHAPES, Workload
+from rain_jax.experiments.benchmark.subjects import Workload, shape_of
 from rain_jax.experiments.compiled.chips import chip_of, size_of
 from rain_jax.experiments.compiled.job import METHODS, Target, target
-from rain_jax.models import backend
+from rain_jax.models import ModelConfig, backend
 from rain_jax.runs import job
 from rain_jax.types import DataError, SearchConfig
 
@@ -19,7 +19,8 @@ class Asked:
   """One model's programs.
 
   Attributes:
-    model: a name of `benchmark.SHAPES`.
+    model: its name.
+    shape: its shape.
     dtype: a name of `loading.DTYPES`.
     workload: lengths.
     batches: prompts side by side; the largest that fits is taken.
@@ -31,6 +32,7 @@ class Asked:
   """
 
   model: str
+  shape: ModelConfig
   dtype: str
   workload: Workload
   batches: tuple[int, ...]
@@ -44,6 +46,7 @@ class Asked:
     """What is compiled for the chips of a topology; see `job.target`."""
     return target(
       self.model,
+      self.shape,
       self.dtype,
       self.workload,
       self.batches,
@@ -78,6 +81,7 @@ def _of_benchmark(
   for name in config["models"]:
     yield Asked(
       model=name,
+      shape=shape_of(name),
       dtype=config["dtype"],
       workload=Workload(**config["workload"]),
       batches=tuple(config["batches"]),
@@ -98,11 +102,11 @@ def _of_run(config: Mapping[str, Any], topology: str, methods: Sequence[str]) ->
     memory = int(chip_of(topology).memory)
     sessions = job.abstract_sessions(config, size_of(topology), memory)
   for task, session in sessions.items():
-    lm, name = session.lm, f"{config['model']['path']} ({task})"
-    SHAPES[name] = lm.config
+    lm = session.lm
     suffixes = lm.preference.suffix_ids
     yield Asked(
-      model=name,
+      model=f"{config['model']['path']} ({task})",
+      shape=lm.config,
       dtype=config["model"]["dtype"],
       workload=Workload(
         prompt=lm.max_prompt,

@@ -12,7 +12,6 @@ import jax
 from rain_jax.experiments.benchmark.lowering import Lowering
 from rain_jax.experiments.benchmark.memory import bytes_needed
 from rain_jax.experiments.benchmark.subjects import (
-  SHAPES,
   Workload,
   abstract_subject,
   abstract_tables,
@@ -20,13 +19,13 @@ from rain_jax.experiments.benchmark.subjects import (
 )
 from rain_jax.experiments.compiled.chips import Chip, chip_of, mesh_of
 from rain_jax.experiments.compiled.pricing import Priced, price
-from rain_jax.models import Model, backend
+from rain_jax.models import Model, ModelConfig, backend
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import shardings
 from rain_jax.parallel.batch_sharding import DATA
 from rain_jax.policy import memory_plan
 from rain_jax.policy.language_model import LanguageModel
-from rain_jax.types import DataError, SearchConfig
+from rain_jax.types import SearchConfig
 
 METHODS = ("vanilla", "rain", "leaf_parallel")
 """What is compiled, of the benchmark's methods."""
@@ -37,7 +36,8 @@ class Target:
   """What programs are compiled for.
 
   Attributes:
-    model: a name of `benchmark.SHAPES`.
+    model: its name.
+    shape: its shape.
     dtype: a name of `loading.DTYPES`.
     workload: lengths.
     batch: prompts side by side, over all of the mesh.
@@ -47,6 +47,7 @@ class Target:
   """
 
   model: str
+  shape: ModelConfig
   dtype: str
   workload: Workload
   batch: int
@@ -72,7 +73,7 @@ class Target:
   def subject(self, search: SearchConfig) -> tuple[Model, LanguageModel]:
     """The abstract model as it lies on a TPU, and the static part with a search."""
     with backend.target("tpu"):
-      return abstract_subject(self.model, self.dtype, self.workload, search)
+      return abstract_subject(self.shape, self.dtype, self.workload, search)
 
   def lowering(self, search: SearchConfig) -> Lowering:
     """Its programs with a search, which are to be traced inside `backend.target`."""
@@ -96,6 +97,7 @@ class Target:
 
 def target(
   model: str,
+  shape: ModelConfig,
   dtype: str,
   workload: Workload,
   batches: Sequence[int],
@@ -109,7 +111,8 @@ def target(
   that the mesh does not divide is rounded up, as in a run.
 
   Args:
-    model: a name of `benchmark.SHAPES`.
+    model: its name.
+    shape: its shape.
     dtype: a name of `loading.DTYPES`.
     workload: lengths.
     batches: prompts side by side, over all of the mesh, of which one is taken.
@@ -118,12 +121,10 @@ def target(
     tensor: chips that hold a model; None tries all numbers.
 
   Raises:
-    DataError: no such model, chip or topology, or no libtpu.
+    DataError: no such chip or topology, or no libtpu.
     ValueError: `tensor` does not divide the number of chips.
   """
-  if model not in SHAPES:
-    raise DataError(f"models: {model!r} has no shape; expected some of {', '.join(SHAPES)}.")
-  kv_heads = SHAPES[model].num_kv_heads
+  kv_heads = shape.num_kv_heads
   count = mesh_of(topology, 1, kv_heads).size
   widths = [tensor] if tensor else [n for n in range(1, count + 1) if count % n == 0]
   for batch in sorted(batches, reverse=True):
@@ -131,7 +132,7 @@ def target(
       mesh = mesh_of(topology, width, kv_heads)
       shards = mesh.shape[DATA]
       whole = -(-batch // shards) * shards
-      found = Target(model, dtype, workload, whole, searches, topology, mesh)
+      found = Target(model, shape, dtype, workload, whole, searches, topology, mesh)
       if all(found.plan(one).total <= found.chip.memory for one in searches.values()):
         return found
   return found
