@@ -106,7 +106,7 @@ def _fitting(name, batch, config, search, leaf_parallel) -> list[str]:
 
 
 def _planned(name, batch, config, search) -> memory_plan.Plan:
-  shape = "demo_shape" if name == "demo" else name
+  shape = benchmark.shape_of("demo_shape" if name == "demo" else name)
   workload = benchmark.Workload(**config["workload"])
   model, lm = benchmark.abstract_subject(shape, config["dtype"], workload, search)
   count, slots = workers.layout(backend.in_caches(model.params), batch)
