@@ -104,7 +104,7 @@ def _draft(
 
 
 def _commit_draft(
-  state: DecodeState, model: types.Drafter, params: Any, best: types.Segment, take: Array
+  state: DecodeState, model: types.Drafter, params: Any, best: types.BestDraft, take: Array
 ) -> DecodeState:
   """Commits the best drafts in the responses of `take` bool[B]."""
   after = model.commit_draft(params, state.model, take)

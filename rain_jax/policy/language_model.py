@@ -34,7 +34,7 @@ from rain_jax.policy.usage import CONTEXT, Usage, no_usage
 from rain_jax.preferences import CompiledPreference
 from rain_jax.text import scanner
 from rain_jax.text.scanner import ScanState
-from rain_jax.types import NO_TOKEN, Array, Commit, Evaluation, Request, SearchConfig, Segment
+from rain_jax.types import NO_TOKEN, Array, BestDraft, Commit, Evaluation, Request, SearchConfig
 
 
 class Memory(flax.struct.PyTreeNode):
@@ -239,7 +239,7 @@ class LanguageModel:
 
   def draft(
     self, params: Params, state: PolicyState, wanted: Array, keys: Array
-  ) -> tuple[Segment, PolicyState]:
+  ) -> tuple[BestDraft, PolicyState]:
     """Samples and judges drafts of the next segment; see `types.Drafter`."""
     return segments.draft(self, params, state, wanted, keys)
 

@@ -22,7 +22,7 @@ from rain_jax.policy.params import Params
 from rain_jax.policy.usage import CONTEXT
 from rain_jax.text import scanner
 from rain_jax.text.scanner import ScanState
-from rain_jax.types import NO_PAGE, NO_TOKEN, Array, Request, Segment
+from rain_jax.types import NO_PAGE, NO_TOKEN, Array, BestDraft, Request
 
 if TYPE_CHECKING:
   from rain_jax.policy.language_model import LanguageModel, PolicyState
@@ -57,7 +57,7 @@ class Drafted(flax.struct.PyTreeNode):
     taken_back: what was taken back; None in a mode that takes nothing back.
   """
 
-  best: Segment
+  best: BestDraft
   text: ScanState
   proposing: KV
   evaluating: KV | None
@@ -77,7 +77,7 @@ def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
     count=zeros,
   )
   return Drafted(
-    best=Segment(
+    best=BestDraft(
       jnp.full((batch, R), NO_TOKEN, jnp.int32),
       zeros,
       zeros,
@@ -117,7 +117,7 @@ def forget(drafted: Drafted, mask: Array) -> Drafted:
 
 def draft(
   lm: "LanguageModel", params: Params, state: "PolicyState", wanted: Array, keys: Array
-) -> tuple[Segment, "PolicyState"]:
+) -> tuple[BestDraft, "PolicyState"]:
   """Samples and judges `drafts_at_once` drafts in the trees `wanted` bool[B]; see `types.Drafter`."""
   W = lm.search.drafts_at_once
   state = _read_context(lm, params, state, wanted)
@@ -172,7 +172,7 @@ def draft(
     new,
     old,
   )
-  best = Segment(
+  best = BestDraft(
     pick(drawn.rollout), pick(drawn.rollout_length), pick(drawn.rollout_finish), pick(margin)
   )
   best = update(best, drafted.best)

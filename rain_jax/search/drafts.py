@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from rain_jax.types import Array, SearchConfig, Segment
+from rain_jax.types import Array, BestDraft, SearchConfig
 
 
 class Drafts(NamedTuple):
@@ -23,14 +23,14 @@ class Drafts(NamedTuple):
   tried: int32[B] how many there were.
   """
 
-  best: Segment
+  best: BestDraft
   good: Array
   over: Array
   failed: Array
   tried: Array
 
 
-def judge(best: Segment, tried: Array, mask: Array, tries: int, config: SearchConfig) -> Drafts:
+def judge(best: BestDraft, tried: Array, mask: Array, tries: int, config: SearchConfig) -> Drafts:
   """What `drafts_at_once` more drafts came to in the responses of `mask` bool[B].
 
   Args:

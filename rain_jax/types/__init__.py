@@ -16,6 +16,7 @@ what numbers of a configuration may be, `results` what a decoded response comes 
 import jax
 
 from rain_jax.types.model import (
+  BestDraft,
   Commit,
   Drafter,
   Evaluation,
@@ -23,7 +24,6 @@ from rain_jax.types.model import (
   Request,
   Reviser,
   Rollout,
-  Segment,
   check_evaluation,
   check_state,
 )
@@ -77,7 +77,7 @@ __all__ = (
   "Reviser",
   "Rollout",
   "SearchConfig",
-  "Segment",
+  "BestDraft",
   "Stopped",
   "adversarial_search",
   "check_evaluation",

@@ -82,7 +82,7 @@ class Evaluation(flax.struct.PyTreeNode):
   rollout: Rollout | None = None
 
 
-class Segment(flax.struct.PyTreeNode):
+class BestDraft(flax.struct.PyTreeNode):
   """The best draft of the next segment, for B trees (segment-level rejection, CARDS, arXiv 2406.16306).
 
   Attributes:
@@ -140,7 +140,7 @@ class Model(Protocol):
 class Drafter(Model, Protocol):
   """What segment-level rejection needs of a model, beside what a search does."""
 
-  def draft(self, params: Any, state: Any, wanted: Array, keys: Array) -> tuple[Segment, Any]:
+  def draft(self, params: Any, state: Any, wanted: Array, keys: Array) -> tuple[BestDraft, Any]:
     """Samples `drafts_at_once` drafts of the next segment of the texts `wanted` bool[B], and judges them.
 
     Returns:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rain_jax import types
-from rain_jax.types import NO_TOKEN, Array, Commit, Segment
+from rain_jax.types import NO_TOKEN, Array, BestDraft, Commit
 from tests.helpers import oracle, scripted
 from tests.helpers.adaptive_oracle import Draft
 from tests.helpers.scripted import _SIZE, mix
@@ -113,7 +113,7 @@ class Model(scripted.TableModel):
       host["hashes"][slot, 0], host["moods"][slot, 0] = prompt.seed, 0
     return {name: jnp.asarray(array) for name, array in host.items()}
 
-  def draft(self, params: Any, state: dict, wanted: Array, keys: Array) -> tuple[Segment, dict]:
+  def draft(self, params: Any, state: dict, wanted: Array, keys: Array) -> tuple[BestDraft, dict]:
     own = {name: table[state["style"]] for name, table in params.items() if name != "vectors"}
     rows = jax.vmap(self._drafts)(own, state)
     tokens, length, finish, margin = rows
@@ -185,8 +185,8 @@ class Model(scripted.TableModel):
     }
 
 
-def _best(state: dict) -> Segment:
-  return Segment(*(state[f"best_{name}"] for name in ("tokens", "length", "finish", "margin")))
+def _best(state: dict) -> BestDraft:
+  return BestDraft(*(state[f"best_{name}"] for name in ("tokens", "length", "finish", "margin")))
 
 
 MODEL = Model(
