@@ -76,6 +76,7 @@ def on_eight_devices(script, *arguments, limit=900):
   """Runs a script of the tests on virtual devices, at most `limit` seconds: its checks pass."""
   # What is compiled runs for seconds: optimising it would take longer.
   flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+  flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
   checked(script, *arguments, limit=limit, XLA_FLAGS=flags)
 
 

@@ -82,12 +82,13 @@ def test_of_two_starts_one_goes_on_alone(tmp_path, monkeypatch, count, first, se
   """At the same time, of equal and of different counts: a prompt is answered once."""
   monkeypatch.setattr(locks, "_CONVINCED", 0.06)  # less than a start takes here
   refused = 0
-  # More often where a busy machine keeps the starts apart.
+  # More often, and longer, where a busy machine keeps the starts apart.
   for number, (path, rng) in enumerate(repeat(tmp_path, 20 * count), 1):
     begun = []
+    pause = 0.02 * (1 + number // count)
     for many in (first, second):
       begun += [
-        processes.fork(lambda i=i, many=many: work(path, i, many, pause=0.02)) for i in range(many)
+        processes.fork(lambda i=i, many=many: work(path, i, many, pause=pause)) for i in range(many)
       ]
       time.sleep(rng.uniform(0, 0.05))
     codes = processes.wait(*begun)
