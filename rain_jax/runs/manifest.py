@@ -246,6 +246,9 @@ def check(path: pathlib.Path, old: Mapping[str, Any], manifest: Mapping[str, Any
     before, now = old.get(part), manifest.get(part)
     if part == "config":
       before, now = _completed(before or {}), _completed(now or {})
+      if before["calibration"] and now["calibration"]:
+        # The manifest has what is in the file, which may lie elsewhere by now.
+        before |= {"calibration": now["calibration"]}
     changed = difference(before, now)
     if changed:
       raise RunError(f"{path} holds a run of {other} ({changed}); choose another --workdir.")

@@ -402,6 +402,9 @@ def test_a_calibration_decides_verdicts_is_in_the_manifest_and_binds_the_run(con
   kept = manifest["calibration"]["dialogue"]
   assert (kept["offsets"], kept["source"]) == ([-100.0, -100.0], "by hand")
   assert run(100.0, "strict")[1] == [-1.0, -1.0]
+  path = tmp_path / "moved.yaml"
+  config["calibration"] = str(path)
+  assert run(100.0, "strict")[1] == [-1.0, -1.0]  # the same run
   with pytest.raises(directory.RunError, match="holds a run of another calibration"):
     run(-100.0, "strict")
   with pytest.raises(PreferenceError, match="fitted for another model"):
