@@ -71,7 +71,7 @@ def top_k_log_probs(logits, temperature, k):
   "leaves,to_eos,readings,prefix,corrected",
   [
     pytest.param(1, False, 2, (), False, marks=pytest.mark.slow),
-    pytest.param(3, True, 1, (0, 11, 12), False, marks=pytest.mark.slow),
+    (3, True, 1, (0, 11, 12), False),
     (3, False, 2, (0, 11, 12), True),
   ],
 )
