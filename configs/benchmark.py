@@ -39,6 +39,7 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
   config.search = ml_collections.ConfigDict()
   config.search.max_nodes = 1024  # as of a run
   config.search.max_visited = 96  # as of a run
+  config.search.draft_length = 0  # tokens of a draft; 0 is to its text end
   config.leaf_parallel = ml_collections.ConfigDict()
   config.leaf_parallel.leaves = 16  # its search.leaves
   config.leaf_parallel.early_commit = True  # its search.early_commit

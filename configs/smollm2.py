@@ -55,13 +55,15 @@ def get_config(arg: str = "all"):
   config.search.exploration = 0.5
   config.search.max_iterations = 20
   config.search.extra_iterations = 6
-  config.search.draft_threshold = 0.5
-  # Sixteen drafts of a segment, side by side for both methods that draft. Adaptive RAIN does without its
-  # search here: with one, ten openings took twice the calls for as many positive answers.
+  # Sixteen drafts side by side for both methods that draft. Drafts of one length end together; to a text
+  # end, most of them would wait for the longest.
+  config.search.draft_length = 10
   config.search.draft_rows = 16
   config.search.root_rows = 16
   config.search.root_tries = 16
   config.search.max_rewinds = 2
+  # Adaptive RAIN does without its search here: with one, ten openings took twice the calls for as many
+  # positive answers.
   config.search.search_below = -1.0
   if arg == "quick":
     config.prompts.limit = 8

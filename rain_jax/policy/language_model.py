@@ -136,6 +136,11 @@ class LanguageModel:
     return self.translation.room(self.max_response + self.search.max_set_length)
 
   @property
+  def draft_room(self) -> int:
+    """Tokens of the longest draft."""
+    return min(self.search.draft_length or self.max_response, self.max_response)
+
+  @property
   def without_search(self) -> "LanguageModel":
     """The same for programs that do not search: one program then serves every method."""
     return dataclasses.replace(self, search=SearchConfig(sample_top_k=self.search.sample_top_k))

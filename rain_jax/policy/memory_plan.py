@@ -179,11 +179,12 @@ def temporaries(
   trees, copies = batch // parts.trees, 2 if apart else 1
   suffixes, tiled = lm.preference.suffix_ids, backend.lays_caches_anew()
   size = lambda places: _tiled(places, lm.config.head_size) if tiled else places
-  asked = lm.read_chunk + sum(map(len, suffixes))
 
-  def largest(leaves: int, path: int, rows: int, kept: int) -> int:
-    """Of `leaves` in all, `path` tokens each; `rows` candidates, `kept` tokens of their rollouts."""
+  def largest(leaves: int, path: int, rows: int, rolled: int, kept: int) -> int:
+    """Of `leaves` in all, `path` tokens each; `rows` candidates, rollouts of `rolled`, `kept` of them."""
     context = lm.max_prompt + R + L + path
+    judged = rolled if lm.translation is None else lm.judged_room
+    asked = min(lm.read_chunk, judged) + sum(map(len, suffixes))
 
     def arithmetic(tokens: int, seen: int, logits: int, side: Side = "proposing") -> int:
       """Attention and MLP of one layer, then the logits, of `tokens` of every leaf."""
@@ -193,19 +194,20 @@ def temporaries(
       layer = tokens * (scores + widths)
       return 4 * leaves * max(layer, _LOGIT_COPIES * logits * config.vocab_size // parts.vocab)
 
-    zeros = token * leaves * (rows * size(L) + size(R)) if tiled else 0
+    zeros = token * leaves * (rows * size(L) + size(rolled)) if tiled else 0
     together = copies * token * leaves * rows * size(L)
     decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
-    rolling = together + copies * token * leaves * size(R)
-    rolling += arithmetic(1, proposing_prefix + context + R, 1)
-    seen = len(lm.preference.prefix_ids) + context + lm.judged_room + asked
-    evaluating = token * leaves * (size(kept) + size(lm.judged_room) + size(asked))
+    rolling = together + copies * token * leaves * size(rolled)
+    rolling += arithmetic(1, proposing_prefix + context + rolled, 1)
+    seen = len(lm.preference.prefix_ids) + context + judged + asked
+    evaluating = token * leaves * (size(kept) + size(judged) + size(asked))
     evaluating += arithmetic(asked, seen, len(suffixes), "evaluating")
     gathered = backend.gathered_copies() * token * leaves * size(path)
     return zeros + gathered + max(decoding, rolling, evaluating)
 
-  searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, 0)
-  drafting = largest(trees * search.drafts_at_once, L, 0, R)
+  searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, R, 0)
+  T = lm.draft_room
+  drafting = largest(trees * search.drafts_at_once, L, 0, T, T)
   needed = {"exact": [searching], "segments": [drafting], "adaptive": [searching, drafting]}
   return max(needed[search.mode])
 

@@ -109,7 +109,7 @@ def start_draft(
     (open_leaf & (request.depth > 0))[..., None] & (rows <= config.sampled_draws),
   )
   rolling = open_leaf & (lm.search.rollout_to_eos | ~text.ends)
-  draft = _empty(lm, text, said, request.finish, rolling, G)
+  draft = _empty(lm, text, said, request.finish, rolling, G, lm.max_response)
   draft = _extend_candidates(lm, params, draft, wanted, logits[:, :, None], uniforms, 0)
   return _extend_rollouts(lm, params, draft, logits, uniforms.rollout, 0)
 
@@ -132,17 +132,26 @@ def start_rollouts(
     said: as in `Draft`.
     rolling: bool[B, W] which are wanted.
     logits: float[B, W, vocab] after those texts.
-    uniforms: float32[B, W, R].
+    uniforms: float32[B, W, T]; T is the most tokens of a rollout.
   """
   running = jnp.full(rolling.shape, types.RUNNING, jnp.int32)
-  draft = _empty(lm, text, said, running, rolling, 0)
+  draft = _empty(lm, text, said, running, rolling, 0, uniforms.shape[-1])
   return _extend_rollouts(lm, params, draft, logits, uniforms, 0)
 
 
 def _empty(
-  lm: "LanguageModel", text: ScanState, said: Array, finish: Array, rolling: Array, G: int
+  lm: "LanguageModel",
+  text: ScanState,
+  said: Array,
+  finish: Array,
+  rolling: Array,
+  G: int,
+  room: int,
 ) -> Draft:
-  """Nothing drawn yet after texts [B, W] that are `finish`ed or not; G candidate rows each."""
+  """Nothing drawn yet after texts [B, W] that are `finish`ed or not.
+
+  Each has G candidate rows, and a rollout of `room` tokens at most.
+  """
   (B, W), L = rolling.shape, lm.search.max_set_length
   return Draft(
     tokens=jnp.full((B, W, G, L), NO_TOKEN, jnp.int32),
@@ -150,7 +159,7 @@ def _empty(
     log_weights=jnp.zeros((B, W, G), jnp.float32),
     finish=jnp.zeros((B, W, G), jnp.int32),
     candidate_text=jax.tree.map(lambda a: jnp.repeat(a[:, :, None], G, axis=2), text),
-    rollout=jnp.full((B, W, lm.max_response), NO_TOKEN, jnp.int32),
+    rollout=jnp.full((B, W, room), NO_TOKEN, jnp.int32),
     rollout_length=jnp.zeros((B, W), jnp.int32),
     rollout_finish=finish,
     rolling=rolling,
@@ -210,7 +219,7 @@ def _extend_rollouts(
 ) -> Draft:
   """Draws token number `step` of the rollouts that go on.
 
-  Logits are float[B, W, vocab], uniforms float32[B, W, R].
+  Logits are float[B, W, vocab], uniforms float32[B, W, R]; R tokens are the most.
   """
   rolling = draft.rolling
   said = jnp.concatenate([draft.said, draft.rollout], axis=-1)
@@ -219,7 +228,7 @@ def _extend_rollouts(
   token = jnp.where(rolling, token, NO_TOKEN)
   text = scanner.advance(params["tables"], draft.text, token)
   finish = jnp.where(rolling, lm.finish(text, token), draft.rollout_finish)
-  on = rolling & (finish == types.RUNNING)
+  on = rolling & (finish == types.RUNNING) & (step + 1 < draft.rollout.shape[-1])
   if not lm.search.rollout_to_eos:
     on &= ~text.ends
   return draft.replace(

@@ -43,13 +43,13 @@ class TakenBack(flax.struct.PyTreeNode):
 
 
 class Drafted(flax.struct.PyTreeNode):
-  """The best draft of each of B trees since its last commit.
+  """The best draft of each of B trees since its last commit; T tokens are the most.
 
   Attributes:
     best: the draft; its margin is -inf before there is any.
     text: `ScanState` [B] after it.
-    proposing: keys and values [layers, B, H, R, D] of all but its last token.
-    evaluating: keys and values [layers, B, H, R, D], as the verdict reads it; None where it reads
+    proposing: keys and values [layers, B, H, T, D] of all but its last token.
+    evaluating: keys and values [layers, B, H, T, D], as the verdict reads it; None where it reads
       other tokens.
     judged: int32[B] how many of its tokens the verdict has read.
     hidden: [B, hidden] after the last committed token.
@@ -69,7 +69,7 @@ class Drafted(flax.struct.PyTreeNode):
 
 def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
   """No drafts yet, in `batch` slots; keys and values are stored in `dtype`."""
-  R, config = lm.max_response, lm.config
+  T, config = lm.draft_room, lm.config
   zeros = jnp.zeros(batch, jnp.int32)
   taken_back = TakenBack(
     ends=jnp.zeros(batch, bool),
@@ -78,15 +78,15 @@ def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
   )
   return Drafted(
     best=BestDraft(
-      jnp.full((batch, R), NO_TOKEN, jnp.int32),
+      jnp.full((batch, T), NO_TOKEN, jnp.int32),
       zeros,
       zeros,
       jnp.full(batch, -jnp.inf, jnp.float32),
     ),
     text=scanner.empty((batch,)),
-    proposing=decoding.scratch(lm, dtype, batch, R),
+    proposing=decoding.scratch(lm, dtype, batch, T),
     evaluating=(
-      None if lm.translation else decoding.scratch(lm, dtype, batch, R, side="evaluating")
+      None if lm.translation else decoding.scratch(lm, dtype, batch, T, side="evaluating")
     ),
     judged=zeros,
     hidden=jnp.zeros((batch, config.hidden_size), dtype),
@@ -122,16 +122,16 @@ def draft(
   W = lm.search.drafts_at_once
   state = _read_context(lm, params, state, wanted)
   drafted, rows = _held(state), lambda a: jnp.repeat(a[:, None], W, axis=1)
-  # A draft ends with a sentence or a clause, however far the search's own rollouts go.
-  search = dataclasses.replace(lm.search, rollout_to_eos=False)
-  to_text_ends = dataclasses.replace(lm, search=search)
+  # A draft ends with a sentence or a clause, or at its length, however far the search's rollouts go.
+  search = dataclasses.replace(lm.search, rollout_to_eos=lm.search.draft_length > 0)
+  drafting = dataclasses.replace(lm, search=search)
   request = _at_root(lm, rows(wanted))
   logits = decoding.next_logits(lm, params, drafted.hidden)
-  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (W, lm.max_response)))(keys)
+  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (W, lm.draft_room)))(keys)
   with jax.named_scope("draft"):
     said = context.response(state.proposing, request, state.text.length, lm.max_response)
     begun = rollout.start_rollouts(
-      to_text_ends,
+      drafting,
       params,
       jax.tree.map(rows, state.text),
       said,
@@ -141,7 +141,7 @@ def draft(
     )
     scratch = decoding.scratch(lm, state.proposing.pool.keys.dtype, *rows(wanted).shape, 1)
     drawn, usage, proposing = rollout.decode_rollouts(
-      to_text_ends,
+      drafting,
       params,
       state,
       request,

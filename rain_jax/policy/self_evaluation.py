@@ -133,7 +133,7 @@ def read_verdicts(
 ) -> Verdicts:
   """Reads the texts asked for, each with every suffix; stores what belongs to nodes.
 
-  A call reads up to `read_chunk` tokens of each text, and the suffixes after those texts
+  A call reads up to `read_chunk` tokens of each text (of short tails, a tail's), and the suffixes after those texts
   that it comes to the end of; a longer text takes several calls.
 
   Args:
@@ -146,7 +146,8 @@ def read_verdicts(
     usage: work counters.
   """
   B, W = limit.shape
-  chunk, R = lm.read_chunk, paths.tail.shape[-1]
+  R = paths.tail.shape[-1]
+  chunk = min(lm.read_chunk, R)  # what is new is a tail, mostly
   prefix, shift = context.prefix(params, "evaluating")
   graphdef, weights = context.reader(lm, params, "evaluating")
   suffixes = Suffixes.of(lm.preference, chunk)

@@ -1,9 +1,10 @@
 """Drafts of whole segments: when one is good, and when there have been enough of them.
 
 What an expert would try before a search (CARDS, arXiv 2406.16306, with a reward model where this
-has the model's own verdict): sample the next segment, to a text end; keep it if the verdict on the
-text with it is good enough; otherwise sample it again. What comes after too many bad ones is the
-outer loop's part (`rain_jax.decode.drafting`), the drafts are the model's (`types.Drafter`).
+has the model's own verdict): sample the next segment, to a text end or of a given length; keep it
+if the verdict on the text with it is good enough; otherwise sample it again. What comes after too
+many bad ones is the outer loop's part (`rain_jax.decode.drafting`), the drafts are the model's
+(`types.Drafter`).
 """
 
 from typing import NamedTuple

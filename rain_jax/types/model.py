@@ -86,7 +86,7 @@ class BestDraft(flax.struct.PyTreeNode):
   """The best draft of the next segment, for B trees (segment-level rejection, CARDS, arXiv 2406.16306).
 
   Attributes:
-    tokens: int32[B, R], then NO_TOKEN.
+    tokens: int32[B, T], then NO_TOKEN; T is the most that a draft has.
     length: int32[B] in tokens; 0 before there is any.
     finish: int32[B] why the text ends with it, or RUNNING.
     margin: float32[B] of the verdict on the text with it, averaged over the readings, in [-1, 1];

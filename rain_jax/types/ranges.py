@@ -115,6 +115,7 @@ SEARCH = {
   "max_nodes": whole(1, 2**24),
   "max_visited": whole(1, _SIZE),
   "max_path": whole(2, _SIZE),
+  "draft_length": whole(0, _SIZE),
   "draft_rows": whole(1, _SIZE),
   "draft_tries": whole(1),
   "draft_threshold": real(-1, 1),

@@ -47,6 +47,8 @@ class SearchConfig:
     max_path: nodes between root and leaf (D).
     mode: "exact", the method; "segments", no search, but segment-level rejection; or "adaptive",
       drafts that can be taken back, and the search where they fail; see `rain_jax.decode.drafting`.
+    draft_length: tokens of a draft, whatever ends in it; 0 is to its next text end (segments,
+      adaptive).
     draft_rows: drafts of a segment sampled side by side (segments).
     draft_tries: drafts after which the best so far is committed, whatever its margin (segments).
     draft_threshold: margin of the verdict above which a draft is good, in [-1, 1] (segments,
@@ -84,6 +86,7 @@ class SearchConfig:
   max_visited: int = 96
   max_path: int = 16
   mode: str = "exact"
+  draft_length: int = 0
   draft_rows: int = 4
   draft_tries: int = 16
   draft_threshold: float = 0.0

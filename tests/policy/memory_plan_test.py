@@ -78,6 +78,9 @@ def test_drafts_are_planned_for():
   assert all(wide.parts[name] == adaptive.parts[name] for name in same)
   passing = "temporaries of a step"
   assert wide.parts[passing] > 3.5 * adaptive.parts[passing] > exact.parts[passing]
+  _, _, short = planned("demo_shape", 4, mode="adaptive", root_rows=64, draft_length=4)
+  assert short.parts["best drafts"] < 0.1 * held and lm.max_response >= 48
+  assert short.parts[passing] < 0.9 * wide.parts[passing]
 
 
 def test_weights_are_held_once_however_many_sessions_there_are(checkpoint):

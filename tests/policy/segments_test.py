@@ -1,5 +1,7 @@
 """Segment-level rejection and adaptive RAIN against plain programs that read whole texts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,10 +48,12 @@ def plain(tokenizer, lm, read, number, key):
   while finish == "running":
     best, tried = (-np.inf, [], ""), 0
     while best[0] <= search.draft_threshold and tried < search.draft_tries:
-      uniforms = jax.random.uniform(jax.random.fold_in(key, step), (search.draft_rows, R))
+      shape = search.draft_rows, min(search.draft_length or R, R)
+      uniforms = jax.random.uniform(jax.random.fold_in(key, step), shape)
       step, tried = step + 1, tried + search.draft_rows
       for row in range(search.draft_rows):
-        drawn, why = draft(tokenizer, read, PROMPTS[number], response, uniforms[row])
+        prompt, most = PROMPTS[number], search.draft_length
+        drawn, why = draft(tokenizer, read, prompt, response, uniforms[row], most=most)
         value = margin(tokenizer, lm, read, JUDGED[number], response + drawn)
         best = max(best, (value, drawn, why), key=lambda one: one[0])
     counters["drafts"] += tried
@@ -60,7 +64,7 @@ def plain(tokenizer, lm, read, number, key):
   return response, finish, counters, margins
 
 
-def draft(tokenizer, read, prompt, response, uniforms, more_ends=()):
+def draft(tokenizer, read, prompt, response, uniforms, more_ends=(), most=0):
   drawn = []
   while True:
     _, logits = read(prompt + response + drawn)
@@ -72,6 +76,10 @@ def draft(tokenizer, read, prompt, response, uniforms, more_ends=()):
       return drawn, "stop"
     if len(response + drawn) >= R:
       return drawn, "length"
+    if most:
+      if len(drawn) == most:
+        return drawn, "running"
+      continue
     shown = [token for token in response + drawn if token > 1]  # that are no special tokens
     if (text and text[-1] in vocab.TEXT_ENDS) or (shown and shown[-1] in more_ends):
       return drawn, "running"
@@ -95,8 +103,11 @@ def model(bpe_tokenizer):
   return make(bpe_tokenizer, SEARCH)
 
 
-def test_responses_are_those_of_whole_texts(bpe_tokenizer, model):
+@pytest.mark.parametrize("length", [0, 5])
+def test_responses_are_those_of_whole_texts(bpe_tokenizer, model, length):
   lm, params = model
+  if length:  # whatever ends within a draft
+    lm, params = make(bpe_tokenizer, dataclasses.replace(SEARCH, draft_length=length))
   found, usage, _ = search_all(lm, params)
   read, kept = padded_reader(lm, params), 0
   for number, result in found.items():
