@@ -1,7 +1,8 @@
-"""Compiles the programs of a benchmark or a run for a TPU that is not there, and prices them.
+"""Compiles the programs of a benchmark or a run for chips that are not there, and prices them.
 
 python scripts/compile.py --config=configs/benchmark.py:8b --topology=v5e:2x4
 python scripts/compile.py --config=configs/demo.py --topology=v5e:2x2
+python scripts/compile.py --config=configs/demo.py --topology=h100
 """
 
 import dataclasses
@@ -15,7 +16,9 @@ from rain_jax.experiments.compiled import report
 from rain_jax.types import DataError
 
 _CONFIG = cli.define_config("What is compiled, see configs/.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Chips of a slice, such as v5e:2x4 or v5p:2x2x1.")
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "Chips of a slice, such as v5e:2x4, or cards of a host, such as h100 or h100:8."
+)
 _TENSOR = flags.DEFINE_integer(
   "tensor", None, "Chips that hold a model; a run's mesh.tensor, or as few as it needs."
 )

@@ -31,7 +31,7 @@ _PROFILE = flags.DEFINE_bool(
 )
 _PLAN = flags.DEFINE_bool("plan", False, "Print the memory that is needed, and stop.")
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "With --plan: chips of a slice that is not at hand, such as v5e:2x4."
+  "topology", None, "With --plan: chips that are not at hand, such as v5e:2x4 or h100."
 )
 _LIVE = flags.DEFINE_bool("live", False, "Show RAIN's responses as they grow, one at a time.")
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -122,7 +122,7 @@ def _print_plans(config: Mapping[str, Any]) -> None:
   if _TOPOLOGY.value:
     chip, chips = compiled.chip_of(_TOPOLOGY.value), compiled.size_of(_TOPOLOGY.value)
     where, memory = f", on each chip of {_TOPOLOGY.value}", int(chip.memory)
-    plans = job.plans_for_tpus(config, chips, memory)
+    plans = job.plans_for_chips(config, chip.backend, chips, memory)
   else:
     where, memory = "", arrays.bytes_available()
     plans = job.plans(config)

@@ -141,11 +141,11 @@ def begin_model(
 
 
 def shapes_on(config: Mapping[str, Any], chips: int, memory: int) -> LoadedModel:
-  """The abstract model over a slice of TPUs that is not at hand, as `load_model` would spread it.
+  """The abstract model over accelerators that are not at hand, as `load_model` would spread it.
 
   Args:
     config: of the run.
-    chips: of the slice.
+    chips: how many.
     memory: bytes of each.
   """
 

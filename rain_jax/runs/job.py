@@ -38,22 +38,22 @@ def plans(config: Mapping[str, Any]) -> dict[str, memory_plan.Plan]:
   return {name: _largest(session, config["methods"]) for name, session in sessions}
 
 
-def plans_for_tpus(
-  config: Mapping[str, Any], chips: int, memory: int
+def plans_for_chips(
+  config: Mapping[str, Any], kind: str, chips: int, memory: int
 ) -> dict[str, memory_plan.Plan]:
-  """As `plans`, on a slice of TPUs that is not at hand: `chips` with `memory` bytes each.
+  """As `plans`, on accelerators that are not at hand: `chips` with `memory` bytes each.
 
-  Of the model only configuration and tokenizer are read.
+  Of the model only configuration and tokenizer are read; `kind` is tpu or gpu.
   """
-  with backend.target("tpu"):
+  with backend.target(kind):
     sessions = abstract_sessions(config, chips, memory)
     return {name: _largest(session, config["methods"]) for name, session in sessions.items()}
 
 
 def abstract_sessions(config: Mapping[str, Any], chips: int, memory: int) -> dict[str, Session]:
-  """Each task's session on a slice of TPUs, with shapes in place of weights; see `plans_for_tpus`.
+  """Each task's session on chips not at hand, with shapes in place of weights; see `plans_for_chips`.
 
-  To be made and used inside `backend.target("tpu")`.
+  To be made and used inside `backend.target` of these chips.
   """
   _check(config, Hosts(), followed=False)
   config = {**config, "calibration": ""}  # which is of weights, and takes no room

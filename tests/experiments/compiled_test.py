@@ -1,12 +1,14 @@
 """Compiled programs as they are read and priced: by hand on a program written by hand, and on one of XLA's."""
 
 import copy
+import importlib.util
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from rain_jax.experiments import compiled
 from rain_jax.experiments.compiled import asked_of, chip_of, hlo, pricing
 from rain_jax.experiments.compiled.costs import Cost, Pricing
 from rain_jax.models.checkpoint import read_config
@@ -192,10 +194,20 @@ def test_the_least_time_is_that_of_the_scarcest_part():
   assert pricing.together(phases, {"step": 2, "rollout": 3, "verdict": 9}, chip) == 5.0
 
 
-@pytest.mark.parametrize("name", ["h200", "h100:8", "v9:2x2", "v5e", "v5e:2xtwo"])
+@pytest.mark.parametrize(
+  "name", ["H200", "h100:9", "h100:0", "h100:2x2", "h100:", "v9:2x2", "v5e", "v5e:2xtwo"]
+)
 def test_a_topology_that_cannot_be_is_one_line(name):
   with pytest.raises(DataError, match=f"--topology={name}: [^\n]*v5e:2x4"):
     chip_of(name)
+
+
+def test_cards_are_counted_and_their_compiler_is_asked_for(monkeypatch):
+  assert [compiled.size_of(name) for name in ("h100", "h200:4", "v5e:2x4")] == [1, 4, 8]
+  assert [chip_of(name).backend for name in ("h200", "v5p:2x2x1")] == ["gpu", "tpu"]
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(DataError, match=r'not installed: pip install "rain_jax\[gpu-compile\]"'):
+    compiled.mesh_of("h100", 1, 8)
 
 
 def test_a_run_asks_for_programs_of_its_own_shapes(checkpoint):

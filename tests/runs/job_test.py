@@ -418,14 +418,14 @@ def test_a_plan_for_tpus_is_made_from_shapes_alone(config, tmp_path):
   folder = tmp_path / "without weights"
   shutil.copytree(config["model"]["path"], folder, ignore=shutil.ignore_patterns("*.safetensors"))
   config["model"]["path"] = str(folder)
-  (one,) = job.plans_for_tpus(config, 1, 1 << 30).values()
+  (one,) = job.plans_for_chips(config, "tpu", 1, 1 << 30).values()
   assert one == at_hand
   config["batch_size"], config["mesh"]["tensor"] = 4, 2
   config["prompts"]["text"] = ""
   path = tmp_path / "four.txt"
   path.write_text("the cat sat\n" * 4)
   config["prompts"]["path"] = str(path)
-  (four,) = job.plans_for_tpus(config, 4, 1 << 30).values()
+  (four,) = job.plans_for_chips(config, "tpu", 4, 1 << 30).values()
   # Two of four trees on each chip, and half of their keys and values; most weights are split.
   caches = ("contexts of both caches", "visited nodes of both caches")
   for name in caches:
@@ -433,6 +433,6 @@ def test_a_plan_for_tpus_is_made_from_shapes_alone(config, tmp_path):
   assert four.parts["trees"] == 2 * one.parts["trees"]
   assert one.parts["weights"] / 2 < four.parts["weights"] < 0.6 * one.parts["weights"]
   with pytest.raises(ValueError, match="GiB of weights on each device.*raise mesh.tensor"):
-    job.plans_for_tpus(config, 4, 1000)
+    job.plans_for_chips(config, "tpu", 4, 1000)
   with pytest.raises(ValueError, match="product is the 4 devices"):
-    job.plans_for_tpus(config | {"mesh": {"data": -1, "tensor": 3}}, 4, 1 << 30)
+    job.plans_for_chips(config | {"mesh": {"data": -1, "tensor": 3}}, "tpu", 4, 1 << 30)

@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from rain_jax import decode
 from rain_jax.experiments.benchmark.subjects import abstract_tables
@@ -16,6 +16,8 @@ from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding
 from rain_jax.policy import prompts, whole_responses
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.policy.params import make_params
+
+_LOWERED_AS = {"gpu": "cuda"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Lowering:
     mesh: of the devices, which may be abstract or of a topology; None for the default device.
     platform: that the programs are for, such as "tpu"; None for the default device's. It is for
       the caller to trace them inside `backend.target`.
+    device: without a mesh, the one that the programs are for; None for the default device.
   """
 
   model: Model
@@ -38,6 +41,7 @@ class Lowering:
   kv_dtype: Any
   mesh: AnyMesh | None = None
   platform: str | None = None
+  device: jax.Device | None = None
 
   def search(self) -> jax.stages.Lowered:
     """`decode.advance`: steps of the search."""
@@ -71,7 +75,7 @@ class Lowering:
     )
 
   def _lowered(self, program: Any, *args: Any, **named: Any) -> jax.stages.Lowered:
-    platforms = (self.platform,) if self.platform else None
+    platforms = (_LOWERED_AS.get(self.platform, self.platform),) if self.platform else None
     return program.trace(*args, **named).lower(lowering_platforms=platforms)
 
   @functools.cached_property
@@ -80,7 +84,7 @@ class Lowering:
     make = lambda params, tables: make_params(params, tables, self.lm, [])
     params: Any = jax.eval_shape(make, self.model.params, tables)
     if self.mesh is None:
-      return params
+      return self._placed(params, WHOLE)
     mesh, specs = self.mesh, self.lm.head_specs(params, self.mesh)
     places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     return _with_places(params, {**places, "model": shardings(self.model, mesh)})
@@ -93,7 +97,7 @@ class Lowering:
     )
     state = jax.eval_shape(lambda: empty(self.batch))
     if self.mesh is None:
-      return state, None
+      return self._placed(state, WHOLE), None
     sharding = BatchSharding.of(self.mesh, empty, functools.partial(lm.head_specs, mesh=self.mesh))
     return _with_places(state, sharding.shardings), sharding
 
@@ -102,9 +106,13 @@ class Lowering:
     return self._placed(jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, made)), ROWS)
 
   def _placed(self, shapes: Any, spec: PartitionSpec) -> Any:
-    if self.mesh is None:
+    place: jax.sharding.Sharding
+    if self.mesh is not None:
+      place = NamedSharding(self.mesh, spec)
+    elif self.device is not None:
+      place = SingleDeviceSharding(self.device)
+    else:
       return shapes
-    place = NamedSharding(self.mesh, spec)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes)
 
 

@@ -18,6 +18,7 @@ from rain_jax.methods.session import Query, Session, SessionConfig
 from rain_jax.models import Model, ModelConfig, init_model
 from rain_jax.models.llama import abstract_model
 from rain_jax.models.loading import DTYPES, laid_out, load
+from rain_jax.models.sharding import AnyMesh
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.policy.params import Override, Params, make_params
@@ -207,12 +208,16 @@ def shape_of(name: str) -> ModelConfig:
 
 
 def abstract_subject(
-  shape: ModelConfig, dtype: str, workload: Workload, search: SearchConfig
+  shape: ModelConfig,
+  dtype: str,
+  workload: Workload,
+  search: SearchConfig,
+  mesh: AnyMesh | None = None,
 ) -> tuple[Model, LanguageModel]:
-  """Model, as `loading.laid_out`, and static part of a shape, without a single weight."""
-  model = laid_out(
-    abstract_model(shape, param_dtype=DTYPES[dtype], compute_dtype=model_dtype(dtype))
-  )
+  """Model, laid out as `loading` would for a mesh, and static part of a shape, without a single weight."""
+  model = abstract_model(shape, param_dtype=DTYPES[dtype], compute_dtype=model_dtype(dtype))
+  if mesh is None:
+    model = laid_out(model)
   suffix = tuple(range(2, 2 + workload.verdict_suffix))
   preference = CompiledPreference(
     prefix_ids=(1,) * workload.verdict_prefix,

@@ -98,8 +98,9 @@ def _of_run(config: Mapping[str, Any], topology: str, methods: Sequence[str]) ->
       "verdict.model: programs in which another model gives the verdicts are not compiled here;"
       " leave it away."
     )
-  with backend.target("tpu"):
-    memory = int(chip_of(topology).memory)
+  chip = chip_of(topology)
+  with backend.target(chip.backend):
+    memory = int(chip.memory)
     sessions = job.abstract_sessions(config, size_of(topology), memory)
   for task, session in sessions.items():
     lm = session.lm

@@ -70,26 +70,34 @@ class Target:
     """Chips that hold one copy of the model."""
     return self.mesh.size // self.mesh.shape[DATA]
 
+  @property
+  def split(self) -> jax.sharding.Mesh | None:
+    """The mesh, as a run would have one: None for a single card, whose layers are taken apart."""
+    return None if self.chip.backend == "gpu" and self.mesh.size == 1 else self.mesh
+
   def subject(self, search: SearchConfig) -> tuple[Model, LanguageModel]:
-    """The abstract model as it lies on a TPU, and the static part with a search."""
-    with backend.target("tpu"):
-      return abstract_subject(self.shape, self.dtype, self.workload, search)
+    """The abstract model as it lies on its chips, and the static part with a search."""
+    with backend.target(self.chip.backend):
+      return abstract_subject(self.shape, self.dtype, self.workload, search, self.split)
 
   def lowering(self, search: SearchConfig) -> Lowering:
     """Its programs with a search, which are to be traced inside `backend.target`."""
     model, lm = self.subject(search)
-    return Lowering(model, lm, self.batch, model_dtype(self.dtype), self.mesh, "tpu")
+    device = self.mesh.devices.item(0) if self.split is None else None
+    return Lowering(
+      model, lm, self.batch, model_dtype(self.dtype), self.split, self.chip.backend, device
+    )
 
   def plan(self, search: SearchConfig) -> memory_plan.Plan:
     """The memory that a search will need on each chip."""
     model, lm = self.subject(search)
-    with backend.target("tpu"):
-      return memory_plan.plan(model, lm, self.batch, abstract_tables(model), mesh=self.mesh)
+    with backend.target(self.chip.backend):
+      return memory_plan.plan(model, lm, self.batch, abstract_tables(model), mesh=self.split)
 
   def floor(self, search: SearchConfig) -> float:
     """Bytes that a call cannot but read on each chip: its weights, and one side's context."""
     model, _ = self.subject(search)
-    places: Any = shardings(model, self.mesh)
+    places: Any = shardings(model, self.split)
     table = "embedding" if model.config.tie_embeddings else "head"
     weights = sum(nbytes(model.params[name], places[name]) for name in ("layers", table))
     return weights + self.plan(search).parts["contexts of both caches"] / 2
@@ -121,7 +129,7 @@ def target(
     tensor: chips that hold a model; None tries all numbers.
 
   Raises:
-    DataError: no such chip or topology, or no libtpu.
+    DataError: no such chip or topology, or no compiler for it.
     ValueError: `tensor` does not divide the number of chips.
   """
   kv_heads = shape.num_kv_heads
@@ -172,7 +180,7 @@ def programs(target: Target, methods: Sequence[str]) -> Iterator[Compiled]:
     search = target.searches.get(method, next(iter(target.searches.values())))
     for program in ("sampling",) if method == "vanilla" else ("begin", "search"):
       # What is traced for one backend is used again only for the same one.
-      with backend.target("tpu"):
+      with backend.target(target.chip.backend):
         done = _compiled(target, method, program, search)
       yield done
 
@@ -185,7 +193,7 @@ def _compiled(target: Target, method: str, program: str, search: SearchConfig) -
   needed, priced, refused = None, None, None
   try:
     with _not_kept():
-      compiled = lowered.compile()
+      compiled = lowered.compile(target.chip.options)
     needed = bytes_needed(compiled)
     if program != "begin":
       priced = price(compiled, target.mesh.shape, method == "vanilla")

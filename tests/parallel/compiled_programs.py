@@ -1,6 +1,6 @@
-"""A program compiled for four chips of a TPU that is not there; run by tpu_programs_test.py.
+"""A program compiled for chips that are not there; run by compiled_programs_test.py.
 
-Arguments: sampling or search; chips that hold the model; small, or large for one that the chips'
+Arguments: a topology; sampling or search; chips that hold the model; small, or large for one that the chips'
 own memory does not hold, so that bytes count.
 """
 
@@ -44,15 +44,15 @@ def check_collectives(name, cost, config, rows):
 
 
 def main():
-  program, tensor, size = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+  topology, program, tensor, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
   jax.config.update("jax_platforms", "cpu")
   config = SHAPES[size]
   workload = benchmark.Workload(prompt=64, response=32, verdict_prefix=64)
   search = SearchConfig()
   searches = {"rain": search}
-  target = compiled.target(size, config, "bfloat16", workload, [ROWS], searches, "v5e:2x2", tensor)
-  with backend.target("tpu"):
-    done = getattr(target.lowering(search), program)().compile()
+  target = compiled.target(size, config, "bfloat16", workload, [ROWS], searches, topology, tensor)
+  with backend.target(target.chip.backend):
+    done = getattr(target.lowering(search), program)().compile(target.chip.options)
   mesh = target.mesh.shape
   for one in hlo.collectives(hlo.parse(done.as_text()), target.mesh.size):
     assert DATA not in one.axes(mesh), one
