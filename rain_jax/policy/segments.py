@@ -115,6 +115,7 @@ def forget(drafted: Drafted, mask: Array) -> Drafted:
   )
 
 
+@jax.named_scope("draft")
 def draft(
   lm: "LanguageModel", params: Params, state: "PolicyState", wanted: Array, keys: Array
 ) -> tuple[BestDraft, "PolicyState"]:
@@ -128,7 +129,7 @@ def draft(
   request = _at_root(lm, rows(wanted))
   logits = decoding.next_logits(lm, params, drafted.hidden)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (W, lm.draft_room)))(keys)
-  with jax.named_scope("draft"):
+  with jax.named_scope("rollout"):
     said = context.response(state.proposing, request, state.text.length, lm.max_response)
     begun = rollout.start_rollouts(
       drafting,

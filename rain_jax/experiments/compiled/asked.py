@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rain_jax import types
+from rain_jax.experiments import benchmark
 from rain_jax.experiments.benchmark.subjects import Workload, shape_of
 from rain_jax.experiments.compiled.chips import chip_of, size_of
 from rain_jax.experiments.compiled.job import METHODS, Target, target
+from rain_jax.methods import registry
 from rain_jax.models import ModelConfig, backend
 from rain_jax.runs import job
 from rain_jax.types import DataError, SearchConfig
@@ -77,7 +79,7 @@ def _of_benchmark(
 ) -> Iterator[Asked]:
   search = types.SearchConfig(**config["search"])
   leaf_parallel = types.SearchConfig(**{**config["search"], **config["leaf_parallel"]})
-  searches = {"rain": search, "leaf_parallel": leaf_parallel}
+  searches = benchmark.searches(search, leaf_parallel)
   for name in config["models"]:
     yield Asked(
       model=name,
@@ -104,6 +106,8 @@ def _of_run(config: Mapping[str, Any], topology: str, methods: Sequence[str]) ->
     sessions = job.abstract_sessions(config, size_of(topology), memory)
   for task, session in sessions.items():
     lm = session.lm
+    of = {name: registry.METHODS[name].search for name in methods}
+    searches = {name: search(lm.search) for name, search in of.items() if search}
     suffixes = lm.preference.suffix_ids
     yield Asked(
       model=f"{config['model']['path']} ({task})",
@@ -117,6 +121,6 @@ def _of_run(config: Mapping[str, Any], topology: str, methods: Sequence[str]) ->
       ),
       batches=(session.slots,),
       methods=tuple(methods),
-      searches={"rain": lm.search},
+      searches=searches or {"rain": lm.search},
       tensor=config["mesh"]["tensor"] if config["mesh"]["tensor"] > 0 else None,
     )

@@ -32,19 +32,25 @@ def sampling(workload: Workload, batch: int) -> Counts:
 
 def searching(
   workload: Workload, batch: int, search: SearchConfig, verdicts: str, mixed_share: float
-) -> Counts:
-  """Of a search for `batch` prompts side by side, with verdicts that are forced; it is run."""
+) -> Counts | None:
+  """Of a search, or of drafts, for `batch` prompts side by side, with verdicts that are forced; it is run.
+
+  None where it drafts and searches, whose calls are not counted apart.
+  """
   subject = find_subject("smallest", "float32", workload, search)
   # All in one batch, as on an accelerator; on a CPU each core would search for prompts of its own.
   with backend.target("tpu"):
     work = rain(subject, batch, search, verdicts, mixed_share)(0)
   executed = dict(work.details["executed_by_role"])
   steps = work.details["steps"]
-  return Counts(
-    work.tokens,
-    {
-      "step": steps,
-      "context": steps,
-      **{role: executed[role] for role in ("candidates", "rollout", "verdict")},
-    },
-  )
+  if search.mode == "exact":
+    phases = {role: executed[role] for role in ("candidates", "rollout", "verdict")}
+    return Counts(work.tokens, {"step": steps, "context": steps, **phases})
+  if work.details["iterations_per_move"]:
+    return None
+  phases = {
+    "draft context": executed["context"],
+    "draft": executed["rollout"],
+    "draft verdict": executed["verdict"],
+  }
+  return Counts(work.tokens, {"step": steps, **phases})

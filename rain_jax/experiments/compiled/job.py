@@ -27,7 +27,7 @@ from rain_jax.policy import memory_plan
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.types import SearchConfig
 
-METHODS = ("vanilla", "rain", "leaf_parallel")
+METHODS = ("vanilla", "rain", "leaf_parallel", "adaptive")
 """What is compiled, of the benchmark's methods."""
 
 

@@ -11,8 +11,16 @@ from rain_jax.experiments.compiled.chips import Chip
 from rain_jax.experiments.compiled.costs import Cost, Movement, Pricing
 
 # Named scopes of the search (docs/architecture.md, section 4) by the phase that they are priced in.
-_LOOPS = {"candidates": "candidates", "rollout": "rollout", "self_evaluation": "verdict"}
-_ONCE = {"read_leaves": "context"}
+_LOOPS = {
+  "draft/rollout": "draft",
+  "draft/self_evaluation": "draft verdict",
+  "candidates": "candidates",
+  "rollout": "rollout",
+  "self_evaluation": "verdict",
+}
+_ONCE = {"read_leaves": "context", "draft/read_context": "draft context"}
+PHASES = ("sampling", "step", *_ONCE.values(), *_LOOPS.values())
+"""Names of all phases."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +29,8 @@ class Priced:
 
   Attributes:
     phases: cost of one turn of each phase on one device. Of a search: `context`, `candidates`,
-      `rollout` and `verdict` are model calls, `step` is the rest of a step. Of sampling: a token's.
+      `rollout` and `verdict` are model calls, and so are `draft context`, `draft` and
+      `draft verdict` of drafts; `step` is the rest of a step. Of sampling: a token's.
     largest: the instructions that move most.
   """
 

@@ -6,10 +6,8 @@ from rain_jax.experiments.compiled import counts
 from rain_jax.experiments.compiled.costs import Cost
 from rain_jax.experiments.compiled.counts import Counts
 from rain_jax.experiments.compiled.job import Compiled, Target
-from rain_jax.experiments.compiled.pricing import seconds, together
+from rain_jax.experiments.compiled.pricing import PHASES, seconds, together
 from rain_jax.text.columns import aligned
-
-_PHASES = ("sampling", "step", "context", "candidates", "rollout", "verdict")
 
 
 def head(target: Target) -> str:
@@ -53,7 +51,7 @@ def phases(target: Target, programs: Sequence[Compiled]) -> str:
   for one in programs:
     search = target.searches.get(one.method, next(iter(target.searches.values())))
     floor = target.floor(search)
-    for name in _PHASES:
+    for name in PHASES:
       cost = one.priced.phases.get(name) if one.priced else None
       if cost is None:
         continue
@@ -89,6 +87,9 @@ def speeds(
   lines = [["method", "verdicts", "calls/token", "us/token at least", "tokens/s/chip", "x vanilla"]]
   vanilla = None
   for one, verdict, found in _counted(target, programs, verdicts, mixed_share):
+    if found is None:
+      lines.append([one.method, verdict, "drafts and searches", "-", "-", "-"])
+      continue
     assert one.priced is not None
     least = together(one.priced.phases, found.turns, target.chip) / found.tokens
     vanilla = least if one.method == "vanilla" else vanilla
@@ -108,7 +109,7 @@ def speeds(
 
 def _counted(
   target: Target, programs: Sequence[Compiled], verdicts: Sequence[str], mixed_share: float
-) -> Iterator[tuple[Compiled, str, Counts]]:
+) -> Iterator[tuple[Compiled, str, Counts | None]]:
   for one in programs:
     if one.priced is None:
       continue
