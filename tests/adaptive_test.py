@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rain_jax import decode, types
+from rain_jax.methods.adaptive import with_drafts
 from tests.helpers import adaptive_oracle, invariants, scripted, scripted_drafts
 
 BATCH, COUNT = 32, 500
@@ -32,15 +33,16 @@ COUNTERS = dict(
 )
 
 
-def answer(order, batch=BATCH):
+def answer(order, batch=BATCH, model=MODEL):
   """The library's responses by prompt, begun in `order`, each with what its slot holds at the end."""
   with jax.enable_x64(True):
     params = jax.tree.map(jnp.asarray, scripted_drafts.make_tables())
-    state = decode.init(batch, MODEL.init(batch), CONFIG, MODEL.embedding_size, MODEL.longest)
+    config = model.config
+    state = decode.init(batch, model.init(batch), config, model.embedding_size, model.longest)
     key = jax.random.key(0)
     queue = [(i, jax.random.fold_in(key, i), PROMPTS[i]) for i in order]
-    start = lambda state, new: state.replace(model=MODEL.start(state.model, new))
-    served = decode.serve(state, MODEL, params, CONFIG, queue, start)
+    start = lambda state, new: state.replace(model=model.start(state.model, new))
+    served = decode.serve(state, model, params, config, queue, start)
     host = lambda state, slot: jax.tree.map(
       lambda a: np.array(np.asarray(a)[slot]), state.replace(keys=jax.random.key_data(state.keys))
     )
@@ -52,14 +54,31 @@ def found():
   return answer(range(COUNT))
 
 
+def planned(config):
+  tables = scripted_drafts.make_tables()
+  scripts = [scripted_drafts.Script(tables, prompt, config) for prompt in PROMPTS]
+  return [adaptive_oracle.Adaptive(script, config).run() for script in scripts]
+
+
 @pytest.fixture(scope="module")
 def plain():
-  tables = scripted_drafts.make_tables()
-  scripts = [scripted_drafts.Script(tables, prompt, CONFIG) for prompt in PROMPTS]
-  return [adaptive_oracle.Adaptive(script, CONFIG).run() for script in scripts]
+  return planned(CONFIG)
 
 
 def test_same_responses_as_the_plain_program(found, plain):
+  check(found, plain)
+
+
+def test_without_a_search_the_best_draft_stands_in_its_place():
+  config = with_drafts(dataclasses.replace(CONFIG, search_below=-1.0))
+  own = planned(config)
+  check(answer(range(COUNT), model=dataclasses.replace(MODEL, config=config)), own)
+  count = sum((one.count for one in own), collections.Counter())
+  assert count["iterations"] == 0 < min(count["taken_back"], count["kept_though_taken_back"])
+  assert config.max_nodes < CONFIG.max_nodes  # nor is there room for a tree
+
+
+def check(found, plain):
   torn = 0
   for i, own in enumerate(plain):
     result, held = found[i]

@@ -7,7 +7,8 @@ neither helps. A response is in one of two states, and each step does one thing 
               the best is good             it is committed, and can be taken back; a fresh tree; DRAFT
               fewer than `root_tries`      DRAFT
               taken back < `search_after`, and there is a draft to take back   REWIND
-              the best reaches `search_below`   it is committed, as if it were good; DRAFT
+              the best reaches `search_below`, or there is no search   it is committed, as if it
+                                                 were good; DRAFT
               otherwise                    SEARCH
     SEARCH  one iteration of the exact search, in the tree whose root is the end of the text.
               a move is trusted            it is committed, with its subtree; DRAFT
@@ -60,15 +61,17 @@ def adaptive_step(
     lambda state: (state, none),
     state,
   )
-  state, given_up = jax.lax.cond(
-    searching.any(),
-    lambda state: after_search(
-      *exact.iterate(state, model, params, config, searching)[:2], model, params, config
-    ),
-    lambda state: (state, none),
-    state,
-  )
-  back = left | given_up
+  back = left
+  if config.searches:
+    state, given_up = jax.lax.cond(
+      searching.any(),
+      lambda state: after_search(
+        *exact.iterate(state, model, params, config, searching)[:2], model, params, config
+      ),
+      lambda state: (state, none),
+      state,
+    )
+    back |= given_up
   return jax.lax.cond(
     back.any(),
     lambda state: rewind(state, model, params, back, config),
@@ -133,7 +136,9 @@ def draft_round(
   before = state.response_length
   back = made.over & _can_rewind(state, config)
   back &= state.counters.taken_back < config.search_after
-  kept = made.over & ~back & (made.best.margin >= config.search_below)
+  kept = made.over & ~back
+  if config.searches:
+    kept &= made.best.margin >= config.search_below
   made = made._replace(good=made.good | kept, over=made.over & ~kept)
   state = _commit_draft(state, model, params, made.best, made.good)
   held, old = _held(state), state.counters

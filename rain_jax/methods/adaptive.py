@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from rain_jax.methods.rain import BatchProgress, SearchStep, rain, watch
+from rain_jax.methods.segments import without_tree
 from rain_jax.methods.session import Response, Session
 from rain_jax.types import SearchConfig
 
@@ -38,5 +39,8 @@ def watch_adaptive(
 
 
 def with_drafts(search: SearchConfig) -> SearchConfig:
-  """The same hyperparameters for the adaptive mode."""
-  return dataclasses.replace(search, mode="adaptive")
+  """The same hyperparameters for the adaptive mode, without room for a tree if it never searches."""
+  adaptive = dataclasses.replace(search, mode="adaptive")
+  if adaptive.searches:
+    return adaptive
+  return dataclasses.replace(without_tree(search), mode="adaptive")

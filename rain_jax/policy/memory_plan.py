@@ -208,8 +208,7 @@ def temporaries(
   searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, R, 0)
   T = lm.draft_room
   drafting = largest(trees * search.drafts_at_once, L, 0, T, T)
-  needed = {"exact": [searching], "segments": [drafting], "adaptive": [searching, drafting]}
-  return max(needed[search.mode])
+  return max(searching if search.searches else 0, drafting if search.mode != "exact" else 0)
 
 
 def _padded(size: int, tile: int) -> int:

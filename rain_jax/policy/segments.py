@@ -46,7 +46,8 @@ class Drafted(flax.struct.PyTreeNode):
   """The best draft of each of B trees since its last commit; T tokens are the most.
 
   Attributes:
-    best: the draft; its margin is -inf before there is any.
+    best: the draft, of length 0 before there is any; its margin is -inf then, and where every draft
+      makes a text that was taken back.
     text: `ScanState` [B] after it.
     proposing: keys and values [layers, B, H, T, D] of all but its last token.
     evaluating: keys and values [layers, B, H, T, D], as the verdict reads it; None where it reads
@@ -165,7 +166,7 @@ def draft(
   first = jnp.argmax(jnp.where(broken, -jnp.inf, margin), axis=1)
   pick = lambda a: jax.vmap(lambda one, i: one[i])(a, first)
   of_kv = lambda a: jnp.take_along_axis(a, first.reshape(1, -1, 1, 1, 1, 1), axis=2)[:, :, 0]
-  better = wanted & (pick(margin) > drafted.best.margin)
+  better = wanted & ((pick(margin) > drafted.best.margin) | (drafted.best.length == 0))
   update = lambda new, old: jax.tree.map(lambda a, b: arrays.where(better, a, b), new, old)
   update_kv = lambda new, old: jax.tree.map(
     # Keys and values have their layers before the trees.
@@ -182,7 +183,10 @@ def draft(
     text=update(jax.tree.map(pick, drawn.text), drafted.text),
     proposing=update_kv(proposing, drafted.proposing),
     evaluating=update_kv(verdicts.tail, drafted.evaluating),
-    judged=update(jnp.maximum(pick(judged) - state.text.length, 0), drafted.judged),
+    # No verdict has read a text that is known to fail.
+    judged=update(
+      jnp.where(pick(allowed), jnp.maximum(pick(judged) - state.text.length, 0), 0), drafted.judged
+    ),
   )
   return kept.best, state.replace(evaluating=verdicts.cache, usage=usage, drafted=kept)
 

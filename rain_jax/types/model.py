@@ -157,7 +157,7 @@ class Reviser(Drafter, Protocol):
   def rewind(self, params: Any, state: Any, mask: Array, begin: Array, end: Array) -> Any:
     """Goes back to the first `begin` int32[B] tokens of the responses in `mask` bool[B].
 
-    From now on a draft that makes the text of their first `end` int32[B] tokens is never the best.
+    From now on a draft that makes the text of their first `end` int32[B] tokens has margin -inf.
     """
 
 

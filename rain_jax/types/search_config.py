@@ -59,7 +59,7 @@ class SearchConfig:
     max_rewinds: committed drafts that a response may take back (adaptive).
     search_after: of these, after how many a search comes before the next (adaptive).
     search_below: margin of the best draft below which a search comes in its place, where nothing is
-      taken back; -1 never searches unless all drafts were taken back before (adaptive).
+      taken back; -1 never searches (adaptive).
   """
 
   set_lengths: tuple[int, ...] = (1, 2, 4, 10)
@@ -124,6 +124,11 @@ class SearchConfig:
   def max_set_length(self) -> int:
     """Tokens of the longest token set (L)."""
     return max(self.set_lengths)
+
+  @property
+  def searches(self) -> bool:
+    """Whether there is a tree search in this mode."""
+    return self.mode == "exact" or (self.mode == "adaptive" and self.search_below > -1)
 
   @property
   def drafts_at_once(self) -> int:

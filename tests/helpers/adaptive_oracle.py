@@ -88,7 +88,11 @@ class Adaptive:
         self._commit_draft(best)
       elif self._can_rewind() and self.count["taken_back"] < self.config.search_after:
         self._rewind("rewind_after_drafts")
-      elif best is not None and best.margin >= self.config.search_below:
+      elif not self.config.searches or (
+        best is not None and best.margin >= self.config.search_below
+      ):
+        self.count["kept_though_taken_back"] += best is None
+        best = best or self.script.draft(tuple(self.pieces), 0)
         self.count["kept_best"] += 1
         self.count["draft_kept_best"] += 1
         self.count["draft_kept_from_an_earlier_round"] += not drawn_last

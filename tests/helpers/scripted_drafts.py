@@ -108,7 +108,7 @@ class Model(scripted.TableModel):
     state = super().start(state, prompts)
     host = {name: np.array(array) for name, array in state.items()}
     for slot, prompt in prompts.items():
-      host["number"][slot] = host["bans"][slot] = 0
+      host["number"][slot] = host["bans"][slot] = host["best_length"][slot] = 0
       host["best_margin"][slot] = -np.inf
       host["hashes"][slot, 0], host["moods"][slot, 0] = prompt.seed, 0
     return {name: jnp.asarray(array) for name, array in host.items()}
@@ -119,7 +119,7 @@ class Model(scripted.TableModel):
     tokens, length, finish, margin = rows
     pick = jnp.argmax(margin, axis=1)
     of = lambda a: jax.vmap(lambda one, i: one[i])(a, pick)
-    better = wanted & (of(margin) > state["best_margin"])
+    better = wanted & ((of(margin) > state["best_margin"]) | (state["best_length"] == 0))
     update = lambda new, old: jnp.where(better.reshape((-1,) + (1,) * (old.ndim - 1)), new, old)
     state = state | {
       "number": state["number"] + jnp.where(wanted, self.config.root_rows, 0),
@@ -181,6 +181,7 @@ class Model(scripted.TableModel):
     """The state of texts that have changed where `mask` bool[B]: no drafts yet."""
     return state | {
       "number": jnp.where(mask, 0, state["number"]),
+      "best_length": jnp.where(mask, 0, state["best_length"]),
       "best_margin": jnp.where(mask, -jnp.inf, state["best_margin"]),
     }
 
