@@ -133,8 +133,8 @@ def read_verdicts(
 ) -> Verdicts:
   """Reads the texts asked for, each with every suffix; stores what belongs to nodes.
 
-  A call reads up to `read_chunk` tokens of each text (of short tails, a tail's), and the suffixes after those texts
-  that it comes to the end of; a longer text takes several calls.
+  A call reads up to `read_chunk` tokens of each text, of short tails no more than a tail has, and
+  the suffixes after those texts that it comes to the end of; a longer text takes several calls.
 
   Args:
     lm: the language model.

@@ -1,6 +1,6 @@
 """A program compiled for chips that are not there; run by compiled_programs_test.py.
 
-Arguments: a topology; sampling or search; chips that hold the model; small, or large for one that the chips'
+Arguments: a topology; sampling, search or drafts (of the adaptive mode); chips that hold the model; small, or large for one that the chips'
 own memory does not hold, so that bytes count.
 """
 
@@ -10,6 +10,7 @@ import jax
 
 from rain_jax.experiments import benchmark, compiled
 from rain_jax.experiments.compiled import hlo, pricing
+from rain_jax.methods.adaptive import with_drafts
 from rain_jax.models import ModelConfig, backend
 from rain_jax.parallel.batch_sharding import DATA
 from rain_jax.types import SearchConfig
@@ -48,16 +49,23 @@ def main():
   jax.config.update("jax_platforms", "cpu")
   config = SHAPES[size]
   workload = benchmark.Workload(prompt=64, response=32, verdict_prefix=64)
-  search = SearchConfig()
+  search = SearchConfig(search_below=-1.0, draft_length=8, root_rows=4)
+  search = with_drafts(search) if program == "drafts" else search
   searches = {"rain": search}
   target = compiled.target(size, config, "bfloat16", workload, [ROWS], searches, topology, tensor)
   with backend.target(target.chip.backend):
-    done = getattr(target.lowering(search), program)().compile(target.chip.options)
+    lowering = target.lowering(search)
+    lowered = lowering.sampling() if program == "sampling" else lowering.search()
+    done = lowered.compile(target.chip.options)
   mesh = target.mesh.shape
   for one in hlo.collectives(hlo.parse(done.as_text()), target.mesh.size):
     assert DATA not in one.axes(mesh), one
   phases = pricing.price(done, mesh, sampling=program == "sampling").phases
-  expected = {"sampling"} if program == "sampling" else {*CALLS, "step"} - {"sampling"}
+  expected = {
+    "sampling": {"sampling"},
+    "search": {*CALLS, "step"} - {"sampling"},
+    "drafts": {"step", "draft context", "draft", "draft verdict"},
+  }[program]
   assert phases.keys() == expected, phases
   floor = target.floor(search)
   for name, cost in phases.items():

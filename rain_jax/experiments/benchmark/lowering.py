@@ -17,7 +17,7 @@ from rain_jax.policy import prompts, whole_responses
 from rain_jax.policy.language_model import LanguageModel
 from rain_jax.policy.params import make_params
 
-_LOWERED_AS = {"gpu": "cuda"}
+_LOWERED_AS = {"gpu": "cuda"}  # NVIDIA's, of the platforms that JAX lowers for
 
 
 @dataclasses.dataclass(frozen=True)
