@@ -81,7 +81,9 @@ def main():
     else:
       calls = sum(times for name, times in STEP.items() if name != "step")
       moved = sum(times * phases[name].moved for name, times in STEP.items())
-      assert 0.5 < moved / (calls * floor) < 1.5, moved / (calls * floor)
+      # A card's program writes the attention's scores and reads them again.
+      most = 1.5 if target.chip.backend == "tpu" else 1.6
+      assert 0.5 < moved / (calls * floor) < most, moved / (calls * floor)
   print("all checks passed")
 
 
