@@ -172,6 +172,36 @@ ENTRY %main (x: f32[{left}], y: f32[{right}]) -> f32[{out}] {{
   assert found.phases["all"].flops == flops
 
 
+@pytest.mark.parametrize(
+  "named",
+  [
+    "branch_computations={%less, %more}",
+    "true_computation=%more, false_computation=%less",
+  ],
+)
+def test_every_branch_of_a_conditional_counts(named):
+  branch = lambda name, op: (
+    f"""%{name} (x.{name}: f32[8]) -> f32[8] {{
+  %x.{name} = f32[8]{{0}} parameter(0)
+  ROOT %y.{name} = f32[8]{{0}} {op}(%x.{name})
+}}
+"""
+  )
+  text = f"""HloModule f
+
+{branch("less", "negate")}
+{branch("more", "tanh")}
+ENTRY %main (i: pred[], x: f32[8]) -> f32[8] {{
+  %i = pred[] parameter(0)
+  %x = f32[8]{{0}} parameter(1)
+  ROOT %c = f32[8]{{0}} conditional(%i, %x, %x), {named}, metadata={{op_name="jit(f)/cond"}}
+}}
+"""
+  found = Pricing(hlo.parse(text), {"data": 1}, str, lambda scope: "all")
+  found.price("main")
+  assert sorted(move.instruction.opcode for move in found.movements) == ["negate", "tanh"]
+
+
 def test_the_operations_of_a_program_of_xla_are_those_of_its_products():
   def f(x, w):
     with jax.named_scope("rollout"):

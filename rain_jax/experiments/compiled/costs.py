@@ -111,10 +111,7 @@ class Pricing:
       elif one.opcode in ("call", "async-start") and one.called:
         self.price(one.called.get("calls") or one.called["to_apply"], phase, scale)
       elif one.opcode == "conditional":
-        branches = re.findall(
-          r"(?:branch_computations=\{|_computation=)([^}]*?)[},]", one.attributes
-        )
-        for name in re.findall(r"%([\w.-]+)", " ".join(branches)):
+        for name in _branches(one.attributes):
           self.price(name, phase, scale)
       elif one.opcode not in _FREE:
         self._add(computation, one, phase or self._once_phase(one.scope), scale)
@@ -242,6 +239,13 @@ class Pricing:
       called = self._program.computations[result.called["calls"]]
       return self._result(called, called.instructions[called.root], shape)
     return shape.nbytes
+
+
+def _branches(attributes: str) -> list[str]:
+  """The computations of a conditional, which XLA names one by one or as a list."""
+  named = re.findall(r"(?:true|false)_computation=(%[\w.-]+)", attributes)
+  listed = re.search(r"branch_computations=\{([^}]*)\}", attributes)
+  return re.findall(r"%([\w.-]+)", " ".join([*named, listed[1] if listed else ""]))
 
 
 def _product_flops(around: Mapping[str, Instruction], one: Instruction) -> float:
