@@ -7,7 +7,7 @@ is read again after it is the last token that is left, for the logits after it.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax
 import jax
@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from rain_jax import types
 from rain_jax.models import KV, NO_POSITION, arrays, forward
 from rain_jax.models import cache as caches
+from rain_jax.models.cache import PathCache
+from rain_jax.parallel.loops import while_any
 from rain_jax.policy import context, decoding, rollout, translation
 from rain_jax.policy.decoding import Decoding
 from rain_jax.policy.params import Params
-from rain_jax.policy.usage import CONTEXT
+from rain_jax.policy.usage import CONTEXT, Usage
 from rain_jax.text import scanner
 from rain_jax.text.scanner import ScanState
 from rain_jax.types import NO_PAGE, NO_TOKEN, Array, BestDraft, Request
@@ -277,41 +279,65 @@ def _at_root(lm: "LanguageModel", wanted: Array) -> Request:
   )
 
 
+class _ReadingContext(NamedTuple):
+  """Contexts that are being read.
+
+  begin: int32[B] the first position that is not read; the context's length where none is asked for.
+  hidden: [B, hidden] after the last token that was read.
+  cache: the proposing cache.
+  usage: work counters.
+  """
+
+  begin: Array
+  hidden: Array
+  cache: PathCache
+  usage: Usage
+
+
 @jax.named_scope("read_context")
 def _read_context(
   lm: "LanguageModel", params: Params, state: "PolicyState", wanted: Array
 ) -> "PolicyState":
-  """Reads what is not yet read of the contexts `wanted` bool[B], their last token at least."""
-  drafted = _held(state)
+  """Reads what is not yet read of the contexts `wanted` bool[B], their last token at least.
+
+  A token at a time: but after a searched move that no page held, the last one is all there is.
+  """
+  drafted, length = _held(state), state.proposing.length
   new = wanted & ~drafted.known
   paths = context.paths(_at_root(lm, new[:, None]))
+  prefix, shift = context.prefix(params, "proposing")
 
-  def read(state: "PolicyState") -> "PolicyState":
-    cache, L = state.proposing, lm.search.max_set_length
-    total = cache.length[:, None]
-    begin = jnp.minimum(cache.cached[:, None], total - 1)
-    at = begin[..., None] + jnp.arange(L)
-    valid = new[:, None, None] & (at < total[..., None])
+  def read(reading: _ReadingContext) -> _ReadingContext:
+    begin, _, cache, usage = reading
+    at, valid = begin[:, None, None], (begin < length)[:, None]
     token, place, page, offset = caches.locate(cache, paths, at)
-    prefix, shift = context.prefix(params, "proposing")
+    shown = jnp.where(valid, begin[:, None], 0)
     hidden, kv = forward(
       lm.graphdef,
       params["model"],
       token,
-      jnp.where(valid, at + shift, NO_POSITION),
-      [*prefix, *caches.segments(cache, paths, jnp.where(new[:, None], begin, 0), shift)],
+      jnp.where(valid[..., None], at + shift, NO_POSITION),
+      [*prefix, *caches.segments(cache, paths, shown, shift)],
     )
-    keep = valid & (at >= cache.cached[:, None, None])
+    keep = valid[..., None] & (at >= cache.cached[:, None, None])
     cache = caches.write(cache, kv, place, page, offset, keep)
-    last = jnp.clip(total - 1 - begin, 0, L - 1)
-    after = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[:, 0, 0]
-    return state.replace(
-      proposing=caches.mark(cache, paths, total, new[:, None]),
-      drafted=drafted.replace(
-        hidden=jnp.where(new[:, None], after.astype(drafted.hidden.dtype), drafted.hidden),
-        known=drafted.known | new,
+    return _ReadingContext(
+      begin=begin + valid[:, 0],
+      hidden=arrays.where(
+        valid[:, 0], hidden[:, 0, 0].astype(reading.hidden.dtype), reading.hidden
       ),
-      usage=state.usage.count(CONTEXT, valid),
+      cache=caches.mark(cache, paths, begin[:, None] + 1, valid),
+      usage=usage.count(CONTEXT, valid[..., None]),
     )
 
-  return jax.lax.cond(new.any(), read, lambda state: state, state)
+  begin = jnp.where(new, jnp.minimum(state.proposing.cached, length - 1), length)
+  done = while_any(
+    lambda reading: reading.begin < length,
+    read,
+    _ReadingContext(begin, drafted.hidden, state.proposing, state.usage),
+  )
+  return state.replace(
+    proposing=done.cache,
+    usage=done.usage,
+    drafted=drafted.replace(hidden=done.hidden, known=drafted.known | new),
+  )

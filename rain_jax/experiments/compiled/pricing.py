@@ -12,13 +12,14 @@ from rain_jax.experiments.compiled.costs import Cost, Movement, Pricing
 
 # Named scopes of the search (docs/architecture.md, section 4) by the phase that they are priced in.
 _LOOPS = {
+  "draft/read_context": "draft context",
   "draft/rollout": "draft",
   "draft/self_evaluation": "draft verdict",
   "candidates": "candidates",
   "rollout": "rollout",
   "self_evaluation": "verdict",
 }
-_ONCE = {"read_leaves": "context", "draft/read_context": "draft context"}
+_ONCE = {"read_leaves": "context"}
 PHASES = ("sampling", "step", *_ONCE.values(), *_LOOPS.values())
 """Names of all phases."""
 
