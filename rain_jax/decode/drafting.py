@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from rain_jax import types
 from rain_jax.decode import exact
 from rain_jax.decode.state import DecodeState, Revocable, appended, replanted
+from rain_jax.parallel.loops import at_most_once
 from rain_jax.search import drafts
 from rain_jax.types import NO_TOKEN, Array, SearchConfig
 
@@ -63,13 +64,12 @@ def adaptive_step(
   )
   back = left
   if config.searches:
-    state, given_up = jax.lax.cond(
+    state, given_up = at_most_once(
       searching.any(),
-      lambda state: after_search(
-        *exact.iterate(state, model, params, config, searching)[:2], model, params, config
+      lambda at: after_search(
+        *exact.iterate(at[0], model, params, config, searching)[:2], model, params, config
       ),
-      lambda state: (state, none),
-      state,
+      (state, none),
     )
     back |= given_up
   return jax.lax.cond(

@@ -29,3 +29,14 @@ def while_any(
 
   start = (jnp.int32(0), ahead(carry), carry)
   return jax.lax.while_loop(lambda state: state[0] < state[1], turn, start)[2]
+
+
+def at_most_once(condition: jax.Array, body: Callable[[Carry], Carry], carry: Carry) -> Carry:
+  """`body(carry)` where `condition`, bool[], is true, and otherwise the carry.
+
+  As a loop of one turn or none, which writes into arrays in place. XLA of jax 0.10.2 gave a
+  conditional copies of what it writes to: of all visited nodes' keys and values, twice.
+  """
+  never = jnp.zeros_like(condition)
+  turn = lambda at: (never, body(at[1]))
+  return while_any(lambda at: at[0], turn, (condition, carry))[1]

@@ -82,7 +82,7 @@ class Pricing:
   Args:
     program: the compiled program.
     mesh: sizes of the mesh's axes by name; {"data": 1} on one device.
-    loop_phase: from the scope of a loop whose end depends on data, its phase.
+    loop_phase: from the scope of a loop whose end depends on data, its phase; None if it is none.
     once_phase: from the scope of an instruction in no such loop, its phase.
   """
 
@@ -90,7 +90,7 @@ class Pricing:
     self,
     program: Program,
     mesh: Mapping[str, int],
-    loop_phase: Callable[[str], str],
+    loop_phase: Callable[[str], str | None],
     once_phase: Callable[[str], str],
   ):
     self._program, self._mesh = program, mesh
@@ -120,8 +120,11 @@ class Pricing:
     """The instructions that move most."""
     return sorted(self.movements, key=lambda one: -one.moved)[:number]
 
-  def _phase_of_loop(self, loop: Instruction) -> str:
-    """By most of what is in it: the compiler may have lost where the loop itself comes from."""
+  def _phase_of_loop(self, loop: Instruction) -> str | None:
+    """By most of what is in it: the compiler may have lost where the loop itself comes from.
+
+    None of a loop that is no phase by itself, such as one around a whole iteration.
+    """
     body = self._program.computations[loop.called["body"]].instructions.values()
     names = [self._loop_phase(one.scope) for one in body if one.scope] or [
       self._loop_phase(loop.scope)

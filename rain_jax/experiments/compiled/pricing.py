@@ -48,9 +48,9 @@ def price(compiled: jax.stages.Compiled, mesh: Mapping[str, int], sampling: bool
     sampling: it is vanilla decoding, all of whose turns are alike.
   """
   program = hlo.parse(compiled.as_text() or "")
-  phase = lambda table, scope: next((p for s, p in table.items() if f"/{s}/" in scope), "step")
+  phase = lambda table, scope: next((p for s, p in table.items() if f"/{s}/" in scope), None)
   pricing = Pricing(
-    program, mesh, lambda scope: phase(_LOOPS, scope), lambda scope: phase(_ONCE, scope)
+    program, mesh, lambda scope: phase(_LOOPS, scope), lambda scope: phase(_ONCE, scope) or "step"
   )
   for one in program.computations[program.entry].instructions.values():
     if one.opcode == "while" and program.trips(one) is None:
