@@ -202,6 +202,22 @@ ENTRY %main (i: pred[], x: f32[8]) -> f32[8] {{
   assert sorted(move.instruction.opcode for move in found.movements) == ["negate", "tanh"]
 
 
+def test_a_loop_that_is_no_phase_is_priced_by_what_is_in_it():
+  def f(x, turns):
+    def body(at):
+      with jax.named_scope("read_leaves"):
+        y = jnp.tanh(at[1] * 3.0)
+      return at[0] - 1, y
+
+    return jax.lax.while_loop(lambda at: at[0] > 0, body, (turns, x))[1]
+
+  compiled = jax.jit(f).lower(jnp.ones(8), 1).compile()
+  once = lambda scope: "context" if "read_leaves" in scope else "step"
+  found = Pricing(hlo.parse(compiled.as_text()), {"data": 1}, lambda scope: None, once)
+  found.price(hlo.parse(compiled.as_text()).entry)
+  assert found.phases["context"].moved > 0
+
+
 def test_the_operations_of_a_program_of_xla_are_those_of_its_products():
   def f(x, w):
     with jax.named_scope("rollout"):
