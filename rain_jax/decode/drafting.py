@@ -56,11 +56,10 @@ def adaptive_step(
   drafting = state.active & ~searching
   none = jnp.zeros_like(drafting)
   # Most steps have no tree that searches, or none that drafts: that half costs nothing then.
-  state, left = jax.lax.cond(
+  state, left = at_most_once(
     drafting.any(),
-    lambda state: draft_round(state, model, params, drafting, config)[::2],
-    lambda state: (state, none),
-    state,
+    lambda at: draft_round(at[0], model, params, drafting, config)[::2],
+    (state, none),
   )
   back = left
   if config.searches:
@@ -72,12 +71,7 @@ def adaptive_step(
       (state, none),
     )
     back |= given_up
-  return jax.lax.cond(
-    back.any(),
-    lambda state: rewind(state, model, params, back, config),
-    lambda state: state,
-    state,
-  )
+  return at_most_once(back.any(), lambda state: rewind(state, model, params, back, config), state)
 
 
 def _draft(

@@ -9,6 +9,8 @@ them where they belong.
 Positions here are relative to the context's start: 0 is its first token.
 """
 
+from typing import NamedTuple
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ class Paths(flax.struct.PyTreeNode):
   """Texts that start from the context: W paths through each of B trees, and a tail.
 
   Attributes:
-    pages: int32[B, W, D] page of each node on the path.
+    pages: int32[B, W, D] page of each node on the path; without nodes (D = 0) paths are the context.
     tokens: int32[B, W, D, L] the nodes' tokens.
     lengths: int32[B, W, D] their lengths, 0 after the path's end.
     tail: int32[B, W, R] tokens after the path that are not to be stored.
@@ -55,6 +57,26 @@ class Paths(flax.struct.PyTreeNode):
   def ends(self, cache: PathCache) -> jax.Array:
     """Relative position after each node's last token, int32[B, W, D]."""
     return cache.length[:, None, None] + jnp.cumsum(self.lengths, axis=-1)
+
+  def total(self, cache: PathCache) -> jax.Array:
+    """Relative position after each path, where its tail begins, int32[B, W]."""
+    return cache.length[:, None] + self.lengths.sum(axis=-1)
+
+
+class Located(NamedTuple):
+  """What stands at T positions of each of W paths through B trees, and where.
+
+  Attributes:
+    token: int32[B, W, T].
+    place: int32[B, W, T] the context position, or S if it is not in the context.
+    page: int32[B, W, T] the page, or V if it is not in a node; None where paths have no nodes.
+    offset: int32[B, W, T] the place within the page; None likewise.
+  """
+
+  token: jax.Array
+  place: jax.Array
+  page: jax.Array | None
+  offset: jax.Array | None
 
 
 def init(
@@ -81,9 +103,7 @@ def known(cache: PathCache, paths: Paths) -> jax.Array:
   return jnp.where(whole[:, None], cache.length[:, None] + unbroken.sum(-1), cache.cached[:, None])
 
 
-def segments(
-  cache: PathCache, paths: Paths, limit: jax.Array, offset: int
-) -> tuple[Segment, Segment]:
+def segments(cache: PathCache, paths: Paths, limit: jax.Array, offset: int) -> list[Segment]:
   """The stored context of W paths per tree, as segments for the model.
 
   Args:
@@ -94,7 +114,7 @@ def segments(
     offset: absolute position of relative position 0.
 
   Returns:
-    Context [layers, B, H, S, D] and path [layers, B, W, H, D * L, D], each with
+    Context [layers, B, H, S, D] and, if it has nodes, path [layers, B, W, H, D * L, D], each with
     positions per path.
   """
   S = cache.tokens.shape[-1]
@@ -107,10 +127,12 @@ def segments(
     jnp.where(inside, at + offset, NO_POSITION),
     shown.max(),
   )
+  B, W, D = paths.pages.shape
+  if not D:
+    return [context]
   L = paths.tokens.shape[-1]
   at = (paths.ends(cache) - paths.lengths)[..., None] + jnp.arange(L)  # [B, W, D, L]
   inside = (jnp.arange(L) < paths.lengths[..., None]) & (at < limit[..., None, None])
-  B, W, D = paths.pages.shape
 
   def gather(pool):
     # One gather over both axes: under `vmap` the whole pool would be transposed first.
@@ -124,26 +146,23 @@ def segments(
     jnp.where(inside, at + offset, NO_POSITION).reshape(B, W, D * L),
     inside.any((0, 1, 3)).sum() * L,
   )
-  return context, path
+  return [context, path]
 
 
-def locate(
-  cache: PathCache, paths: Paths, at: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """What stands at relative positions `at` int32[B, W, T] of each path.
-
-  Returns:
-    token: int32[B, W, T].
-    place: int32[B, W, T] the context position, or S if it is not in the context.
-    page: int32[B, W, T] the page, or V if it is not in a node.
-    offset: int32[B, W, T] the place within the page.
-  """
+def locate(cache: PathCache, paths: Paths, at: jax.Array) -> Located:
+  """What stands at relative positions `at` int32[B, W, T] of each path."""
   S, V = cache.tokens.shape[-1], cache.pooled.shape[-1]
-  ends = paths.ends(cache)
   D, L = paths.tokens.shape[-2:]
-  length = cache.length[:, None, None]
+  in_context = at < cache.length[:, None, None]
+  place = jnp.where(in_context, at, S)
+  from_context = _take(cache.tokens, jnp.clip(at, 0, S - 1))
+  from_tail = jnp.take_along_axis(
+    paths.tail, jnp.clip(at - paths.total(cache)[..., None], 0, paths.tail.shape[-1] - 1), axis=-1
+  )
+  if not D:
+    return Located(jnp.where(in_context, from_context, from_tail), place, None, None)
+  ends = paths.ends(cache)
   node = jnp.sum(at[..., None] >= ends[..., None, :], axis=-1)  # [B, W, T]
-  in_context = at < length
   in_node = ~in_context & (node < D)
   node = jnp.minimum(node, D - 1)
   of_node = lambda array: jnp.take_along_axis(array, node, axis=-1)
@@ -152,39 +171,29 @@ def locate(
   B, W, T = at.shape
   flat = paths.tokens.reshape(B, W, D * L)
   from_node = jnp.take_along_axis(flat, node * L + offset, axis=-1)
-  from_tail = jnp.take_along_axis(
-    paths.tail, jnp.clip(at - ends[..., -1:], 0, paths.tail.shape[-1] - 1), axis=-1
-  )
-  from_context = _take(cache.tokens, jnp.clip(at, 0, S - 1))
   token = jnp.where(in_context, from_context, jnp.where(in_node, from_node, from_tail))
   page = jnp.where(in_node, of_node(paths.pages), V)
-  return token, jnp.where(in_context, at, S), page, offset
+  return Located(token, place, page, offset)
 
 
-def write(
-  cache: PathCache,
-  new: KV,
-  place: jax.Array,
-  page: jax.Array,
-  offset: jax.Array,
-  keep: jax.Array,
-) -> PathCache:
-  """Stores the keys and values [layers, B, W, H, T, D] of new tokens.
+def write(cache: PathCache, new: KV, where: Located, keep: jax.Array) -> PathCache:
+  """Stores the keys and values [layers, B, W, H, T, D] of new tokens where they stand.
 
-  `place`, `page`, `offset` are from `locate`; tokens where `keep` bool[B, W, T] is
-  False are dropped. Marks nothing as cached: that is `mark`'s part.
+  Tokens where `keep` bool[B, W, T] is False are dropped. Marks nothing as cached: that is `mark`'s
+  part.
   """
   S, V = cache.tokens.shape[-1], cache.pooled.shape[-1]
-  B = place.shape[0]
-  rows = jnp.arange(B)[:, None, None]
-  place = jnp.where(keep, place, S)
-  page = jnp.where(keep, page, V)
+  rows = jnp.arange(keep.shape[0])[:, None, None]
+  place = jnp.where(keep, where.place, S)
+  page = None if where.page is None else jnp.where(keep, where.page, V)
 
   def put(context, pool, fresh):
     # Advanced indices around a slice come first in the indexed shape: [B, W, T, layers, H, D].
     fresh = jnp.moveaxis(fresh, (0, 3), (3, 4))
     context = context.at[:, rows, :, place].set(fresh, mode="drop")
-    return context, pool.at[:, rows, page, :, offset].set(fresh, mode="drop")
+    if page is not None:
+      pool = pool.at[:, rows, page, :, where.offset].set(fresh, mode="drop")
+    return context, pool
 
   keys = put(cache.context.keys, cache.pool.keys, new.keys)
   values = put(cache.context.values, cache.pool.values, new.values)

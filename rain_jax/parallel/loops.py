@@ -40,3 +40,17 @@ def at_most_once(condition: jax.Array, body: Callable[[Carry], Carry], carry: Ca
   never = jnp.zeros_like(condition)
   turn = lambda at: (never, body(at[1]))
   return while_any(lambda at: at[0], turn, (condition, carry))[1]
+
+
+def ordered_after(first: jax.Array, values: Carry) -> Carry:
+  """`values` as they are, but not before `first` is computed.
+
+  What a loop reads of an array that it carries, and then writes to, has to be read before, or XLA
+  copies the array. A last layer's keys and values do not wait for its attention by themselves: of
+  jax 0.10.2, every turn of a loop then copied whole caches, twice. The order is a comparison that
+  always holds, because XLA's CPU backend drops `jax.lax.optimization_barrier` before it plans copies.
+  """
+  if not jax.sharding.get_abstract_mesh().empty:
+    return values  # Layers are a loop then, which ends before anything is written.
+  always = jnp.isnan(first[(0,) * first.ndim]).astype(jnp.int32) >= 0
+  return jax.tree.map(lambda a: jnp.where(always, a, jnp.zeros_like(a)), values)

@@ -48,7 +48,7 @@ def paths(request: Request, tail: Array | None = None) -> Paths:
 def leaf_context(params: Params, cache: PathCache, request: Request) -> tuple[list[Segment], Array]:
   """Segments that all rows of a leaf share, and the position after each leaf, int32[B, W]."""
   leaves = paths(request)
-  total = leaves.ends(cache)[..., -1]
+  total = leaves.total(cache)
   before, shift = prefix(params, "proposing")
   shown = jnp.where(request.mode == types.IDLE, 0, total)
   return [*before, *caches.segments(cache, leaves, shown, shift)], total + shift
@@ -66,5 +66,5 @@ def response(cache: PathCache, request: Request, committed: Array, max_response:
   leaves = paths(request)
   begin = (cache.length - committed)[:, None, None]
   at = jnp.broadcast_to(begin + jnp.arange(max_response), (*request.mode.shape, max_response))
-  token = caches.locate(cache, leaves, at)[0]
-  return jnp.where(at < leaves.ends(cache)[..., -1:], token, NO_TOKEN)
+  token = caches.locate(cache, leaves, at).token
+  return jnp.where(at < leaves.total(cache)[..., None], token, NO_TOKEN)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from rain_jax.models import KV, NO_POSITION, Segment, forward, unembed
-from rain_jax.parallel.loops import while_any
+from rain_jax.parallel.loops import ordered_after, while_any
 from rain_jax.policy import context, sampling
 from rain_jax.policy.params import Params, Side
 from rain_jax.types import Array
@@ -77,7 +77,7 @@ def decode(
       ],
     )
     texts = extend(at.texts, hidden[..., 0, :], at.step)
-    return Decoding(at.step + 1, texts, _put(at.scratch, new, at.step - 1))
+    return Decoding(at.step + 1, texts, _put(at.scratch, ordered_after(hidden, new), at.step - 1))
 
   return while_any(lambda at: goes_on(at.texts, at.step), one_more, start)
 

@@ -24,6 +24,7 @@ from rain_jax.models import KV, NO_POSITION, ModelConfig, arrays, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
 from rain_jax.models.sharding import AnyMesh, Rules, split
+from rain_jax.parallel.loops import ordered_after
 from rain_jax.policy import context, decoding, rollout, segments, self_evaluation, translation
 from rain_jax.policy.embedders import Embedder
 from rain_jax.policy.params import Params
@@ -294,7 +295,7 @@ class LanguageModel:
     """Reads the tokens of new leaves: logits float32[B, W, vocab] after each leaf."""
     cache, L = state.proposing, self.search.max_set_length
     paths = context.paths(request)
-    total = paths.ends(cache)[..., -1]
+    total = paths.total(cache)
     growing = request.mode == types.GROW
     wanted = request.first_visit | growing
     # A growing node's last token is read again, for the logits after it, and so is that of a
@@ -302,21 +303,21 @@ class LanguageModel:
     begin = jnp.where(growing, total - 1, jnp.minimum(caches.known(cache, paths), total - 1))
     at = begin[..., None] + jnp.arange(L)
     valid = wanted[..., None] & (at < total[..., None])
-    token, place, page, offset = caches.locate(cache, paths, at)
+    where = caches.locate(cache, paths, at)
     prefix, shift = context.prefix(params, "proposing")
     hidden, new = forward(
       self.graphdef,
       params["model"],
-      token,
+      where.token,
       jnp.where(valid, at + shift, NO_POSITION),
       [*prefix, *caches.segments(cache, paths, jnp.where(wanted, begin, 0), shift)],
     )
     keep = valid & ~growing[..., None]
-    cache = caches.write(cache, new, place, page, offset, keep)
+    cache = caches.write(cache, ordered_after(hidden, new), where, keep)
     cache = caches.mark(cache, paths, total, wanted & ~growing)
     last = jnp.clip(total - 1 - begin, 0, L - 1)
     after = jnp.take_along_axis(hidden, last[..., None, None], axis=2)[:, :, 0]
-    in_node = keep & (page < self.search.max_visited)
+    in_node = keep & (at >= state.proposing.length[:, None, None])
     summed = jnp.sum(jnp.where(in_node[..., None], hidden.astype(jnp.float32), 0.0), axis=2)
     store = jnp.where(request.first_visit, request.leaf_page, self.search.max_visited)
     rows = jnp.arange(store.shape[0])[:, None]

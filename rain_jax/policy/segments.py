@@ -17,14 +17,14 @@ from rain_jax import types
 from rain_jax.models import KV, NO_POSITION, arrays, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
-from rain_jax.parallel.loops import while_any
+from rain_jax.parallel.loops import ordered_after, while_any
 from rain_jax.policy import context, decoding, rollout, translation
 from rain_jax.policy.decoding import Decoding
 from rain_jax.policy.params import Params
 from rain_jax.policy.usage import CONTEXT, Usage
 from rain_jax.text import scanner
 from rain_jax.text.scanner import ScanState
-from rain_jax.types import NO_PAGE, NO_TOKEN, Array, BestDraft, Request
+from rain_jax.types import NO_TOKEN, Array, BestDraft, Request
 
 if TYPE_CHECKING:
   from rain_jax.policy.language_model import LanguageModel, PolicyState
@@ -129,7 +129,7 @@ def draft(
   # A draft ends with a sentence or a clause, or at its length, however far the search's rollouts go.
   search = dataclasses.replace(lm.search, rollout_to_eos=lm.search.draft_length > 0)
   drafting = dataclasses.replace(lm, search=search)
-  request = _at_root(lm, rows(wanted))
+  request = _at_root(rows(wanted))
   logits = decoding.next_logits(lm, params, drafted.hidden)
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (W, lm.draft_room)))(keys)
   with jax.named_scope("rollout"):
@@ -263,9 +263,10 @@ def _held(state: "PolicyState") -> Drafted:
   return state.drafted
 
 
-def _at_root(lm: "LanguageModel", wanted: Array) -> Request:
+def _at_root(wanted: Array) -> Request:
   """What would ask for rollouts from the root in the rows `wanted` bool[B, W]."""
-  zeros, L = jnp.zeros(wanted.shape, jnp.int32), lm.search.max_set_length
+  zeros = jnp.zeros(wanted.shape, jnp.int32)
+  nodes = jnp.zeros((*wanted.shape, 0), jnp.int32)  # none
   return Request(
     mode=jnp.where(wanted, types.VISIT, types.IDLE),
     leaf_page=zeros,
@@ -273,9 +274,9 @@ def _at_root(lm: "LanguageModel", wanted: Array) -> Request:
     finish=jnp.full(wanted.shape, types.RUNNING, jnp.int32),
     depth=zeros,
     path_length=zeros,
-    path_pages=jnp.full((*wanted.shape, 1), NO_PAGE, jnp.int32),
-    path_tokens=jnp.full((*wanted.shape, 1, L), NO_TOKEN, jnp.int32),
-    path_lengths=zeros[..., None],
+    path_pages=nodes,
+    path_tokens=nodes[..., None],
+    path_lengths=nodes,
   )
 
 
@@ -304,23 +305,23 @@ def _read_context(
   """
   drafted, length = _held(state), state.proposing.length
   new = wanted & ~drafted.known
-  paths = context.paths(_at_root(lm, new[:, None]))
+  paths = context.paths(_at_root(new[:, None]))
   prefix, shift = context.prefix(params, "proposing")
 
   def read(reading: _ReadingContext) -> _ReadingContext:
     begin, _, cache, usage = reading
     at, valid = begin[:, None, None], (begin < length)[:, None]
-    token, place, page, offset = caches.locate(cache, paths, at)
+    where = caches.locate(cache, paths, at)
     shown = jnp.where(valid, begin[:, None], 0)
     hidden, kv = forward(
       lm.graphdef,
       params["model"],
-      token,
+      where.token,
       jnp.where(valid[..., None], at + shift, NO_POSITION),
       [*prefix, *caches.segments(cache, paths, shown, shift)],
     )
     keep = valid[..., None] & (at >= cache.cached[:, None, None])
-    cache = caches.write(cache, kv, place, page, offset, keep)
+    cache = caches.write(cache, ordered_after(hidden, kv), where, keep)
     return _ReadingContext(
       begin=begin + valid[:, 0],
       hidden=arrays.where(

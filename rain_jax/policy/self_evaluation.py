@@ -16,7 +16,7 @@ import numpy as np
 from rain_jax.models import KV, NO_POSITION, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache, Paths
-from rain_jax.parallel.loops import while_any
+from rain_jax.parallel.loops import ordered_after, while_any
 from rain_jax.policy import context, decoding, sampling
 from rain_jax.policy.params import Correction, Params
 from rain_jax.policy.usage import VERDICT, Usage
@@ -152,7 +152,7 @@ def read_verdicts(
   graphdef, weights = context.reader(lm, params, "evaluating")
   suffixes = Suffixes.of(lm.preference, chunk)
   within = suffixes.mask((B, W))
-  total = paths.ends(cache)[..., -1]
+  total = paths.total(cache)
   tail_at = total[..., None] + jnp.arange(R)
 
   def read(reading: _Reading) -> _Reading:
@@ -160,9 +160,9 @@ def read_verdicts(
     ending = asked & (limit - begin <= chunk)
     upto = jnp.where(ending, limit, begin + chunk)
     at = begin[..., None] + jnp.arange(chunk)
-    token, place, page, offset = caches.locate(cache, paths, at)
+    where = caches.locate(cache, paths, at)
     in_text = asked[..., None] & (at < upto[..., None])
-    token = spoken(lm.preference, token)
+    token = spoken(lm.preference, where.token)
     positions, tokens, valid = suffixes.after_text(at, token, in_text, upto, ending)
     shown = jnp.where(asked, begin, 0)
     read_before = tail_at < shown[..., None]
@@ -179,8 +179,8 @@ def read_verdicts(
     )
     logits = decoding.logits(lm, params, hidden[:, :, suffixes.last], "evaluating")
     found = margins(lm.preference, logits, params["correction"])
-    new = jax.tree.map(lambda a: a[..., :chunk, :], new)
-    cache = caches.write(cache, new, place, page, offset, in_text)
+    new = ordered_after(hidden, jax.tree.map(lambda a: a[..., :chunk, :], new))
+    cache = caches.write(cache, new, where, in_text)
     place = jnp.where(in_text & (at >= total[..., None]), at - total[..., None], R)
     return _Reading(
       asked=asked & ~ending,

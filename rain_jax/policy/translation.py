@@ -22,7 +22,7 @@ from rain_jax.policy.params import Params
 from rain_jax.policy.self_evaluation import Verdicts
 from rain_jax.policy.usage import Usage
 from rain_jax.text import control, encoding
-from rain_jax.types import NO_PAGE, NO_TOKEN, Array
+from rain_jax.types import Array
 
 if TYPE_CHECKING:
   from rain_jax.policy.language_model import LanguageModel, PolicyState
@@ -168,17 +168,12 @@ def read_verdicts(
   at = jnp.broadcast_to(
     begin + jnp.arange(lm.max_response + L), (*judged.shape, lm.max_response + L)
   )
-  tokens = caches.locate(written, paths, at)[0]
+  tokens = caches.locate(written, paths, at).token
   last = jnp.take_along_axis(cache.tokens, cache.length[:, None] - 1, axis=1)[:, 0]
   ids, count = lm.translation.traced(tokens, judged, last, asked)
   readable = count != UNREADABLE
-  one = (*judged.shape, 1)
-  whole = Paths(
-    pages=jnp.full(one, NO_PAGE, jnp.int32),
-    tokens=jnp.full((*one, L), NO_TOKEN, jnp.int32),
-    lengths=jnp.zeros(one, jnp.int32),
-    tail=ids,
-  )
+  nodes = jnp.zeros((*judged.shape, 0), jnp.int32)  # none
+  whole = Paths(pages=nodes, tokens=nodes[..., None], lengths=nodes, tail=ids)
   limit = cache.length[:, None] + jnp.maximum(count, 0)
   found = self_evaluation.read_verdicts(lm, params, cache, whole, limit, asked & readable, usage)
   margins = jnp.where(readable[..., None], found.margins, jnp.nan)

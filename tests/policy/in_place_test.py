@@ -1,0 +1,44 @@
+"""Loops of a compiled program write to what they carry in place (docs/performance.md, lessons)."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rain_jax.experiments import benchmark
+from rain_jax.experiments.benchmark.lowering import Lowering
+from rain_jax.models import ModelConfig
+from rain_jax.types import SearchConfig
+
+B, LAYERS, HEADS, SIZE = 2, 2, 2, 16
+CONFIG = ModelConfig(512, 32, 64, LAYERS, HEADS, HEADS, SIZE, eos_ids=(2,))
+WORKLOAD = benchmark.Workload(prompt=96, response=64, verdict_prefix=64, verdict_suffix=8)
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU's program")
+
+
+def copied(program: str, search: SearchConfig):
+  """Shapes that a compiled program copies; and the static part of its model."""
+  model, lm = benchmark.abstract_subject(CONFIG, "float32", WORKLOAD, search)
+  lowered = getattr(Lowering(model, lm, B, jnp.float32), program)()
+  found = re.findall(r"f32\[([\d,]+)\]\S* copy\(", lowered.compile().as_text())
+  return [tuple(map(int, dims.split(","))) for dims in found], lm
+
+
+def test_steps_of_a_search_copy_no_cache():
+  """Layers read slices of the caches; copies of whole ones took a twentieth of a step's time."""
+  found, lm = copied("search", SearchConfig(mode="adaptive", root_rows=2))
+  state = jax.eval_shape(lambda: lm.init(B, jnp.float32))
+  for cache in (state.proposing, state.evaluating):
+    assert found and cache.context.keys.shape not in found
+    assert cache.pool.keys.shape not in found
+  # Keys and values of candidates and drafts: once before a loop, of zeros, and not in each turn.
+  L, C = lm.search.max_set_length, lm.search.draws
+  assert found.count((LAYERS, B, 1, C + 1, HEADS, L, SIZE)) <= 2
+  assert found.count((LAYERS, B, 2, HEADS, lm.draft_room, SIZE)) <= 4
+
+
+def test_sampling_does_not_copy_what_it_has_said():
+  found, lm = copied("sampling", SearchConfig())
+  assert found.count((LAYERS, B, 1, HEADS, lm.max_response, SIZE)) <= 2
