@@ -110,8 +110,9 @@ def plan(
   # Of two models' phases the larger one's keys and values are counted in all.
   passing = temporaries(lm, batch, max(token, judged), proposing_prefix, parts, apart)
   if apart:
-    # Each layer has its part of what attention reads copied out of the stack, before the loops.
-    passing += prefixes + contexts
+    # Each layer has its part of what attention reads copied out of the stack: of prefixes before the
+    # loops, of one side's contexts in each call.
+    passing += prefixes + contexts // 2
   if backend.lays_caches_anew():
     # In the loops caches lie as scatters want them, heads along the lanes; one side's context is
     # there as attention reads it, too; and of the tables with two words a token each row is a tile.
@@ -186,28 +187,40 @@ def temporaries(
     judged = rolled if lm.translation is None else lm.judged_room
     asked = min(lm.read_chunk, judged) + sum(map(len, suffixes))
 
-    def arithmetic(tokens: int, seen: int, logits: int, side: Side = "proposing") -> int:
-      """Attention and MLP of one layer, then the logits, of `tokens` of every leaf."""
-      config = shapes(lm, side)
-      scores = config.num_heads // parts.heads * seen
+    def arithmetic(
+      tokens: int, prefix: int, seen: int, logits: int, side: Side = "proposing"
+    ) -> tuple[int, int]:
+      """Attention and MLP of one layer, and then the logits, of `tokens` of every leaf."""
+      config, keys = shapes(lm, side), prefix + seen
+      if backend.skips_empty_blocks():
+        # All scores of the prefix, before the exponential and after; of the rest those of a block.
+        keys = 2 * max(prefix, tokens)
+      scores = config.num_heads // parts.heads * keys
       widths = 3 * config.intermediate_size // parts.mlp + 6 * config.hidden_size
-      layer = tokens * (scores + widths)
-      return 4 * leaves * max(layer, _LOGIT_COPIES * logits * config.vocab_size // parts.vocab)
+      words = _LOGIT_COPIES * logits * config.vocab_size // parts.vocab
+      return 4 * leaves * tokens * (scores + widths), 4 * leaves * words
+
+    def decoded(places: int, tokens: int, own: int) -> int:
+      """Scratch of `places` a leaf, of which layers that are apart have theirs until the logits."""
+      scratch = token * leaves * places
+      layer, logits = arithmetic(tokens, proposing_prefix, context + own, tokens)
+      return max(copies * scratch + layer, scratch + logits)
 
     zeros = token * leaves * (rows * size(L) + size(rolled)) if tiled else 0
-    together = copies * token * leaves * rows * size(L)
-    decoding = together + arithmetic(rows, proposing_prefix + context + L, rows)
-    rolling = together + copies * token * leaves * size(rolled)
-    rolling += arithmetic(1, proposing_prefix + context + rolled, 1)
-    seen = len(lm.preference.prefix_ids) + context + judged + asked
+    decoding = decoded(rows * size(L), rows, L)
+    rolling = token * leaves * rows * size(L) + decoded(size(rolled), 1, rolled)
+    prefix, seen = len(lm.preference.prefix_ids), context + judged + asked
     evaluating = token * leaves * (size(kept) + size(judged) + size(asked))
-    evaluating += arithmetic(asked, seen, len(suffixes), "evaluating")
-    gathered = backend.gathered_copies() * token * leaves * size(path)
-    return zeros + gathered + max(decoding, rolling, evaluating)
+    evaluating += max(arithmetic(asked, prefix, seen, len(suffixes), "evaluating"))
+    gathered = token * leaves * size(path)
+    before = backend.gathered_copies() * gathered
+    # Verdicts gather paths in each call; layers that are apart take what they read from there.
+    evaluating += gathered if apart else before
+    return zeros + max(before + decoding, before + rolling, evaluating)
 
   searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, R, 0)
   T = lm.draft_room
-  drafting = largest(trees * search.drafts_at_once, L, 0, T, T)
+  drafting = largest(trees * search.drafts_at_once, 0, 0, T, T)
   return max(searching if search.searches else 0, drafting if search.mode != "exact" else 0)
 
 
