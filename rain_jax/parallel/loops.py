@@ -1,4 +1,4 @@
-"""Loops over a batch that end when no row of it goes on."""
+"""Loops over a batch that end when no row of it goes on, and write to what they carry in place."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -43,14 +43,14 @@ def at_most_once(condition: jax.Array, body: Callable[[Carry], Carry], carry: Ca
 
 
 def ordered_after(first: jax.Array, values: Carry) -> Carry:
-  """`values` as they are, but not before `first` is computed.
+  """`values` as they are, computed after `first`.
 
-  What a loop reads of an array that it carries, and then writes to, has to be read before, or XLA
-  copies the array. A last layer's keys and values do not wait for its attention by themselves: of
-  jax 0.10.2, every turn of a loop then copied whole caches, twice. The order is a comparison that
-  always holds, because XLA's CPU backend drops `jax.lax.optimization_barrier` before it plans copies.
+  A loop's body writes to an array that it carries without copying it only where all that it reads of
+  the array comes before. The last layer's keys and values do not wait for its attention, which reads
+  the cache: XLA of jax 0.10.2 copied whole caches for it, twice a turn. On a CPU it drops
+  `jax.lax.optimization_barrier` before it plans copies, so a comparison that always holds keeps the order.
   """
   if not jax.sharding.get_abstract_mesh().empty:
-    return values  # Layers are a loop then, which ends before anything is written.
+    return values  # Layers are a loop then, and what is written waits for its end.
   always = jnp.isnan(first[(0,) * first.ndim]).astype(jnp.int32) >= 0
   return jax.tree.map(lambda a: jnp.where(always, a, jnp.zeros_like(a)), values)
