@@ -27,18 +27,19 @@ def copied(program: str, search: SearchConfig):
 
 
 def test_steps_of_a_search_copy_no_cache():
-  """Layers read slices of the caches; copies of whole ones took a twentieth of a step's time."""
+  """Layers read slices of the caches; whole ones were copied in every call that stored something."""
   found, lm = copied("search", SearchConfig(mode="adaptive", root_rows=2))
   state = jax.eval_shape(lambda: lm.init(B, jnp.float32))
   for cache in (state.proposing, state.evaluating):
     assert found and cache.context.keys.shape not in found
     assert cache.pool.keys.shape not in found
-  # Keys and values of candidates and drafts: once before a loop, of zeros, and not in each turn.
-  L, C = lm.search.max_set_length, lm.search.draws
-  assert found.count((LAYERS, B, 1, C + 1, HEADS, L, SIZE)) <= 2
-  assert found.count((LAYERS, B, 2, HEADS, lm.draft_room, SIZE)) <= 4
+  # Keys and values of candidates and drafts: before a loop, of zeros, and not in each turn; at least
+  # once, so that the shapes are those of the program.
+  rows, L = 2 + lm.search.sampled_draws, lm.search.max_set_length
+  assert 1 <= found.count((LAYERS, B, 1, rows, HEADS, L, SIZE)) <= 2
+  assert 1 <= found.count((LAYERS, B, 2, HEADS, lm.draft_room, SIZE)) <= 4
 
 
 def test_sampling_does_not_copy_what_it_has_said():
   found, lm = copied("sampling", SearchConfig())
-  assert found.count((LAYERS, B, 1, HEADS, lm.max_response, SIZE)) <= 2
+  assert 1 <= found.count((LAYERS, B, 1, HEADS, lm.max_response, SIZE)) <= 2
