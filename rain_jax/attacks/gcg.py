@@ -227,7 +227,9 @@ def gradient(
   graphdef: Any, vocab_size: int, params: Any, context: Context, control: Array
 ) -> Array:
   """Derivative of the loss by every token at every place, float32[C, vocab]; control int32[C]."""
-  one_hot = jax.nn.one_hot(control, vocab_size, dtype=context.segments[-1].keys.dtype)
+  one_hot = jax.nn.one_hot(
+    control, vocab_size, dtype=jax.tree.leaves(context.segments[-1].keys)[0].dtype
+  )
   of = lambda soft: loss(graphdef, params, context, soft)[0]
   return jax.grad(of)(one_hot).astype(jnp.float32)
 

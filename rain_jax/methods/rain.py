@@ -18,6 +18,7 @@ from rain_jax.methods.session import Query, Response, Session
 from rain_jax.parallel import workers
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, BatchSharding, fetch
 from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import Params
 from rain_jax.text import encoding
 
 T = TypeVar("T")
@@ -281,8 +282,7 @@ def _empty_slots(session: Session, slots: int) -> decode.DecodeState:
   They are bound to those places from the first step on, as all later states are by the
   weights: a state that is not yet bound would have every program compiled once more.
   """
-  dtype = session.params["evaluating_prefix"].keys.dtype
-  return _emptying(session.lm, slots, dtype, _places(session))()
+  return _emptying(session.lm, slots, _places(session))(session.params)
 
 
 def _places(session: Session) -> BatchSharding | jax.sharding.Sharding:
@@ -292,14 +292,11 @@ def _places(session: Session) -> BatchSharding | jax.sharding.Sharding:
 
 @functools.lru_cache(maxsize=16)
 def _emptying(
-  lm: LanguageModel, slots: int, dtype: Any, place: BatchSharding | jax.sharding.Sharding
-) -> Callable[[], decode.DecodeState]:
+  lm: LanguageModel, slots: int, place: BatchSharding | jax.sharding.Sharding
+) -> Callable[[Params], decode.DecodeState]:
   """Makes empty slots; the program is compiled once."""
   places = place.shardings if isinstance(place, BatchSharding) else place
-  empty = lambda: decode.init(
-    slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response
-  )
-  return jax.jit(empty, out_shardings=places)
+  return jax.jit(functools.partial(lm.empty_slots, slots), out_shardings=places)
 
 
 def _read_prompts(

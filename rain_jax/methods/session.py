@@ -286,12 +286,11 @@ class Session:
 
   def empty(self, slots: int) -> decode.DecodeState:
     """The state of a search in which nothing has begun."""
-    lm, dtype = self.lm, self.params["evaluating_prefix"].keys.dtype
-    return decode.init(slots, lm.init(slots, dtype), lm.search, lm.embedding_size, lm.max_response)
+    return self.lm.empty_slots(slots, self.params)
 
   def plan(self) -> memory_plan.Plan:
     """The memory that a search for its prompts will need."""
-    prefix = self.params["proposing_prefix"].keys.shape[-2]
+    prefix = self.params["proposing_prefix"].slots
     count, slots = self.workers
     judge = None if self.loaded.verdict is None else self.loaded.verdict.model
     return memory_plan.plan(

@@ -32,14 +32,40 @@ _MASKED = -1e30  # Finite: a query that sees nothing gets a mean of values, not 
 _BLOCK = 64  # key slots attended to at once where `used` is known; see docs/performance.md
 
 
+Layers = jax.Array | tuple[jax.Array, ...]
+"""Keys or values [num_layers, ...] of all layers, or a tuple of [1, ...] with those of each layer.
+
+A tuple where `backend.stores_by_layer`. Code that stores them need not know: `jax.tree.map`.
+"""
+
+
 class KV(struct.PyTreeNode):
   """Keys and values of new tokens, for the caller to store; H counts key-value heads.
 
   keys, values: [num_layers, *batch, H, T, D] in the compute dtype, keys already rotated.
   """
 
-  keys: jax.Array
-  values: jax.Array
+  keys: Layers
+  values: Layers
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """Of keys and values."""
+    return jax.tree.leaves(self)[0].dtype
+
+  @property
+  def slots(self) -> int:
+    """T."""
+    return jax.tree.leaves(self)[0].shape[-2]
+
+  def zeros(self, *batch: int, slots: int) -> "KV":
+    """Zeros [num_layers, *batch, H, slots, D] for the same model; these here may be shapes."""
+
+    def empty(one: jax.Array) -> jax.Array:
+      layers, heads, size = one.shape[0], one.shape[-3], one.shape[-1]
+      return jnp.zeros((layers, *batch, heads, slots, size), one.dtype)
+
+    return jax.tree.map(empty, self)
 
   def segment(self, positions: jax.Array, used: jax.Array | None = None) -> "Segment":
     """These tokens as context of later ones; `positions` is int32 [*batch, T]."""
@@ -57,10 +83,15 @@ class Segment(struct.PyTreeNode):
   used: int32 [] or None; if given, every slot from this one on is empty in all of the batch.
   """
 
-  keys: jax.Array
-  values: jax.Array
+  keys: Layers
+  values: Layers
   positions: jax.Array
   used: jax.Array | None = None
+
+  def layer(self, number: int) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of one layer, [*prefix, H, S, D]."""
+    take = lambda a: a[number][0] if isinstance(a, tuple) else a[number]
+    return take(self.keys), take(self.values)
 
 
 def visible(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:

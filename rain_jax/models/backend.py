@@ -42,8 +42,11 @@ def takes_layers_apart(weights: Any) -> bool:
   return name() == "gpu" or (name() == "cpu" and nbytes(weights) < _APART_BELOW)
 
 
-def copies_stacks() -> bool:
-  """Whether layers that are taken apart get copies of what they read out of stacks."""
+def stores_by_layer() -> bool:
+  """Whether layers that are taken apart have keys and values in arrays of their own.
+
+  A CPU would copy what each layer reads out of a stack; a GPU does not, and stores in fewer calls.
+  """
   return name() == "cpu"
 
 

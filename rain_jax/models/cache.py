@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax.models.attention import KV, NO_POSITION, Segment
-from rain_jax.models.config import ModelConfig
 
 
 class PathCache(flax.struct.PyTreeNode):
@@ -79,15 +78,14 @@ class Located(NamedTuple):
   offset: jax.Array | None
 
 
-def init(
-  config: ModelConfig, batch: int, context: int, pages: int, max_set_length: int, dtype
-) -> PathCache:
-  """An empty cache for `batch` trees (B), `context` positions (S), V pages of L tokens."""
-  layers, heads, size = config.num_layers, config.num_kv_heads, config.head_size
-  kv = lambda *shape: KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def init(like: KV, batch: int, context: int, pages: int, max_set_length: int) -> PathCache:
+  """An empty cache for `batch` trees (B), `context` positions (S), V pages of L tokens.
+
+  It is for the model that made `like`, of which shapes will do.
+  """
   return PathCache(
-    context=kv(layers, batch, heads, context, size),
-    pool=kv(layers, batch, pages, heads, max_set_length, size),
+    context=like.zeros(batch, slots=context),
+    pool=like.zeros(batch, pages, slots=max_set_length),
     tokens=jnp.zeros((batch, context), jnp.int32),
     length=jnp.zeros(batch, jnp.int32),
     cached=jnp.zeros(batch, jnp.int32),
@@ -140,9 +138,10 @@ def segments(cache: PathCache, paths: Paths, limit: jax.Array, offset: int) -> l
     layers, _, _, _, heads, _, size = taken.shape  # [layers, B, W, D, H, L, size]
     return jnp.moveaxis(taken, 4, 3).reshape(layers, B, W, heads, D * L, size)
 
+  taken = jax.tree.map(gather, cache.pool)
   path = Segment(
-    gather(cache.pool.keys),
-    gather(cache.pool.values),
+    taken.keys,
+    taken.values,
     jnp.where(inside, at + offset, NO_POSITION).reshape(B, W, D * L),
     inside.any((0, 1, 3)).sum() * L,
   )
@@ -185,19 +184,15 @@ def write(cache: PathCache, new: KV, where: Located, keep: jax.Array) -> PathCac
   S, V = cache.tokens.shape[-1], cache.pooled.shape[-1]
   rows = jnp.arange(keep.shape[0])[:, None, None]
   place = jnp.where(keep, where.place, S)
-  page = None if where.page is None else jnp.where(keep, where.page, V)
-
-  def put(context, pool, fresh):
-    # Advanced indices around a slice come first in the indexed shape: [B, W, T, layers, H, D].
-    fresh = jnp.moveaxis(fresh, (0, 3), (3, 4))
-    context = context.at[:, rows, :, place].set(fresh, mode="drop")
-    if page is not None:
-      pool = pool.at[:, rows, page, :, where.offset].set(fresh, mode="drop")
-    return context, pool
-
-  keys = put(cache.context.keys, cache.pool.keys, new.keys)
-  values = put(cache.context.values, cache.pool.values, new.values)
-  return cache.replace(context=KV(keys[0], values[0]), pool=KV(keys[1], values[1]))
+  # Advanced indices around a slice come first in the indexed shape: [B, W, T, layers, H, D].
+  new = jax.tree.map(lambda fresh: jnp.moveaxis(fresh, (0, 3), (3, 4)), new)
+  put = lambda old, fresh: old.at[:, rows, :, place].set(fresh, mode="drop")
+  cache = cache.replace(context=jax.tree.map(put, cache.context, new))
+  if where.page is None:
+    return cache
+  page = jnp.where(keep, where.page, V)
+  put_in_node = lambda old, fresh: old.at[:, rows, page, :, where.offset].set(fresh, mode="drop")
+  return cache.replace(pool=jax.tree.map(put_in_node, cache.pool, new))
 
 
 def mark(cache: PathCache, paths: Paths, upto: jax.Array, done: jax.Array) -> PathCache:

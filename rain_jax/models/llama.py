@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from rain_jax.models import attention, rope
+from rain_jax.models import attention, backend, rope
 from rain_jax.models.attention import KV, Segment
 from rain_jax.models.config import ModelConfig
 from rain_jax.models.modules import Linear, Norm, Table
@@ -172,7 +172,6 @@ class Llama(nnx.Module):
     masks = [attention.visible(positions, keys) for keys in key_positions]
     if mask is not None:
       masks[-1] &= mask
-    context = [(segment.keys, segment.values) for segment in segments]
     used = [segment.used for segment in segments] + [None]
     windows = None
     if config.sliding_window is not None:
@@ -194,14 +193,20 @@ class Llama(nnx.Module):
       return x, KV(keys, values)
 
     if unstacked is None:
+      context = [(segment.keys, segment.values) for segment in segments]
       x, new = lax.scan(step, x, (stacked, context, windows, rotation))
       return self.final_norm(x), new
     parts = []
     for number, params in enumerate(unstacked):
-      at = functools.partial(lax.index_in_dim, index=number, keepdims=False)
-      x, kv = step(x, (params, *jax.tree.map(at, (context, windows, rotation))))
+      window, rotated = jax.tree.map(lambda a: a[number], (windows, rotation))
+      own = [segment.layer(number) for segment in segments]
+      x, kv = step(x, (params, own, window, rotated))
       parts.append(kv)
-    return self.final_norm(x), jax.tree.map(lambda *layers: jnp.stack(layers), *parts)
+    x = self.final_norm(x)
+    if backend.stores_by_layer():
+      parts = [jax.tree.map(lambda a: a[None], kv) for kv in parts]
+      return x, KV(tuple(kv.keys for kv in parts), tuple(kv.values for kv in parts))
+    return x, jax.tree.map(lambda *layers: jnp.stack(layers), *parts)
 
   def logits(self, hidden: jax.Array, unembedding: jax.Array | None = None) -> jax.Array:
     """See `unembed`; `unembedding` is the table of `Table.logits`, transposed."""
@@ -260,7 +265,7 @@ def forward(
 
   Returns:
     hidden: [*batch, T, hidden] after the final norm, in the compute dtype.
-    new: keys and values of the new tokens, each [num_layers, *batch, H, T, D].
+    new: keys and values of the new tokens, each [num_layers, *batch, H, T, D]; see `attention.Layers`.
   """
   module, layers, unembedding = _merged(graphdef, params)
   transposed = layers is not None and unembedding is None

@@ -34,7 +34,7 @@ def prefix(params: Params, side: Side) -> tuple[list[Segment], int]:
   A list of no or one segment without batch axes: every tree and row shares it.
   """
   kv = params["proposing_prefix"] if side == "proposing" else params["evaluating_prefix"]
-  length = kv.keys.shape[-2]
+  length = kv.slots
   return ([kv.segment(jnp.arange(length))] if length else []), length
 
 

@@ -61,7 +61,7 @@ def decode(
     extend: from texts, hidden states [*rows, hidden] after those tokens, and step, the texts
       with token number `step`.
   """
-  places = jnp.arange(start.scratch.keys.shape[-2])
+  places = jnp.arange(start.scratch.slots)
 
   def one_more(at: Decoding[Texts]) -> Decoding[Texts]:
     tokens, valid = last(at.texts, at.step)
@@ -80,13 +80,6 @@ def decode(
     return Decoding(at.step + 1, texts, _put(at.scratch, ordered_after(hidden, new), at.step - 1))
 
   return while_any(lambda at: goes_on(at.texts, at.step), one_more, start)
-
-
-def scratch(lm: "LanguageModel", kv_dtype: jnp.dtype, *shape: int, side: Side = "proposing") -> KV:
-  """Zeroed keys and values [layers, *shape[:-1], H, shape[-1], D] of the model that reads a side."""
-  config = context.shapes(lm, side)
-  full = (config.num_layers, *shape[:-1], config.num_kv_heads, shape[-1], config.head_size)
-  return KV(jnp.zeros(full, kv_dtype), jnp.zeros(full, kv_dtype))
 
 
 def _put(scratch: KV, new: KV, step: Array) -> KV:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from rain_jax import types
+from rain_jax import decode, types
 from rain_jax.models import KV, NO_POSITION, ModelConfig, arrays, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
@@ -148,14 +148,12 @@ class LanguageModel:
 
   # -- state ----------------------------------------------------------------------
 
-  def init(self, batch: int, dtype: Any) -> PolicyState:
-    """State of `batch` empty slots; keys and values are stored in `dtype`."""
+  def init(self, batch: int, params: Params) -> PolicyState:
+    """State of `batch` empty slots, with keys and values stored as those of `params`, or of its shapes."""
+    kvs = params["proposing_prefix"], params["evaluating_prefix"]
     search_config = self.search
     V, L = search_config.max_visited, search_config.max_set_length
     length = self.max_prompt + self.max_response + L
-    cache = lambda side, length, V: caches.init(
-      context.shapes(self, side), batch, length, V, L, dtype
-    )
     # Of a response in other tokens nothing is kept.
     judged = (length, V) if self.translation is None else (self.max_prompt, 1)
     zeros = lambda *shape: jnp.zeros((batch,) + shape, jnp.int32)
@@ -163,8 +161,8 @@ class LanguageModel:
     moves = self.max_response // L + len(search_config.set_lengths)
     entries = moves * (search_config.max_iterations + search_config.extra_iterations)
     return PolicyState(
-      proposing=cache("proposing", length, V),
-      evaluating=cache("evaluating", *judged),
+      proposing=caches.init(kvs[0], batch, length, V, L),
+      evaluating=caches.init(kvs[1], batch, *judged, L),
       text=scanner.empty((batch,)),
       node_text=scanner.empty((batch, V)),
       hidden=jnp.zeros((batch, V, self.config.hidden_size), jnp.float32),
@@ -174,8 +172,13 @@ class LanguageModel:
         count=zeros(),
       ),
       usage=no_usage(batch),
-      drafted=None if search_config.mode == "exact" else segments.nothing(self, batch, dtype),
+      drafted=None if search_config.mode == "exact" else segments.nothing(self, batch, *kvs),
     )
+
+  def empty_slots(self, batch: int, params: Params) -> decode.DecodeState:
+    """`init` with the searches around it: the state of `batch` slots in which nothing has begun."""
+    state = self.init(batch, params)
+    return decode.init(batch, state, self.search, self.embedding_size, self.max_response)
 
   @staticmethod
   def head_specs(state: Any, mesh: AnyMesh, rules: Rules = Rules()) -> Any:

@@ -6,20 +6,20 @@ the largest of its phases, each the buffers that are alive together in it (docs/
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax import decode
 from rain_jax.models import Model, ModelConfig, backend
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
 from rain_jax.policy.context import shapes
 from rain_jax.policy.language_model import LanguageModel
-from rain_jax.policy.params import Side
+from rain_jax.policy.params import Side, make_params
 from rain_jax.text.vocab import TokenTables
 
 _LANES = 128  # to which a TPU pads the innermost axis of an array
@@ -92,9 +92,11 @@ def plan(
     return size * np.dtype(kv_dtype).itemsize // over(config.num_kv_heads, rules.kv_heads)
 
   token, judged = bytes_of_token(config), bytes_of_token(shapes(lm, "evaluating"))
-  make = lambda batch: decode.init(
-    batch, lm.init(batch, kv_dtype), lm.search, lm.embedding_size, lm.max_response
+  own = jax.eval_shape(
+    lambda params, tables, judge: make_params(params, tables, lm, [], verdict_params=judge),
+    *(model.params, tables, None if verdict is None else verdict.params),
   )
+  make = functools.partial(lm.empty_slots, params=own)
   state = jax.eval_shape(lambda: make(batch))
   places, weights = None, None
   if mesh is not None:
@@ -106,13 +108,8 @@ def plan(
   trees = size(lambda s: s.tree)
   drafts = size(lambda s: s.model.drafted)
   prefixes = token * proposing_prefix + judged * len(lm.preference.prefix_ids)
-  apart = isinstance(model.params["layers"], tuple) and backend.copies_stacks()
   # Of two models' phases the larger one's keys and values are counted in all.
-  passing = temporaries(lm, batch, max(token, judged), proposing_prefix, parts, apart)
-  if apart:
-    # Each layer has its part of what attention reads copied out of the stack: of prefixes before the
-    # loops, of one side's contexts in each call.
-    passing += prefixes + contexts // 2
+  passing = temporaries(lm, batch, max(token, judged), proposing_prefix, parts)
   if backend.lays_caches_anew():
     # In the loops caches lie as scatters want them, heads along the lanes; one side's context is
     # there as attention reads it, too; and of the tables with two words a token each row is a tile.
@@ -166,18 +163,16 @@ def temporaries(
   token: int,
   proposing_prefix: int,
   parts: Parts = Parts(),
-  apart: bool = False,
 ) -> int:
   """Bytes of the largest phase of one step; `token` is the bytes of a token's keys and values.
 
-  Where layers are taken `apart`, scratch is there as a stack and once more by layers. A phase
-  holds the gathered path of each leaf (as read, and in the order in which attention reads it,
+  A phase holds the gathered path of each leaf (as read, and in the order in which attention reads it,
   which a GPU does at once), the scratch of its rows, the keys and values of its new tokens, and
   the largest of what one layer's attention or one unembedding needs. A TPU pads all of these, and
   the zeros that scratch begins with, which are the same in every step, are there beside all phases.
   """
   search, R, L = lm.search, lm.max_response, lm.search.max_set_length
-  trees, copies = batch // parts.trees, 2 if apart else 1
+  trees = batch // parts.trees
   suffixes, tiled = lm.preference.suffix_ids, backend.lays_caches_anew()
   size = lambda places: _tiled(places, lm.config.head_size) if tiled else places
 
@@ -201,10 +196,10 @@ def temporaries(
       return 4 * leaves * tokens * (scores + widths), 4 * leaves * words
 
     def decoded(places: int, tokens: int, own: int) -> int:
-      """Scratch of `places` a leaf, of which layers that are apart have theirs until the logits."""
+      """Scratch of `places` a leaf, and a layer's arithmetic or the logits."""
       scratch = token * leaves * places
       layer, logits = arithmetic(tokens, proposing_prefix, context + own, tokens)
-      return max(copies * scratch + layer, scratch + logits)
+      return scratch + max(layer, logits)
 
     zeros = token * leaves * (rows * size(L) + size(rolled)) if tiled else 0
     decoding = decoded(rows * size(L), rows, L)
@@ -214,8 +209,7 @@ def temporaries(
     evaluating += max(arithmetic(asked, prefix, seen, len(suffixes), "evaluating"))
     gathered = token * leaves * size(path)
     before = backend.gathered_copies() * gathered
-    # Verdicts gather paths in each call; layers that are apart take what they read from there.
-    evaluating += gathered if apart else before
+    evaluating += before
     return zeros + max(before + decoding, before + rolling, evaluating)
 
   searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, R, 0)

@@ -287,7 +287,7 @@ def decode_together(
     draft = _extend_rollouts(lm, params, draft, logits[:, :, -1], uniforms.rollout, step)
     return _Drafting(draft, usage.count(CANDIDATES, rows, (ROLLOUT, rolling)))
 
-  scratch = decoding.scratch(lm, state.proposing.pool.keys.dtype, B, W, G + 1, L)
+  scratch = state.proposing.pool.zeros(B, W, G + 1, slots=L)
   done = decoding.decode(
     lm,
     params,
@@ -337,10 +337,10 @@ def decode_rollouts(
     return _Drafting(draft, usage.count(ROLLOUT, rolling))
 
   own = begun.scratch
-  kept = min(R, own.keys.shape[-2])
+  kept = min(R, own.slots)
   scratch: KV = jax.tree.map(
     lambda whole, first: whole.at[..., :kept, :].set(first[..., :kept, :]),
-    decoding.scratch(lm, own.keys.dtype, B, W, R),
+    own.zeros(B, W, slots=R),
     own,
   )
   done = decoding.decode(

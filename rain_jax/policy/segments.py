@@ -70,8 +70,8 @@ class Drafted(flax.struct.PyTreeNode):
   taken_back: TakenBack | None = None
 
 
-def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
-  """No drafts yet, in `batch` slots; keys and values are stored in `dtype`."""
+def nothing(lm: "LanguageModel", batch: int, proposing: KV, evaluating: KV) -> Drafted:
+  """No drafts yet, in `batch` slots; keys and values are stored as these, or shapes, of both sides."""
   T, config = lm.draft_room, lm.config
   zeros = jnp.zeros(batch, jnp.int32)
   taken_back = TakenBack(
@@ -87,12 +87,10 @@ def nothing(lm: "LanguageModel", batch: int, dtype: jnp.dtype) -> Drafted:
       jnp.full(batch, -jnp.inf, jnp.float32),
     ),
     text=scanner.empty((batch,)),
-    proposing=decoding.scratch(lm, dtype, batch, T),
-    evaluating=(
-      None if lm.translation else decoding.scratch(lm, dtype, batch, T, side="evaluating")
-    ),
+    proposing=proposing.zeros(batch, slots=T),
+    evaluating=None if lm.translation else evaluating.zeros(batch, slots=T),
     judged=zeros,
-    hidden=jnp.zeros((batch, config.hidden_size), dtype),
+    hidden=jnp.zeros((batch, config.hidden_size), proposing.dtype),
     known=jnp.zeros(batch, bool),
     taken_back=taken_back if lm.search.mode == "adaptive" else None,
   )
@@ -143,7 +141,7 @@ def draft(
       rows(logits),
       uniforms,
     )
-    scratch = decoding.scratch(lm, state.proposing.pool.keys.dtype, *rows(wanted).shape, 1)
+    scratch = state.proposing.pool.zeros(*rows(wanted).shape, slots=1)
     drawn, usage, proposing = rollout.decode_rollouts(
       drafting,
       params,

@@ -197,7 +197,7 @@ def read_verdicts(
     lead=jnp.zeros((B, W, len(lm.preference.suffix_ids)), jnp.float32),
     cache=cache,
     # For the calls after the one that reads it.
-    tail=decoding.scratch(lm, cache.pool.keys.dtype, B, W, R, side="evaluating"),
+    tail=cache.pool.zeros(B, W, slots=R),
     usage=usage,
   )
   done = while_any(lambda reading: reading.asked, read, start)

@@ -82,7 +82,7 @@ def search_all(lm, params, batch=2, prompts=range(len(PROMPTS)), seed=0, broken=
 
   The model's caches hold no numbers after the prompts that are `broken`.
   """
-  state = decode.init(batch, lm.init(batch, jnp.float32), lm.search, lm.embedding_size, R)
+  state = lm.empty_slots(batch, params)
   begin = jax.jit(lm.start)
 
   def start(state, fresh):

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -108,7 +107,7 @@ def test_the_texts_of_a_tree_are_read_whole_after_their_prompts(writer, judge):
   other, margins = judge
   session = session_of(writer.judged_by(other))
   lm, params, L = session.lm, session.params, session.config.search.max_set_length
-  state, start = lm.init(2, jnp.float32), jax.jit(lm.start)
+  state, start = lm.init(2, params), jax.jit(lm.start)
   sides = [session.prompts(session.queries, side) for side in ("proposing", "evaluating")]
   for slot in range(2):
     state = start(params, state, slot, *jax.tree.map(lambda a, i=slot: a[i], sides))

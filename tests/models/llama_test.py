@@ -376,12 +376,12 @@ def test_layers_taken_apart_read_the_same(family, transposed):
   first, kv = hidden(model, tokens, positions)
   second, kv_apart = hidden(apart, tokens, positions)
   assert_close(second, first)
-  jax.tree.map(assert_close, kv_apart, kv)
+  for number in range(model.config.num_layers):
+    jax.tree.map(assert_close, *(one.segment(positions).layer(number) for one in (kv_apart, kv)))
   more = jnp.arange(9, 12)[None].repeat(2, 0)
-  context = [kv.segment(positions)]
-  assert_close(
-    hidden(apart, tokens[:, :3], more, context)[0], hidden(model, tokens[:, :3], more, context)[0]
-  )
+  third, _ = hidden(model, tokens[:, :3], more, [kv.segment(positions)])
+  for one in (kv_apart, kv):  # in arrays of each layer, or in one
+    assert_close(hidden(apart, tokens[:, :3], more, [one.segment(positions)])[0], third)
   assert_close(
     llama.unembed(apart.graphdef, apart.params, first),
     llama.unembed(model.graphdef, model.params, first),

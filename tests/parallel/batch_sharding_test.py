@@ -1,6 +1,7 @@
 """Searches over meshes of eight virtual devices, and what of them goes into which memory."""
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from rain_jax import decode, types
+from rain_jax import types
 from rain_jax.experiments.benchmark import Lowering, abstract_tables
 from rain_jax.models import arrays
 from rain_jax.models.config import ModelConfig
@@ -19,6 +20,7 @@ from rain_jax.parallel.batch_sharding import BatchSharding
 from rain_jax.policy import memory_plan
 from rain_jax.policy.embedders import HiddenStates
 from rain_jax.policy.language_model import LanguageModel
+from rain_jax.policy.params import make_params
 from rain_jax.preferences import CompiledPreference
 from tests.helpers import checkpoints, scripts
 from tests.helpers.thinking import QWEN, with_template
@@ -99,9 +101,9 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
     expected = 1 if "norm" in path else 8 if path.startswith(("layers/k/", "layers/v/")) else 16
     assert part == expected, (path, part)
 
-  make = lambda batch: decode.init(
-    batch, lm.init(batch, jnp.bfloat16), lm.search, lm.embedding_size, lm.max_response
-  )
+  tables = abstract_tables(model)
+  read = lambda params, tables: make_params(params, tables, lm, [])
+  make = functools.partial(lm.empty_slots, params=jax.eval_shape(read, model.params, tables))
   sharding = BatchSharding.of(mesh, make, lambda state: lm.head_specs(state, mesh))
   state = jax.eval_shape(lambda: make(BATCH))
   parts = jax.tree.map(
@@ -110,12 +112,12 @@ def test_70b_shapes_fit_256_devices_that_do_not_exist():
   assert set(jax.tree.leaves(parts)) == {16.0, 128.0}  # by tree; caches also by head
   assert parts.model.proposing.context.keys == parts.model.evaluating.pool.values == 128
 
-  needed = memory_plan.plan(model, lm, BATCH, abstract_tables(model), mesh=mesh)
+  needed = memory_plan.plan(model, lm, BATCH, tables, mesh=mesh)
   assert needed.parts["weights"] == arrays.nbytes(model.params, shardings(model, mesh))
   assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) > 70e9
   assert needed.total < 14 * GIB  # a TPU v5e has 16
 
-  lowered = Lowering(model, lm, BATCH, jnp.bfloat16, mesh, "tpu").search()
+  lowered = Lowering(model, lm, BATCH, mesh, "tpu").search()
   # Every large array goes in split, and the program says over which axes.
   large = 0
   for sizes, kind, where in re.findall(

@@ -341,9 +341,7 @@ PHASES = (
 def test_the_loop_names_its_phases_and_holds_no_copy_of_the_caches(bpe_tokenizer):
   search = types.SearchConfig(max_nodes=256, max_visited=32, max_path=6)
   lm, params = make(bpe_tokenizer, search)
-  state = jax.eval_shape(
-    lambda: decode.init(4, lm.init(4, jnp.float32), search, lm.embedding_size, R)
-  )
+  state = jax.eval_shape(lambda: lm.empty_slots(4, params))
   lowered = decode.advance.lower(state, lm, params, search, 8)
   named = lowered.as_text(debug_info=True)
   for phase in PHASES:  # a profile names them, alone or as vmap(phase)

@@ -125,10 +125,7 @@ def test_responses_are_those_of_whole_texts(bpe_tokenizer, model, length):
 def test_a_step_keeps_the_types_of_its_state(bpe_tokenizer):
   """A type that changed, be it only to a weak one, would have the search compiled twice."""
   lm, params = make(bpe_tokenizer, SEARCH)
-  empty = lambda: decode.init(
-    2, lm.init(2, jnp.float32), lm.search, lm.embedding_size, lm.max_response
-  )
-  before = jax.eval_shape(empty)
+  before = jax.eval_shape(lambda: lm.empty_slots(2, params))
   step = lambda state, params: decode.step(state, lm, params, lm.search)
   after = jax.eval_shape(step, before, params)
   assert after == before

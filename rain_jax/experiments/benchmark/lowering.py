@@ -28,7 +28,6 @@ class Lowering:
     model: an abstract one, from `abstract_subject` or `models.llama.abstract_model`.
     lm: the static part.
     batch: prompts side by side (B), over all of the mesh.
-    kv_dtype: of keys and values.
     mesh: of the devices, which may be abstract or of a topology; None for the default device.
     platform: that the programs are for, such as "tpu"; None for the default device's. It is for
       the caller to trace them inside `backend.target`.
@@ -38,7 +37,6 @@ class Lowering:
   model: Model
   lm: LanguageModel
   batch: int
-  kv_dtype: Any
   mesh: AnyMesh | None = None
   platform: str | None = None
   device: jax.Device | None = None
@@ -92,9 +90,7 @@ class Lowering:
   @functools.cached_property
   def _state(self) -> tuple[Any, BatchSharding | None]:
     lm = self.lm
-    empty = lambda batch: decode.init(
-      batch, lm.init(batch, self.kv_dtype), lm.search, lm.embedding_size, lm.max_response
-    )
+    empty = functools.partial(lm.empty_slots, params=self._params)
     state = jax.eval_shape(lambda: empty(self.batch))
     if self.mesh is None:
       return self._placed(state, WHOLE), None

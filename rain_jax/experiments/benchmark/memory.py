@@ -10,7 +10,6 @@ from rain_jax.experiments.benchmark.subjects import (
   Workload,
   abstract_subject,
   abstract_tables,
-  model_dtype,
   shape_of,
 )
 from rain_jax.models import Model
@@ -28,7 +27,7 @@ def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "fl
     batch: trees side by side.
     dtype: of the weights, a name of `loading.DTYPES`.
   """
-  return bytes_needed(Lowering(model, lm, batch, model_dtype(dtype)).search().compile())
+  return bytes_needed(Lowering(model, lm, batch).search().compile())
 
 
 def bytes_needed(compiled: jax.stages.Compiled) -> int:

@@ -35,8 +35,7 @@ def begin_search(
   lm: LanguageModel, params: Params, proposing: Prompt, evaluating: Prompt, keys: Array, batch: int
 ) -> decode.DecodeState:
   """A state of `batch` searches whose prompts have been read."""
-  dtype = params["evaluating_prefix"].keys.dtype
-  state = decode.init(batch, lm.init(batch, dtype), lm.search, lm.embedding_size, lm.max_response)
+  state = lm.empty_slots(batch, params)
   state = decode.reset_slots(state, jnp.ones(batch, bool), keys, lm.search)
   pick = lambda prompt, slot: jax.tree.map(lambda a: a[slot], prompt)
 

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from rain_jax.experiments.benchmark.subjects import Subject, model_dtype
 from rain_jax.models import NO_POSITION, ModelConfig, Segment, backend, forward, unembed
 from rain_jax.models.arrays import nbytes
-from rain_jax.policy import decoding
 from rain_jax.text.columns import aligned
 
 
@@ -117,7 +116,7 @@ def shapes(subject: Subject, batch: int) -> list[Phase]:
   W, L, R = search.leaves, search.max_set_length, lm.max_response
   S, half = lm.max_prompt + R + L, R // 2
   context = ((batch,), S, lm.max_prompt + half), ((batch, W), search.max_path * L, 2 * L)
-  length = lambda side: subject.params[f"{side}_prefix"].keys.shape[-2]
+  length = lambda side: subject.params[f"{side}_prefix"].slots
   fixed = lambda side: (((), length(side), length(side)),) if length(side) else ()
   proposing, evaluating = fixed("proposing") + context, fixed("evaluating") + context
   suffixes = sum(map(len, lm.preference.suffix_ids))
@@ -145,12 +144,11 @@ def shapes(subject: Subject, batch: int) -> list[Phase]:
 
 def phases(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any]]:
   """Each phase's seconds per call, and its share of the roofline."""
-  config = subject.lm.config
-  kv_dtype = subject.params["evaluating_prefix"].keys.dtype
+  config, kv = subject.lm.config, subject.params["evaluating_prefix"]
   rows = []
   for phase in shapes(subject, batch):
-    seconds = _seconds_per_call(subject, phase, kv_dtype)
-    by_bytes = phase.bytes_moved(config, subject.params["model"], kv_dtype.itemsize)
+    seconds = _seconds_per_call(subject, phase)
+    by_bytes = phase.bytes_moved(config, subject.params["model"], kv.dtype.itemsize)
     by_bytes /= machine.bytes_per_second
     by_flops = phase.flops(config) / machine.flops_per_second
     rows.append(
@@ -167,11 +165,11 @@ def phases(subject: Subject, batch: int, machine: Machine) -> list[dict[str, Any
   return rows
 
 
-def _seconds_per_call(subject: Subject, phase: Phase, kv_dtype: Any) -> float:
+def _seconds_per_call(subject: Subject, phase: Phase) -> float:
   """Time of one call among many in one program, so that no dispatch is timed."""
   lm = subject.lm
-  kv = lambda axes, slots: decoding.scratch(lm, kv_dtype, *axes, slots)
-  kvs = [kv(axes, slots) for axes, slots, _ in phase.segments]
+  like = subject.params["evaluating_prefix"]
+  kvs = [like.zeros(*axes, slots=slots) for axes, slots, _ in phase.segments]
   filled = [number for _, _, number in phase.segments]  # not known to the compiler, as in a search
 
   @jax.jit
@@ -191,7 +189,7 @@ def _seconds_per_call(subject: Subject, phase: Phase, kv_dtype: Any) -> float:
       hidden, new = forward(lm.graphdef, params, tokens, positions, segments)
       logits = unembed(lm.graphdef, params, hidden[..., -phase.logits :, :])
       # The next call needs all of this one, so none is left out and none is done ahead.
-      spent = jnp.max(logits) + jnp.max(new.keys) + jnp.max(new.values)
+      spent = jnp.stack([jnp.max(a) for a in jax.tree.leaves((logits, new))]).max()
       return tokens + (spent > 1e30).astype(jnp.int32)
 
     return jax.lax.fori_loop(0, calls, call, jnp.zeros(shape, jnp.int32))

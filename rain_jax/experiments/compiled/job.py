@@ -15,7 +15,6 @@ from rain_jax.experiments.benchmark.subjects import (
   Workload,
   abstract_subject,
   abstract_tables,
-  model_dtype,
 )
 from rain_jax.experiments.compiled.chips import Chip, chip_of, mesh_of
 from rain_jax.experiments.compiled.pricing import Priced, price
@@ -84,9 +83,7 @@ class Target:
     """Its programs with a search, which are to be traced inside `backend.target`."""
     model, lm = self.subject(search)
     device = self.mesh.devices.item(0) if self.split is None else None
-    return Lowering(
-      model, lm, self.batch, model_dtype(self.dtype), self.split, self.chip.backend, device
-    )
+    return Lowering(model, lm, self.batch, self.split, self.chip.backend, device)
 
   def plan(self, search: SearchConfig) -> memory_plan.Plan:
     """The memory that a search will need on each chip."""
