@@ -195,13 +195,17 @@ def _attend_blocks(
   if used is None or slots < 2 * _BLOCK or not backend.skips_empty_blocks():
     return _attend_segment(query, keys, values, mask, cap)
 
+  # Loops take arrays without axes of size one: XLA left their order open, and copied for it in each call.
+  ones = tuple(axis for axis, size in enumerate(keys.shape[:-2]) if size == 1)
+  stored = jnp.squeeze(keys, ones), jnp.squeeze(values, ones)
+
   def step(number, before):
     begin = jnp.minimum(number * _BLOCK, slots - _BLOCK)  # the last block may overlap
     take = functools.partial(lax.dynamic_slice_in_dim, start_index=begin, slice_size=_BLOCK)
     new = begin + jnp.arange(_BLOCK) >= number * _BLOCK
     seen = take(mask, axis=-1) & new
-    block = take(keys, axis=-2), take(values, axis=-2)
-    return _join([before, _attend_segment(query, *block, seen, cap)])
+    own, content = (jnp.expand_dims(take(a, axis=-2), ones) for a in stored)
+    return _join([before, _attend_segment(query, own, content, seen, cap)])
 
   rows = jnp.zeros(query.shape[:-1], jnp.float32)
   nothing = _Partial(rows + _MASKED, rows, jnp.zeros(query.shape, jnp.float32))

@@ -109,7 +109,8 @@ def plan(
   drafts = size(lambda s: s.model.drafted)
   prefixes = token * proposing_prefix + judged * len(lm.preference.prefix_ids)
   # Of two models' phases the larger one's keys and values are counted in all.
-  passing = temporaries(lm, batch, max(token, judged), proposing_prefix, parts)
+  by_layer = isinstance(own["proposing_prefix"].keys, tuple)
+  passing = temporaries(lm, batch, max(token, judged), proposing_prefix, parts, by_layer)
   if backend.lays_caches_anew():
     # In the loops caches lie as scatters want them, heads along the lanes; one side's context is
     # there as attention reads it, too; and of the tables with two words a token each row is a tile.
@@ -163,13 +164,15 @@ def temporaries(
   token: int,
   proposing_prefix: int,
   parts: Parts = Parts(),
+  by_layer: bool = False,
 ) -> int:
   """Bytes of the largest phase of one step; `token` is the bytes of a token's keys and values.
 
   A phase holds the gathered path of each leaf (as read, and in the order in which attention reads it,
-  which a GPU does at once), the scratch of its rows, the keys and values of its new tokens, and
-  the largest of what one layer's attention or one unembedding needs. A TPU pads all of these, and
-  the zeros that scratch begins with, which are the same in every step, are there beside all phases.
+  which a GPU does at once, and one layer after the other where caches are `by_layer`), the scratch of
+  its rows, the keys and values of its new tokens, and the largest of what one layer's attention or one
+  unembedding needs. A TPU pads all of these, and the zeros that scratch begins with, which are the
+  same in every step, are there beside all phases.
   """
   search, R, L = lm.search, lm.max_response, lm.search.max_set_length
   trees = batch // parts.trees
@@ -208,7 +211,7 @@ def temporaries(
     evaluating = token * leaves * (size(kept) + size(judged) + size(asked))
     evaluating += max(arithmetic(asked, prefix, seen, len(suffixes), "evaluating"))
     gathered = token * leaves * size(path)
-    before = backend.gathered_copies() * gathered
+    before = (1 if by_layer else backend.gathered_copies()) * gathered
     evaluating += before
     return zeros + max(before + decoding, before + rolling, evaluating)
 

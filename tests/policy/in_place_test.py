@@ -3,7 +3,6 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from rain_jax.experiments import benchmark
@@ -14,32 +13,40 @@ from rain_jax.types import SearchConfig
 B, LAYERS, HEADS, SIZE = 2, 2, 2, 16
 CONFIG = ModelConfig(512, 32, 64, LAYERS, HEADS, HEADS, SIZE, eos_ids=(2,))
 WORKLOAD = benchmark.Workload(prompt=96, response=64, verdict_prefix=64, verdict_suffix=8)
+ARRAYS = 2 * LAYERS  # keys and values of each layer
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU's program")
 
 
 def copied(program: str, search: SearchConfig):
-  """Shapes that a compiled program copies; and the static part of its model."""
+  """Shapes that a compiled program copies, its text, and the static part of its model."""
   model, lm = benchmark.abstract_subject(CONFIG, "float32", WORKLOAD, search)
-  lowered = getattr(Lowering(model, lm, B, jnp.float32), program)()
-  found = re.findall(r"f32\[([\d,]+)\]\S* copy\(", lowered.compile().as_text())
-  return [tuple(map(int, dims.split(","))) for dims in found], lm
+  text = getattr(Lowering(model, lm, B), program)().compile().as_text()
+  found = re.findall(r"f32\[([\d,]+)\]\S* copy\(", text)
+  return [tuple(map(int, dims.split(","))) for dims in found], text, lm
 
 
 def test_steps_of_a_search_copy_no_cache():
-  """Layers read slices of the caches; whole ones were copied in every call that stored something."""
-  found, lm = copied("search", SearchConfig(mode="adaptive", root_rows=2))
-  state = jax.eval_shape(lambda: lm.init(B, jnp.float32))
-  for cache in (state.proposing, state.evaluating):
-    assert found and cache.context.keys.shape not in found
-    assert cache.pool.keys.shape not in found
-  # Keys and values of candidates and drafts: before a loop, of zeros, and not in each turn; at least
-  # once, so that the shapes are those of the program.
-  rows, L = 2 + lm.search.sampled_draws, lm.search.max_set_length
-  assert 1 <= found.count((LAYERS, B, 1, rows, HEADS, L, SIZE)) <= 2
-  assert 1 <= found.count((LAYERS, B, 2, HEADS, lm.draft_room, SIZE)) <= 4
+  found, text, lm = copied("search", SearchConfig(mode="adaptive", root_rows=2))
+  search, L = lm.search, lm.search.max_set_length
+  context = (1, B, HEADS, lm.max_prompt + lm.max_response + L, SIZE)
+  pool = (1, B, search.max_visited, HEADS, L, SIZE)
+  for cache in (context, pool):
+    assert (
+      f"f32[{','.join(map(str, cache))}]" in text
+    )  # so that the shapes are those of the program
+    assert cache not in found and cache[1:] not in found
+  # Paths are put in order once they are gathered, for each of three calls, but not for each layer and
+  # token again.
+  path = search.max_path
+  assert 1 <= found.count((1, B, 1, HEADS, path, L, SIZE)) <= 3 * ARRAYS
+  assert not [shape for shape in found if shape[-2:] == (path * L, SIZE)]
+  # Keys and values of candidates and drafts: before a loop, of zeros, and not in each turn.
+  rows = 2 + search.sampled_draws
+  assert 1 <= found.count((1, B, 1, rows, HEADS, L, SIZE)) <= ARRAYS
+  assert 1 <= found.count((1, B, 2, HEADS, lm.draft_room, SIZE)) <= 2 * ARRAYS
 
 
 def test_sampling_does_not_copy_what_it_has_said():
-  found, lm = copied("sampling", SearchConfig())
-  assert 1 <= found.count((LAYERS, B, 1, HEADS, lm.max_response, SIZE)) <= 2
+  found, _, lm = copied("sampling", SearchConfig())
+  assert 1 <= found.count((1, B, 1, HEADS, lm.max_response, SIZE)) <= ARRAYS
