@@ -10,7 +10,6 @@ starts a response in a slot, and advances until the response ends.
 import sys
 
 import jax
-import jax.numpy as jnp
 
 from rain_jax import decode, types
 from rain_jax.models import loading
@@ -62,7 +61,7 @@ def search(checkpoint: str, prompt: str, key: jax.Array) -> tuple[str, decode.Re
   params = make_params(model.params, tables, lm, form.prefix_ids(tokenizer))
 
   # One slot, which both caches read the prompt into.
-  state = decode.init(1, lm.init(1, jnp.float32), config, lm.embedding_size, MAX_RESPONSE)
+  state = lm.empty_slots(1, params)
   state = decode.refill_slots(state, {0: key}, config)
   (asked, judged) = (
     jax.tree.map(lambda field: field[0], prompts.padded([ids], [ends], lm.max_prompt))

@@ -32,10 +32,10 @@ _MASKED = -1e30  # Finite: a query that sees nothing gets a mean of values, not 
 _BLOCK = 64  # key slots attended to at once where `used` is known; see docs/performance.md
 
 
-Layers = jax.Array | tuple[jax.Array, ...]
-"""Keys or values [num_layers, ...] of all layers, or a tuple of [1, ...] with those of each layer.
+AllLayers = jax.Array | tuple[jax.Array, ...]
+"""Keys or values of all layers, [num_layers, ...]; or a tuple of one array for each, [1, ...].
 
-A tuple where `backend.stores_by_layer`. Code that stores them need not know: `jax.tree.map`.
+A tuple where `backend.stores_by_layer`. Code that stores them serves both by `jax.tree.map`.
 """
 
 
@@ -45,8 +45,8 @@ class KV(struct.PyTreeNode):
   keys, values: [num_layers, *batch, H, T, D] in the compute dtype, keys already rotated.
   """
 
-  keys: Layers
-  values: Layers
+  keys: AllLayers
+  values: AllLayers
 
   @property
   def dtype(self) -> jnp.dtype:
@@ -83,8 +83,8 @@ class Segment(struct.PyTreeNode):
   used: int32 [] or None; if given, every slot from this one on is empty in all of the batch.
   """
 
-  keys: Layers
-  values: Layers
+  keys: AllLayers
+  values: AllLayers
   positions: jax.Array
   used: jax.Array | None = None
 
@@ -204,8 +204,8 @@ def _attend_blocks(
     take = functools.partial(lax.dynamic_slice_in_dim, start_index=begin, slice_size=_BLOCK)
     new = begin + jnp.arange(_BLOCK) >= number * _BLOCK
     seen = take(mask, axis=-1) & new
-    own, content = (jnp.expand_dims(take(a, axis=-2), ones) for a in stored)
-    return _join([before, _attend_segment(query, own, content, seen, cap)])
+    block_keys, block_values = (jnp.expand_dims(take(a, axis=-2), ones) for a in stored)
+    return _join([before, _attend_segment(query, block_keys, block_values, seen, cap)])
 
   rows = jnp.zeros(query.shape[:-1], jnp.float32)
   nothing = _Partial(rows + _MASKED, rows, jnp.zeros(query.shape, jnp.float32))

@@ -55,9 +55,12 @@ def lays_caches_anew() -> bool:
   return name() == "tpu"
 
 
-def gathered_copies() -> int:
-  """Copies of gathered paths that are alive at once: as read, and in attention's order."""
-  return 1 if name() == "gpu" else 2
+def gathered_copies(by_layer: bool) -> int:
+  """Copies of gathered paths that are alive at once: as read, and in attention's order.
+
+  One on a GPU, and where paths are gathered `by_layer`, one layer after the other.
+  """
+  return 1 if by_layer or name() == "gpu" else 2
 
 
 def skips_empty_blocks() -> bool:

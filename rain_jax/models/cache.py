@@ -119,12 +119,7 @@ def segments(cache: PathCache, paths: Paths, limit: jax.Array, offset: int) -> l
   at = jnp.arange(S)
   shown = jnp.minimum(limit, cache.length[:, None])
   inside = at < shown[..., None]  # [B, W, S]
-  context = Segment(
-    cache.context.keys,
-    cache.context.values,
-    jnp.where(inside, at + offset, NO_POSITION),
-    shown.max(),
-  )
+  context = cache.context.segment(jnp.where(inside, at + offset, NO_POSITION), shown.max())
   B, W, D = paths.pages.shape
   if not D:
     return [context]
@@ -138,10 +133,7 @@ def segments(cache: PathCache, paths: Paths, limit: jax.Array, offset: int) -> l
     layers, _, _, _, heads, _, size = taken.shape  # [layers, B, W, D, H, L, size]
     return jnp.moveaxis(taken, 4, 3).reshape(layers, B, W, heads, D * L, size)
 
-  taken = jax.tree.map(gather, cache.pool)
-  path = Segment(
-    taken.keys,
-    taken.values,
+  path = jax.tree.map(gather, cache.pool).segment(
     jnp.where(inside, at + offset, NO_POSITION).reshape(B, W, D * L),
     inside.any((0, 1, 3)).sum() * L,
   )

@@ -265,7 +265,7 @@ def forward(
 
   Returns:
     hidden: [*batch, T, hidden] after the final norm, in the compute dtype.
-    new: keys and values of the new tokens, each [num_layers, *batch, H, T, D]; see `attention.Layers`.
+    new: keys and values of the new tokens, each [num_layers, *batch, H, T, D]; see `attention.AllLayers`.
   """
   module, layers, unembedding = _merged(graphdef, params)
   transposed = layers is not None and unembedding is None

@@ -46,8 +46,8 @@ def ordered_after(first: jax.Array, values: Carry) -> Carry:
   """`values` as they are, computed after `first`.
 
   A loop's body writes to an array that it carries without copying it only where all that it reads of
-  the array comes before. The last layer's keys and values do not wait for its attention, which reads
-  the cache: XLA of jax 0.10.2 copied whole caches for it, twice a turn. On a CPU it drops
+  the array comes before. A layer's keys and values do not wait for its attention, which reads the
+  cache: XLA of jax 0.10.2 copied whole caches for it, twice a turn. On a CPU it drops
   `jax.lax.optimization_barrier` before it plans copies, so a comparison that always holds keeps the order.
   """
   if not jax.sharding.get_abstract_mesh().empty:

@@ -10,10 +10,8 @@ import functools
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from rain_jax.models import Model, ModelConfig, backend
+from rain_jax.models import KV, Model, backend
 from rain_jax.models.arrays import nbytes
 from rain_jax.models.sharding import AnyMesh, Rules, shardings, shards, split
 from rain_jax.parallel.batch_sharding import DATA, BatchSharding
@@ -85,17 +83,17 @@ def plan(
     mlp=over(config.intermediate_size, rules.mlp),
     vocab=over(config.vocab_size, rules.vocab),
   )
-  kv_dtype = jnp.bfloat16 if _computes_in_bfloat16(model) else jnp.float32
-
-  def bytes_of_token(config: ModelConfig) -> int:
-    size = 2 * config.num_layers * config.num_kv_heads * config.head_size
-    return size * np.dtype(kv_dtype).itemsize // over(config.num_kv_heads, rules.kv_heads)
-
-  token, judged = bytes_of_token(config), bytes_of_token(shapes(lm, "evaluating"))
   own = jax.eval_shape(
     lambda params, tables, judge: make_params(params, tables, lm, [], verdict_params=judge),
     *(model.params, tables, None if verdict is None else verdict.params),
   )
+
+  def bytes_of_token(side: Side, kv: KV) -> int:
+    one = jax.eval_shape(functools.partial(kv.zeros, slots=1))
+    return nbytes(one) // over(shapes(lm, side).num_kv_heads, rules.kv_heads)
+
+  token = bytes_of_token("proposing", own["proposing_prefix"])
+  judged = bytes_of_token("evaluating", own["evaluating_prefix"])
   make = functools.partial(lm.empty_slots, params=own)
   state = jax.eval_shape(lambda: make(batch))
   places, weights = None, None
@@ -109,8 +107,9 @@ def plan(
   drafts = size(lambda s: s.model.drafted)
   prefixes = token * proposing_prefix + judged * len(lm.preference.prefix_ids)
   # Of two models' phases the larger one's keys and values are counted in all.
-  by_layer = isinstance(own["proposing_prefix"].keys, tuple)
-  passing = temporaries(lm, batch, max(token, judged), proposing_prefix, parts, by_layer)
+  kvs = own["proposing_prefix"], own["evaluating_prefix"]
+  copies = max(backend.gathered_copies(isinstance(kv.keys, tuple)) for kv in kvs)
+  passing = temporaries(lm, batch, max(token, judged), proposing_prefix, parts, copies)
   if backend.lays_caches_anew():
     # In the loops caches lie as scatters want them, heads along the lanes; one side's context is
     # there as attention reads it, too; and of the tables with two words a token each row is a tile.
@@ -154,24 +153,19 @@ class Parts:
   vocab: int = 1
 
 
-def _computes_in_bfloat16(model: Model) -> bool:
-  return any(leaf.dtype in (jnp.bfloat16, jnp.int8) for leaf in jax.tree.leaves(model.params))
-
-
 def temporaries(
   lm: LanguageModel,
   batch: int,
   token: int,
   proposing_prefix: int,
   parts: Parts = Parts(),
-  by_layer: bool = False,
+  copies: int = 1,
 ) -> int:
   """Bytes of the largest phase of one step; `token` is the bytes of a token's keys and values.
 
-  A phase holds the gathered path of each leaf (as read, and in the order in which attention reads it,
-  which a GPU does at once, and one layer after the other where caches are `by_layer`), the scratch of
-  its rows, the keys and values of its new tokens, and the largest of what one layer's attention or one
-  unembedding needs. A TPU pads all of these, and the zeros that scratch begins with, which are the
+  A phase holds `copies` of the gathered path of each leaf, see `backend.gathered_copies`, the scratch
+  of its rows, the keys and values of its new tokens, and the largest of what one layer's attention or
+  one unembedding needs. A TPU pads all of these, and the zeros that scratch begins with, which are the
   same in every step, are there beside all phases.
   """
   search, R, L = lm.search, lm.max_response, lm.search.max_set_length
@@ -210,10 +204,8 @@ def temporaries(
     prefix, seen = len(lm.preference.prefix_ids), context + judged + asked
     evaluating = token * leaves * (size(kept) + size(judged) + size(asked))
     evaluating += max(arithmetic(asked, prefix, seen, len(suffixes), "evaluating"))
-    gathered = token * leaves * size(path)
-    before = (1 if by_layer else backend.gathered_copies()) * gathered
-    evaluating += before
-    return zeros + max(before + decoding, before + rolling, evaluating)
+    gathered = copies * token * leaves * size(path)
+    return zeros + gathered + max(decoding, rolling, evaluating)
 
   searching = largest(trees * search.leaves, search.max_path * L, 2 + search.sampled_draws, R, 0)
   T = lm.draft_room

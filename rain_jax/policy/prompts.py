@@ -98,7 +98,7 @@ def read_prompt(
       weights,
       tokens[jnp.minimum(at, S - 1)][None],
       jnp.where(valid, at + offset, NO_POSITION)[None],
-      [*prefix, Segment(own.keys, own.values, positions, begin)],
+      [*prefix, own.segment(positions, begin)],
     )
     at = jnp.where(valid, at, S)
     stored = jax.tree.map(

@@ -71,7 +71,7 @@ class Drafted(flax.struct.PyTreeNode):
 
 
 def nothing(lm: "LanguageModel", batch: int, proposing: KV, evaluating: KV) -> Drafted:
-  """No drafts yet, in `batch` slots; keys and values are stored as these, or shapes, of both sides."""
+  """No drafts yet, in `batch` slots, with keys and values like those of both sides, or their shapes."""
   T, config = lm.draft_room, lm.config
   zeros = jnp.zeros(batch, jnp.int32)
   taken_back = TakenBack(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rain_jax import types
-from rain_jax.models import KV, NO_POSITION, forward
+from rain_jax.models import NO_POSITION, forward
 from rain_jax.parallel.batch_sharding import ROWS, WHOLE, over_data
 from rain_jax.policy import context, decoding, sampling, self_evaluation
 from rain_jax.policy.decoding import Decoding
@@ -147,7 +147,7 @@ def _sample(
   )
   logits = decoding.next_logits(lm, params, hidden)[:, None]
   texts = draw(texts, jnp.broadcast_to(logits, (B, N, logits.shape[-1])), 0)
-  scratch = KV(shared[-1].keys, shared[-1].values).zeros(B, N, slots=R)
+  scratch = params["proposing_prefix"].zeros(B, N, slots=R)
   done = decoding.decode(
     lm,
     params,

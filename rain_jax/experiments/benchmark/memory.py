@@ -18,14 +18,13 @@ from rain_jax.policy.language_model import LanguageModel
 from rain_jax.types import DataError, SearchConfig
 
 
-def compiled_bytes(model: Model, lm: LanguageModel, batch: int, dtype: str = "float32") -> int:
+def compiled_bytes(model: Model, lm: LanguageModel, batch: int) -> int:
   """What the compiled search needs: arguments, outputs and temporaries, what is shared once.
 
   Args:
     model: an abstract one, from `abstract_subject`.
     lm: the static part.
     batch: trees side by side.
-    dtype: of the weights, a name of `loading.DTYPES`.
   """
   return bytes_needed(Lowering(model, lm, batch).search().compile())
 
@@ -61,7 +60,7 @@ def memory_rows(
       for batch in batches:
         row = dict(model=name, dtype=dtype, batch=batch, leaves=search.leaves)
         planned = memory_plan.plan(model, lm, batch, abstract_tables(model)).total
-        yield {**row, "planned": planned, "compiled": compiled_bytes(model, lm, batch, dtype)}
+        yield {**row, "planned": planned, "compiled": compiled_bytes(model, lm, batch)}
 
 
 def memory_line(row: Mapping[str, Any]) -> str:

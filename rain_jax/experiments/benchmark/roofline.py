@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax.experiments.benchmark.subjects import Subject, model_dtype
-from rain_jax.models import NO_POSITION, ModelConfig, Segment, backend, forward, unembed
+from rain_jax.models import NO_POSITION, ModelConfig, backend, forward, unembed
 from rain_jax.models.arrays import nbytes
 from rain_jax.text.columns import aligned
 
@@ -180,7 +180,7 @@ def _seconds_per_call(subject: Subject, phase: Phase) -> float:
       places = jnp.arange(slots)
       positions = jnp.where(places < used, begin + places, NO_POSITION)
       positions = jnp.broadcast_to(positions, (*axes, slots))
-      segments.append(Segment(one.keys, one.values, positions, used if axes else None))
+      segments.append(one.segment(positions, used if axes else None))
       begin += used
     shape = (*phase.rows, phase.tokens)
     positions = jnp.broadcast_to(begin + jnp.arange(phase.tokens), shape)
