@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from rain_jax.experiments import compiled
-from rain_jax.experiments.compiled import asked_of, chip_of, hlo, pricing
+from rain_jax.experiments.benchmark import Workload
+from rain_jax.experiments.compiled import asked_of, chip_of, counts, hlo, pricing
 from rain_jax.experiments.compiled.costs import Cost, Pricing
 from rain_jax.models.checkpoint import read_config
-from rain_jax.types import DataError
+from rain_jax.types import DataError, SearchConfig
 from tests.helpers import small_runs
 
 # As libtpu prints programs: three layers of a product with a slice of the stacked weights, summed
@@ -270,3 +271,16 @@ def test_a_run_asks_for_programs_of_its_own_shapes(checkpoint):
     next(asked_of(config, "v5e:2x2"))
   with pytest.raises(DataError, match=r"methods=\('guard',\): expected some of vanilla"):
     next(asked_of(config | {"methods": ("guard",)}, "v5e:2x2"))
+
+
+def test_calls_are_counted_by_a_search_of_a_small_model():
+  lengths = Workload(
+    prompt=8, response=6, verdict_prefix=8, verdict_suffix=2, text_end_share=1 / 4
+  )
+  search = SearchConfig(max_nodes=64, max_visited=16)
+  found = counts.searching(lengths, 2, search, "good", 0.5)
+  assert 2 <= found.tokens <= 12 and set(found.turns) == {
+    *("step", "context", "candidates", "rollout", "verdict"),
+  }
+  assert found.turns["context"] == found.turns["step"] >= 6 / 3
+  assert 0 < found.turns["candidates"] <= 9 * found.turns["step"]

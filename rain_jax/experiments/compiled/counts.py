@@ -37,9 +37,9 @@ def searching(
 
   None where it drafts and searches, whose calls are not counted apart.
   """
-  subject = find_subject("smallest", "float32", workload, search)
   # All in one batch, as on an accelerator; on a CPU each core would search for prompts of its own.
   with backend.target("tpu"):
+    subject = find_subject("smallest", "float32", workload, search)
     work = rain(subject, batch, search, verdicts, mixed_share)(0)
   executed = dict(work.details["executed_by_role"])
   steps = work.details["steps"]
