@@ -151,10 +151,12 @@ def attend(
   *batch, q_heads, tokens, size = query.shape
   kv_heads = context[0][0].shape[-3]
   grouped = query.reshape(*batch, kv_heads, q_heads // kv_heads, tokens, size)
-  parts = [
-    _attend_blocks(grouped, keys, values, mask, slots, cap)
-    for (keys, values), mask, slots in zip(context, masks, used, strict=True)
-  ]
+  # A query of its own for each segment; with the mask, since equal barriers would be made one.
+  own = lax.optimization_barrier if backend.joins_products() else lambda pair: pair
+  parts = []
+  for (keys, values), seen, slots in zip(context, masks, used, strict=True):
+    rows, mask = own((grouped, seen))
+    parts.append(_attend_blocks(rows, keys, values, mask, slots, cap))
   joined = _join(parts)
   return (joined.mixed / joined.total[..., None]).reshape(query.shape).astype(query.dtype)
 

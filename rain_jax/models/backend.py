@@ -50,6 +50,14 @@ def stores_by_layer() -> bool:
   return name() == "cpu"
 
 
+def joins_products() -> bool:
+  """Whether the compiler makes one product of those of a query with several segments' keys.
+
+  It copies the keys of all of them together for that, in every call.
+  """
+  return name() == "gpu"
+
+
 def lays_caches_anew() -> bool:
   """Whether a program's loops have caches in a layout of their own beside that of its arguments."""
   return name() == "tpu"

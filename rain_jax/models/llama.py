@@ -98,8 +98,8 @@ class Layers(nnx.Module):
     y = self.o(jnp.swapaxes(mixed, -3, -2), transposed).astype(x.dtype)
     x = x + _normed(self.attention_post_norm, y)
     y = _normed(self.mlp_norm, x)
-    gate, up = self.gate(y, transposed), self.up(y, transposed)
-    y = (self.activation(gate) * up).astype(x.dtype)
+    gate, up = (part(y, transposed).astype(x.dtype) for part in (self.gate, self.up))
+    y = self.activation(gate) * up  # in the compute dtype, so that no float32 is written in between
     y = self.down(y, transposed).astype(x.dtype)
     return x + _normed(self.mlp_post_norm, y), keys, values
 

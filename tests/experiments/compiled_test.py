@@ -274,9 +274,7 @@ def test_a_run_asks_for_programs_of_its_own_shapes(checkpoint):
 
 
 def test_calls_are_counted_by_a_search_of_a_small_model():
-  lengths = Workload(
-    prompt=8, response=6, verdict_prefix=8, verdict_suffix=2, text_end_share=1 / 4
-  )
+  lengths = Workload(prompt=8, response=6, verdict_prefix=8, verdict_suffix=2, text_end_share=1 / 4)
   search = SearchConfig(max_nodes=64, max_visited=16)
   found = counts.searching(lengths, 2, search, "good", 0.5)
   assert 2 <= found.tokens <= 12 and set(found.turns) == {
