@@ -63,6 +63,7 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
     config.models = (arg,)
     config.methods = ("vanilla", "rain", "leaf_parallel", "segments", "adaptive")
     config.workload.prompt = 512
+    config.search.draft_length = 24  # its texts end at random, and rows wait for the longest draft
     if arg != "125m":
       config.dtype = "bfloat16"
       config.batches = (1, 16, 32)
