@@ -33,13 +33,13 @@ def in_caches(weights: Any) -> bool:
   return name() == "cpu" and nbytes(weights) <= _CACHED
 
 
-def takes_layers_apart(weights: Any) -> bool:
+def takes_layers_apart(weights: Any, spread: bool) -> bool:
   """Whether layers run one by one and not as a loop over a stack, see `models.unstack`.
 
-  On a GPU always, on a CPU below 2 GiB: every layer is compiled by itself, at every place where a
-  search calls the model.
+  On a GPU always, on a CPU below 2 GiB where they are not `spread` over a mesh: every layer is
+  compiled by itself, at every place where a search calls the model.
   """
-  return name() == "gpu" or (name() == "cpu" and nbytes(weights) < _APART_BELOW)
+  return name() == "gpu" or (name() == "cpu" and not spread and nbytes(weights) < _APART_BELOW)
 
 
 def stores_by_layer() -> bool:

@@ -293,7 +293,6 @@ def _merged(graphdef, params) -> tuple[Llama, tuple[Params, ...] | None, jax.Arr
   return nnx.merge(graphdef, {**own, "layers": layers[0]}), layers, unembedding
 
 
-@functools.partial(jax.jit, static_argnames="turned")
 def _layer_of(stack: Params, number: int, turned: str | None) -> Params:
   """A layer's parameters of a module, from the stacked ones; see `_turned`, if they have to be."""
   take = functools.partial(lax.dynamic_index_in_dim, index=number, keepdims=False)
@@ -305,11 +304,18 @@ def _turned(name: str, part: Params) -> Params:
   """Parameters of one module of a layer with its matrix as outputs x inputs."""
   if "weight" not in part:
     return part
-  count = 2 if name == "o" else 1  # axes of its inputs
+  count = input_axes(name)
   return {**part, "weight": jnp.moveaxis(part["weight"], range(count), range(-count, 0))}
 
 
-def unstack(params: Params, consume: bool = False, transposed: bool = False) -> Params:
+def input_axes(name: str) -> int:
+  """How many axes of the matrix of a layer's module are inputs: its first ones, or if turned its last."""
+  return 2 if name == "o" else 1
+
+
+def unstack(
+  params: Params, consume: bool = False, transposed: bool = False, places: Params | None = None
+) -> Params:
   """The parameters with a tuple of one tree per layer in place of stacked layers.
 
   `forward` then has no loop over layers: it takes longer to compile, but a loop copies every weight
@@ -324,6 +330,7 @@ def unstack(params: Params, consume: bool = False, transposed: bool = False) -> 
     params: parameters of a model.
     consume: delete what is taken apart, so that the weights are never there twice.
     transposed: how matrices shall lie.
+    places: a sharding for each parameter of a layer; None leaves them to the compiler.
   """
   layers = params["layers"]
   if isinstance(layers, tuple):
@@ -331,7 +338,9 @@ def unstack(params: Params, consume: bool = False, transposed: bool = False) -> 
   names, parts = list(layers), []
   for name in names:
     depth, turned = jax.tree.leaves(layers[name])[0].shape[0], name if transposed else None
-    parts.append([_layer_of(layers[name], number, turned) for number in range(depth)])
+    place = None if places is None else places[name]
+    take = jax.jit(_layer_of, static_argnames="turned", out_shardings=place)
+    parts.append([take(layers[name], number, turned) for number in range(depth)])
     if consume:
       jax.block_until_ready(parts[-1])
       jax.tree.map(lambda stack: stack.delete(), layers[name])

@@ -1,6 +1,7 @@
 """A checkpoint with its tokenizer, from a name."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -115,7 +116,7 @@ def begin(
   check_weights(shapes, arrays.bytes_available() if planned_for is None else planned_for, mesh)
   tokenizer = load_tokenizer(folder)
   check_tokenizer(tokenizer, config, name)
-  layout = laid_out if mesh is None else lambda model: model
+  layout = functools.partial(laid_out, mesh=mesh)
   digest = fingerprint(folder, adapter or None) if planned_for is None else ""
   model = layout(shapes) if planned_for is not None else _placed(layout(shapes), mesh)
   begun = LoadedModel(model, tokenizer, name, digest, mesh)
@@ -142,18 +143,25 @@ def folder_of(name: str, revision: str = "") -> pathlib.Path:
   return resolve(demo.MODELS.get(name, name), revision)
 
 
-def laid_out(model: Model) -> Model:
-  """The model as one device reads it best: its layers taken apart, `models.unstack`, or not.
+def laid_out(model: Model, mesh: AnyMesh | None = None) -> Model:
+  """The model as its devices read it best: its layers taken apart, `models.unstack`, or not.
 
   The stacked weights are gone then. Works on abstract models, too.
+
+  Args:
+    model: with stacked layers, spread over the mesh if it has weights.
+    mesh: of the devices, which may be abstract for an abstract model; None for one device.
   """
-  if not backend.takes_layers_apart(model.params):
+  if not backend.takes_layers_apart(model.params, mesh is not None):
     return model
   large = not backend.in_caches(model.params)
+  shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
+  apart = dataclasses.replace(model, params=shapes)
   if isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct):
-    shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
-    return dataclasses.replace(model, params=shapes)
-  return dataclasses.replace(model, params=unstack(model.params, True, transposed=large))
+    return apart
+  places = None if mesh is None else shardings(apart, mesh)["layers"][0]
+  params = unstack(model.params, True, transposed=large, places=places)
+  return dataclasses.replace(model, params=params)
 
 
 def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> None:

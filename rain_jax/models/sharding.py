@@ -12,11 +12,10 @@ from jax.sharding import (
   Mesh,
   NamedSharding,
   PartitionSpec,
-  Sharding,
   SingleDeviceSharding,
 )
 
-from rain_jax.models.llama import Model
+from rain_jax.models.llama import Model, Params, input_axes
 
 AnyMesh = Mesh | AbstractMesh
 Axes = str | tuple[str, ...] | None
@@ -51,9 +50,27 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def logical_axes(model: Model) -> dict[str, tuple[str, ...]]:
-  """The logical axes of each parameter, by its path; the model may be abstract."""
-  _, state = nnx.split(nnx.merge(model.graphdef, model.params))
-  return {"/".join(map(str, path)): variable.axes for path, variable in nnx.to_flat_state(state)}
+  """The logical axes of each parameter, by its path; the model may be abstract.
+
+  Of a model whose layers are taken apart those of any one layer, its matrices as outputs x inputs.
+  """
+  apart = isinstance(model.params["layers"], tuple)
+  _, state = nnx.split(nnx.merge(model.graphdef, _of_one_layer(model.params)))
+  found = {}
+  for keys, variable in nnx.to_flat_state(state):
+    path, axes = tuple(map(str, keys)), variable.axes
+    if apart and path[0] == "layers":
+      axes = tuple(axis for axis in axes if axis != "layers")
+      count = input_axes(path[1]) if path[-1] == "weight" else 0
+      axes = axes[count:] + axes[:count]
+    found["/".join(path)] = axes
+  return found
+
+
+def _of_one_layer(params: Params) -> Params:
+  """The parameters with one layer's in place of a tuple of them, all of which are alike."""
+  layers = params["layers"]
+  return {**params, "layers": layers[0]} if isinstance(layers, tuple) else params
 
 
 def partition_spec(
@@ -124,12 +141,11 @@ def mesh_shape(
   return {name: size for name, size in shape.items() if name != "queries" or size > 1}
 
 
-def shardings(
-  model: Model, mesh: AnyMesh | None, rules: Rules = Rules()
-) -> Mapping[str, Sharding | Mapping]:
+def shardings(model: Model, mesh: AnyMesh | None, rules: Rules = Rules()) -> Mapping[str, Any]:
   """A sharding for each parameter, as a tree like `model.params`, which may be abstract.
 
-  Without a mesh everything is for the default device.
+  Without a mesh everything is for the default device. On a mesh layers that are taken apart have
+  their matrices as outputs x inputs (`models.unstack`).
 
   Raises:
     ValueError: the mesh has Explicit axes; the model leaves its activations to the compiler, which
@@ -141,12 +157,16 @@ def shardings(
   if jax.sharding.AxisType.Explicit in mesh.axis_types:
     raise ValueError(f"mesh axes {mesh.axis_names} are {mesh.axis_types}, expected none Explicit")
   axes = logical_axes(model)
-  return unflatten(
+  places = unflatten(
     {
       path: NamedSharding(mesh, partition_spec(axes[path], leaf.shape, mesh, rules))
-      for path, leaf in flatten(model.params).items()
+      for path, leaf in flatten(_of_one_layer(model.params)).items()
     }
   )
+  layers = model.params["layers"]
+  if isinstance(layers, tuple):
+    places["layers"] = (places["layers"],) * len(layers)
+  return places
 
 
 def shard(model: Model, mesh: Mesh, rules: Rules = Rules()) -> Model:

@@ -51,6 +51,8 @@ def ordered_after(first: jax.Array, values: Carry) -> Carry:
   `jax.lax.optimization_barrier` before it plans copies, so a comparison that always holds keeps the order.
   """
   if not jax.sharding.get_abstract_mesh().empty:
-    return values  # Layers are a loop then, and what is written waits for its end.
+    # Layers are a loop then, and what is written waits for its end; or they are a GPU's, whose
+    # compiled programs copy no cache without this. One element of a sharded array would be exchanged.
+    return values
   always = jnp.isnan(first[(0,) * first.ndim]).astype(jnp.int32) >= 0
   return jax.tree.map(lambda a: jnp.where(always, a, jnp.zeros_like(a)), values)

@@ -6,6 +6,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
 from rain_jax.models import attention, backend, testing
 from rain_jax.models.loading import laid_out
@@ -61,11 +62,14 @@ def test_a_target_holds_for_its_thread_alone():
   assert seen == ["cpu", "tpu"]
 
 
-@pytest.mark.parametrize("name,apart", [("cpu", True), ("gpu", True), ("tpu", False)])
-def test_layers_are_taken_apart_where_that_is_faster(name, apart):
+@pytest.mark.parametrize(
+  "name,alone,spread", [("cpu", True, False), ("gpu", True, True), ("tpu", False, False)]
+)
+def test_layers_are_taken_apart_where_that_is_faster(name, alone, spread):
   model = testing.random_model("llama2")
-  shapes = jax.eval_shape(lambda: model.params)
+  shapes = dataclasses.replace(model, params=jax.eval_shape(lambda: model.params))
   with backend.target(name):
-    found = laid_out(dataclasses.replace(model, params=shapes))
-    assert isinstance(found.params["layers"], tuple) == apart
+    for mesh, apart in ((None, alone), (AbstractMesh((2,), ("tensor",)), spread)):
+      found = laid_out(shapes, mesh)
+      assert isinstance(found.params["layers"], tuple) == apart
     assert backend.in_caches(model.params) == (name == "cpu")

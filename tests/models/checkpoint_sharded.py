@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rain_jax.models import checkpoint, hf, llama, sharding, testing
+from rain_jax.models import backend, checkpoint, hf, llama, loading, sharding, testing
 from tests.helpers import gguf_writer
 
 TOLERANCE = 1e-4
@@ -60,12 +60,27 @@ def check_forward(folder, tensor, dtypes=("float32",)):
     whole = hf.load(folder, param_dtype=dtype, compute_dtype="float32")
     split = hf.load(folder, param_dtype=dtype, compute_dtype="float32", mesh=mesh)
     check_same(split.params, whole.params)
-    check_same(run_model(split, place), run_model(whole))
+    want = run_model(whole)
+    check_same(run_model(split, place), want)
     params = sharding.flatten(split.params)
     cut = params["layers/gate/weight"].addressable_shards[0].data.shape
     assert cut == (3, 32, 80 // tensor), cut
     cut = params["layers/k/weight"].addressable_shards[0].data.shape
     assert cut[2] == heads // mesh.shape["tensor"], cut
+    with backend.target("gpu"):
+      apart = loading.laid_out(split, mesh)
+      check_same(run_model(apart, place), want)
+    check_places(apart, mesh)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(split.params["layers"]))
+
+
+def check_places(model, mesh):
+  """Parameters lie where `shardings` says, layers that are taken apart included."""
+  assert isinstance(model.params["layers"], tuple)
+  wanted = sharding.shardings(model, mesh)
+  assert jax.tree.structure(wanted) == jax.tree.structure(model.params)
+  for leaf, place in zip(jax.tree.leaves(model.params), jax.tree.leaves(wanted), strict=True):
+    assert leaf.sharding.is_equivalent_to(place, leaf.ndim), (leaf.sharding, place)
 
 
 def check_gguf(path):

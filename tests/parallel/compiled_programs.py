@@ -4,6 +4,7 @@ Arguments: a topology; sampling, search or drafts (of the adaptive mode); chips 
 own memory does not hold, so that bytes count.
 """
 
+import math
 import sys
 
 import jax
@@ -44,6 +45,14 @@ def check_collectives(name, cost, config, rows):
   assert total("all-gather", 1) < 4 * rows * logits * config.vocab_size / 2, (name, cost.exchanged)
 
 
+def check_copies(priced, config, chips):
+  """No call writes as much as a layer's smallest large matrix has, so that no weight is copied."""
+  weight = config.hidden_size * config.num_heads * config.head_size // chips
+  for one in priced.largest:
+    for shape in one.instruction.shapes:
+      assert math.prod(shape.dims) < weight, one
+
+
 def main():
   topology, program, tensor, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
   jax.config.update("jax_platforms", "cpu")
@@ -60,7 +69,8 @@ def main():
   mesh = target.mesh.shape
   for one in hlo.collectives(hlo.parse(done.as_text()), target.mesh.size):
     assert DATA not in one.axes(mesh), one
-  phases = pricing.price(done, mesh, sampling=program == "sampling").phases
+  priced = pricing.price(done, mesh, sampling=program == "sampling")
+  phases = priced.phases
   expected = {
     "sampling": {"sampling"},
     "search": {*CALLS, "step"} - {"sampling"},
@@ -78,6 +88,8 @@ def main():
     # Weights that stay on the chip from call to call are not read again.
     if program == "sampling":
       assert 0.5 < phases["sampling"].moved / floor < 1.15, phases
+      if target.chip.backend == "gpu":
+        check_copies(priced, config, target.chips)
     else:
       calls = sum(times for name, times in STEP.items() if name != "step")
       moved = sum(times * phases[name].moved for name, times in STEP.items())

@@ -43,6 +43,8 @@ def test_a_program_compiles_for_tpu_meshes(program, tensor, size):
   "topology,program,tensor,size",
   [
     ("h100", "sampling", 1, "large"),
+    ("h100:2", "sampling", 1, "large"),
+    ("h100:2", "sampling", 2, "large"),
     pytest.param("h100", "search", 1, "large", marks=pytest.mark.slow),
     pytest.param("h200:2", "search", 2, "small", marks=pytest.mark.slow),
     pytest.param("h100", "drafts", 1, "small", marks=pytest.mark.slow),

@@ -216,8 +216,7 @@ def abstract_subject(
 ) -> tuple[Model, LanguageModel]:
   """Model, laid out as `loading` would for a mesh, and static part of a shape, without a single weight."""
   model = abstract_model(shape, param_dtype=DTYPES[dtype], compute_dtype=model_dtype(dtype))
-  if mesh is None:
-    model = laid_out(model)
+  model = laid_out(model, mesh)
   suffix = tuple(range(2, 2 + workload.verdict_suffix))
   preference = CompiledPreference(
     prefix_ids=(1,) * workload.verdict_prefix,

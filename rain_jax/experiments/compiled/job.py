@@ -71,7 +71,7 @@ class Target:
 
   @property
   def split(self) -> jax.sharding.Mesh | None:
-    """The mesh, as a run would have one: None for a single card, whose layers are taken apart."""
+    """The mesh, as a run would have one: none for a single card."""
     return None if self.chip.backend == "gpu" and self.mesh.size == 1 else self.mesh
 
   def subject(self, search: SearchConfig) -> tuple[Model, LanguageModel]:
