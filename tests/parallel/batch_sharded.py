@@ -1,6 +1,7 @@
 """A search on meshes of eight virtual devices; run by batch_sharding_test.py in a process of its own.
 
-Arguments: a checkpoint folder, or "demo"; how many prompts; methods; meshes, such as 8x1 4x2.
+Arguments: a checkpoint folder, or "demo"; how many prompts; methods; meshes, such as 8x1 4x2, or
+4x2:gpu for the programs that GPUs would have.
 """
 
 import sys
@@ -16,7 +17,7 @@ from rain_jax.experiments.compiled import hlo
 from rain_jax.methods import best_of_n, rain, vanilla
 from rain_jax.methods.adaptive import adaptive, with_drafts
 from rain_jax.methods.session import Session, SessionConfig, search_config
-from rain_jax.models import forward, unembed
+from rain_jax.models import backend, forward, unembed
 from rain_jax.models.loading import load
 from rain_jax.models.sharding import make_mesh
 from rain_jax.parallel.batch_sharding import DATA
@@ -102,16 +103,19 @@ def main():
   print(f"one device: {time.perf_counter() - begin:.0f} s", flush=True)
   for name in meshes:
     begin = time.perf_counter()
-    mesh = tuple(map(int, name.split("x")))
-    session = session_of(folder, records, mesh)
-    difference = float(np.abs(logits_of(session) - logits).max())
-    found = answers_of(session, methods)
+    sizes, _, target = name.partition(":")
+    mesh = tuple(map(int, sizes.split("x")))
+    with backend.target(target or "cpu"):
+      session = session_of(folder, records, mesh)
+      assert isinstance(session.params["model"]["layers"], tuple) == (target == "gpu")
+      difference = float(np.abs(logits_of(session) - logits).max())
+      found = answers_of(session, methods)
+      searching = session
+      if "adaptive" in methods:
+        searching = session.searching(with_drafts(session.config.search))
+      count = check_collectives(searching, searching.sharding)
     assert found.keys() == expected.keys()
     same = np.mean([found[key] == expected[key] for key in found])
-    searching = session
-    if "adaptive" in methods:
-      searching = session.searching(with_drafts(session.config.search))
-    count = check_collectives(searching, searching.sharding)
     print(
       f"{name}: {100 * same:.1f}% the same, logits within {difference:.1e},"
       f" {count} collectives, none over data, {time.perf_counter() - begin:.0f} s",

@@ -27,7 +27,8 @@ from tests.helpers.thinking import QWEN, with_template
 
 
 def test_a_mesh_gives_the_responses_of_one_device(checkpoint):
-  scripts.on_eight_devices("parallel/batch_sharded.py", str(checkpoint), "12", "rain", "4x2")
+  meshes = "4x2", "4x2:gpu"
+  scripts.on_eight_devices("parallel/batch_sharded.py", str(checkpoint), "12", "rain", *meshes)
 
 
 @pytest.mark.slow
