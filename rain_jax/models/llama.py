@@ -293,6 +293,7 @@ def _merged(graphdef, params) -> tuple[Llama, tuple[Params, ...] | None, jax.Arr
   return nnx.merge(graphdef, {**own, "layers": layers[0]}), layers, unembedding
 
 
+@functools.partial(jax.jit, static_argnames="turned")
 def _layer_of(stack: Params, number: int, turned: str | None) -> Params:
   """A layer's parameters of a module, from the stacked ones; see `_turned`, if they have to be."""
   take = functools.partial(lax.dynamic_index_in_dim, index=number, keepdims=False)
@@ -313,14 +314,15 @@ def input_axes(name: str) -> int:
   return 2 if name == "o" else 1
 
 
-def unstack(
-  params: Params, consume: bool = False, transposed: bool = False, places: Params | None = None
-) -> Params:
+def unstack(params: Params, consume: bool = False, transposed: bool = False) -> Params:
   """The parameters with a tuple of one tree per layer in place of stacked layers.
 
   `forward` then has no loop over layers: it takes longer to compile, but a loop copies every weight
   that it takes out of a stack, on CPUs and GPUs at least, and reading weights is most of its time.
   Parameters that are so already are left alone.
+
+  On a mesh every layer's parameters are split as their stack is (`sharding.shardings`): taking them
+  out exchanges nothing.
 
   All matrices lie the same way. As inputs x outputs, a CPU reads small ones fastest; the table of the
   logits is transposed for it, and as `unembedding` takes the place of the head's, or stands beside
@@ -330,7 +332,6 @@ def unstack(
     params: parameters of a model.
     consume: delete what is taken apart, so that the weights are never there twice.
     transposed: how matrices shall lie.
-    places: a sharding for each parameter of a layer; None leaves them to the compiler.
   """
   layers = params["layers"]
   if isinstance(layers, tuple):
@@ -338,9 +339,7 @@ def unstack(
   names, parts = list(layers), []
   for name in names:
     depth, turned = jax.tree.leaves(layers[name])[0].shape[0], name if transposed else None
-    place = None if places is None else places[name]
-    take = jax.jit(_layer_of, static_argnames="turned", out_shardings=place)
-    parts.append([take(layers[name], number, turned) for number in range(depth)])
+    parts.append([_layer_of(layers[name], number, turned) for number in range(depth)])
     if consume:
       jax.block_until_ready(parts[-1])
       jax.tree.map(lambda stack: stack.delete(), layers[name])

@@ -155,13 +155,10 @@ def laid_out(model: Model, mesh: AnyMesh | None = None) -> Model:
   if not backend.takes_layers_apart(model.params, mesh is not None):
     return model
   large = not backend.in_caches(model.params)
-  shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
-  apart = dataclasses.replace(model, params=shapes)
   if isinstance(jax.tree.leaves(model.params)[0], jax.ShapeDtypeStruct):
-    return apart
-  places = None if mesh is None else shardings(apart, mesh)["layers"][0]
-  params = unstack(model.params, True, transposed=large, places=places)
-  return dataclasses.replace(model, params=params)
+    shapes = jax.eval_shape(lambda params: unstack(params, transposed=large), model.params)
+    return dataclasses.replace(model, params=shapes)
+  return dataclasses.replace(model, params=unstack(model.params, True, transposed=large))
 
 
 def check_weights(model: Model, available: int, mesh: AnyMesh | None = None) -> None:
