@@ -98,8 +98,9 @@ class Layers(nnx.Module):
     y = self.o(jnp.swapaxes(mixed, -3, -2), transposed).astype(x.dtype)
     x = x + _normed(self.attention_post_norm, y)
     y = _normed(self.mlp_norm, x)
+    # In the compute dtype, for a GPU writes both to memory before it multiplies them.
     gate, up = (part(y, transposed).astype(x.dtype) for part in (self.gate, self.up))
-    y = self.activation(gate) * up  # in the compute dtype, so that no float32 is written in between
+    y = (self.activation(gate.astype(jnp.float32)) * up).astype(x.dtype)
     y = self.down(y, transposed).astype(x.dtype)
     return x + _normed(self.mlp_post_norm, y), keys, values
 
