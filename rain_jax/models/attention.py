@@ -151,7 +151,7 @@ def attend(
   *batch, q_heads, tokens, size = query.shape
   kv_heads = context[0][0].shape[-3]
   grouped = query.reshape(*batch, kv_heads, q_heads // kv_heads, tokens, size)
-  # A query of its own for each segment; with the mask, since equal barriers would be made one.
+  # A query of its own for each segment; with the mask, for barriers with equal operands are merged.
   own = lax.optimization_barrier if backend.joins_products() else lambda pair: pair
   parts = []
   for (keys, values), seen, slots in zip(context, masks, used, strict=True):

@@ -2,7 +2,7 @@
 
 It reads context keys and values and returns only those of the new tokens; the caller stores them.
 Layers are stacked on a leading axis and run by one `lax.scan`, in which the context is an input and
-never an output, so that no step rewrites it.
+never an output, so that no step rewrites it; or they are taken apart (`unstack`) and run one by one.
 """
 
 import dataclasses

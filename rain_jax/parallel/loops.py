@@ -51,8 +51,8 @@ def ordered_after(first: jax.Array, values: Carry) -> Carry:
   `jax.lax.optimization_barrier` before it plans copies, so a comparison that always holds keeps the order.
   """
   if not jax.sharding.get_abstract_mesh().empty:
-    # Layers are a loop then, and what is written waits for its end; or they are a GPU's, whose
-    # compiled programs copy no cache without this. One element of a sharded array would be exchanged.
+    # One element of a sharded array would be exchanged for it. It is not needed: layers are a loop, for
+    # whose end the writes wait; or they are a GPU's, whose compiled programs copy no cache without this.
     return values
   always = jnp.isnan(first[(0,) * first.ndim]).astype(jnp.int32) >= 0
   return jax.tree.map(lambda a: jnp.where(always, a, jnp.zeros_like(a)), values)

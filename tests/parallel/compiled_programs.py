@@ -45,12 +45,16 @@ def check_collectives(name, cost, config, rows):
   assert total("all-gather", 1) < 4 * rows * logits * config.vocab_size / 2, (name, cost.exchanged)
 
 
-def check_copies(priced, config, chips):
-  """No call writes as much as a layer's smallest large matrix has, so that no weight is copied."""
-  weight = config.hidden_size * config.num_heads * config.head_size // chips
+def check_copies(program, priced, config, chips, slots):
+  """No call writes as much as a layer's smallest matrix has; no keys of several segments are joined."""
+  weight = config.hidden_size * config.num_kv_heads * config.head_size // chips
   for one in priced.largest:
     for shape in one.instruction.shapes:
       assert math.prod(shape.dims) < weight, one
+  for computation in program.computations.values():
+    for one in computation.instructions.values():
+      joined = one.opcode == "concatenate" and any(slots in shape.dims for shape in one.shapes)
+      assert not joined, one
 
 
 def main():
@@ -67,7 +71,8 @@ def main():
     lowered = lowering.sampling() if program == "sampling" else lowering.search()
     done = lowered.compile(target.chip.options)
   mesh = target.mesh.shape
-  for one in hlo.collectives(hlo.parse(done.as_text()), target.mesh.size):
+  parsed = hlo.parse(done.as_text())
+  for one in hlo.collectives(parsed, target.mesh.size):
     assert DATA not in one.axes(mesh), one
   priced = pricing.price(done, mesh, sampling=program == "sampling")
   phases = priced.phases
@@ -89,7 +94,8 @@ def main():
     if program == "sampling":
       assert 0.5 < phases["sampling"].moved / floor < 1.15, phases
       if target.chip.backend == "gpu":
-        check_copies(priced, config, target.chips)
+        slots = workload.prompt + workload.response
+        check_copies(parsed, priced, config, target.chips, slots)
     else:
       calls = sum(times for name, times in STEP.items() if name != "step")
       moved = sum(times * phases[name].moved for name, times in STEP.items())
