@@ -14,8 +14,10 @@ import numpy as np
 
 from rain_jax import decode, preferences, tasks
 from rain_jax.experiments.compiled import hlo
-from rain_jax.methods import best_of_n, rain, vanilla
+from rain_jax.methods import rain, vanilla
 from rain_jax.methods.adaptive import adaptive, with_drafts
+from rain_jax.methods.responses import self_evaluate
+from rain_jax.methods.sampling import samples
 from rain_jax.methods.session import Session, SessionConfig, search_config
 from rain_jax.models import backend, forward, unembed
 from rain_jax.models.loading import load
@@ -61,13 +63,25 @@ def logits_of(session):
 
 
 def answers_of(session, methods):
-  ways = {
-    "rain": lambda: rain(session, 0),
-    "vanilla": lambda: vanilla(session, 0),
-    "adaptive": lambda: adaptive(session, 0),
-    "best": lambda: best_of_n(session, 0, samples=2),
-  }
-  return {(m, a.record.id): (a.tokens, a.finish_reason) for m in methods for a in ways[m]()}
+  """Responses by method and prompt, and the margins of the samples that best-of-N chooses from.
+
+  Of "best" all samples with their verdicts: margins of the demo's verdicts lie so near to 1 that a
+  rounding chooses between two.
+  """
+  ways = {"rain": rain, "vanilla": vanilla, "adaptive": adaptive}
+  found, margins = {}, []
+  for method in methods:
+    if method in ways:
+      for a in ways[method](session, 0):
+        found[method, a.record.id] = a.tokens, a.finish_reason
+      continue
+    for queries, drawn in samples(session, 0, 2):
+      value, margin, _ = self_evaluate(session, queries, drawn)
+      margins.append(margin)
+      for row, query in enumerate(queries):
+        texts = [t[:n].tolist() for t, n in zip(drawn.tokens[row], drawn.length[row])]
+        found[method, query.record.id] = texts, drawn.finish[row].tolist(), value[row].tolist()
+  return found, np.concatenate(margins) if margins else np.zeros(1)
 
 
 def check_collectives(session, sharding):
@@ -99,7 +113,7 @@ def main():
   ]
   begin = time.perf_counter()
   one = session_of(folder, records, None)
-  expected, logits = answers_of(one, methods), logits_of(one)
+  (expected, margins), logits = answers_of(one, methods), logits_of(one)
   print(f"one device: {time.perf_counter() - begin:.0f} s", flush=True)
   for name in meshes:
     begin = time.perf_counter()
@@ -109,7 +123,7 @@ def main():
       session = session_of(folder, records, mesh)
       assert isinstance(session.params["model"]["layers"], tuple) == (target == "gpu")
       difference = float(np.abs(logits_of(session) - logits).max())
-      found = answers_of(session, methods)
+      found, own = answers_of(session, methods)
       searching = session
       if "adaptive" in methods:
         searching = session.searching(with_drafts(session.config.search))
@@ -122,6 +136,7 @@ def main():
       flush=True,
     )
     assert same >= 0.99 and difference <= TOLERANCE, name
+    np.testing.assert_allclose(own, margins, atol=1e-5)
     assert (count > 0) == (mesh[1] > 1)
   print("all checks passed")
 
