@@ -79,7 +79,8 @@ class Segment(struct.PyTreeNode):
   (B, W, R) per row. S slots, in any order; empty slots hold any finite numbers.
 
   keys, values: [num_layers, *prefix, H, S, D], H counting key-value heads, keys already rotated.
-  positions: int32 [*prefix, S], the absolute position of each key, `NO_POSITION` if empty.
+  positions: int32 [*prefix, S], the absolute position of each key, `NO_POSITION` if empty; their prefix
+    may be longer than that of the keys.
   used: int32 [] or None; if given, every slot from this one on is empty in all of the batch.
   """
 
@@ -92,6 +93,17 @@ class Segment(struct.PyTreeNode):
     """Keys and values of one layer, [*prefix, H, S, D]."""
     take = lambda a: a[number][0] if isinstance(a, tuple) else a[number]
     return take(self.keys), take(self.values)
+
+  def without(self, ones: Sequence[int]) -> "Segment":
+    """The same without those batch axes of the query, each of size one."""
+
+    def drop(array: jax.Array, before: int, after: int) -> jax.Array:
+      axes = (axis + before for axis in ones)
+      return jnp.squeeze(array, tuple(axis for axis in axes if axis < array.ndim - after))
+
+    # Positions may differ along more of the query's axes than keys do.
+    keys, values = jax.tree.map(lambda a: drop(a, 1, 3), (self.keys, self.values))
+    return Segment(keys, values, drop(self.positions, 0, 1), self.used)
 
 
 def visible(query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
@@ -197,16 +209,12 @@ def _attend_blocks(
   if used is None or slots < 2 * _BLOCK or not backend.skips_empty_blocks():
     return _attend_segment(query, keys, values, mask, cap)
 
-  # Loops take arrays without axes of size one: XLA left their order open, and copied for it in each call.
-  ones = tuple(axis for axis, size in enumerate(keys.shape[:-2]) if size == 1)
-  stored = jnp.squeeze(keys, ones), jnp.squeeze(values, ones)
-
   def step(number, before):
     begin = jnp.minimum(number * _BLOCK, slots - _BLOCK)  # the last block may overlap
     take = functools.partial(lax.dynamic_slice_in_dim, start_index=begin, slice_size=_BLOCK)
     new = begin + jnp.arange(_BLOCK) >= number * _BLOCK
     seen = take(mask, axis=-1) & new
-    block_keys, block_values = (jnp.expand_dims(take(a, axis=-2), ones) for a in stored)
+    block_keys, block_values = (take(a, axis=-2) for a in (keys, values))
     return _join([before, _attend_segment(query, block_keys, block_values, seen, cap)])
 
   rows = jnp.zeros(query.shape[:-1], jnp.float32)

@@ -42,6 +42,15 @@ def takes_layers_apart(weights: Any, spread: bool) -> bool:
   return name() == "gpu" or (name() == "cpu" and not spread and nbytes(weights) < _APART_BELOW)
 
 
+def calls_layers() -> bool:
+  """Whether the compiler keeps layers that are taken apart as calls, in place of inlining them.
+
+  A CPU's program computes what all layers share once, not once per layer, and so has a fifth fewer
+  instructions to compile and to read back (docs/performance.md). Untried on a GPU.
+  """
+  return name() == "cpu"
+
+
 def stores_by_layer() -> bool:
   """Whether layers that are taken apart have keys and values in arrays of their own.
 

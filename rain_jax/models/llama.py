@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from rain_jax.models import attention, backend, rope
 from rain_jax.models.attention import KV, Segment
@@ -105,13 +106,19 @@ class Layers(nnx.Module):
     return x + _normed(self.mlp_post_norm, y), keys, values
 
 
-def _layer(graphdef, params, x, *others, transposed):
+def _layer(graphdef, transposed, params, x, *others):
   """A layer of `Layers`."""
   return nnx.merge(graphdef, params)(x, *others, transposed)
 
 
 # Of layers that are taken apart: those that are alike are traced and lowered once, not one by one.
-_layer_once = jax.jit(_layer, static_argnames=("graphdef", "transposed"))
+_layer_once = jax.jit(_layer, static_argnums=(0, 1))
+
+
+def _layer_apart(*args):
+  """`_layer` of layers that are taken apart."""
+  found = _layer_once(*args)
+  return set_xla_metadata(found, inlineable="false") if backend.calls_layers() else found
 
 
 def _normed(norm: Norm | None, x: jax.Array) -> jax.Array:
@@ -179,7 +186,7 @@ class Llama(nnx.Module):
       unlimited = jnp.iinfo(jnp.int32).max
       windows = jnp.where(jnp.array(config.sliding_layers), config.sliding_window, unlimited)
     graphdef, stacked = nnx.split(self.layers)
-    run = _layer if unstacked is None else _layer_once
+    run = _layer if unstacked is None else _layer_apart
 
     def step(x, layer):
       params, context, window, rotated = layer
@@ -190,7 +197,7 @@ class Llama(nnx.Module):
           m & attention.within(positions, keys, window)
           for m, keys in zip(masks, key_positions, strict=True)
         ]
-      x, keys, values = run(graphdef, params, x, turned, context, seen, used, transposed=transposed)
+      x, keys, values = run(graphdef, transposed, params, x, turned, context, seen, used)
       return x, KV(keys, values)
 
     if unstacked is None:
@@ -270,7 +277,20 @@ def forward(
   """
   module, layers, unembedding = _merged(graphdef, params)
   transposed = layers is not None and unembedding is None
-  return module(tokens, positions, segments, mask, layers, transposed)
+  # Without batch axes of size one: XLA leaves the order of such axes open, and then copies caches where
+  # two places want another one.
+  ones = tuple(axis for axis, size in enumerate(positions.shape[:-1]) if size == 1)
+  after_layers = tuple(axis + 1 for axis in ones)
+  hidden, new = module(
+    jnp.squeeze(tokens, ones),
+    jnp.squeeze(positions, ones),
+    [segment.without(ones) for segment in segments],
+    None if mask is None else jnp.squeeze(mask, ones),
+    layers,
+    transposed,
+  )
+  new = jax.tree.map(lambda a: jnp.expand_dims(a, after_layers), new)
+  return jnp.expand_dims(hidden, ones), new
 
 
 def unembed(graphdef: nnx.GraphDef, params: Params, hidden: jax.Array) -> jax.Array:

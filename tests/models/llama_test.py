@@ -403,6 +403,15 @@ def test_layers_taken_apart_are_traced_once(family):
   assert len({id(layer) for layer in layers}) == 1
 
 
+@pytest.mark.parametrize("family", ["llama2", "gemma3"])
+def test_layers_taken_apart_are_calls_of_a_compiled_program(family):
+  model = testing.random_model(family)
+  apart = llama.unstack(model.params)
+  tokens, positions = random_tokens((2, 3)), jnp.arange(3)[None].repeat(2, 0)
+  text = FORWARD.lower(model.graphdef, apart, tokens, positions).compile().as_text()
+  assert text.count(" call(") == text.count("to_apply=%_layer") == model.config.num_layers
+
+
 def test_two_suffixes_under_a_mask_equal_two_reads():
   model = testing.random_model("llama2")
   text, first, second = random_tokens((2, 6)), random_tokens((2, 3), 1), random_tokens((2, 4), 2)
