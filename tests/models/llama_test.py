@@ -326,10 +326,19 @@ def _shuffled_with_holes(segment, seed):
   )
 
 
-@pytest.mark.parametrize("family", ["llama2", "mistral"])
-def test_segments_of_every_rank_equal_the_whole_text(family):
+@pytest.mark.parametrize(
+  "family,batch",
+  [
+    ("llama2", (2, 3, 2)),
+    ("mistral", (2, 3, 2)),
+    ("llama2", (2, 1, 2)),
+    ("llama2", (1, 3, 1)),
+    ("llama2", (1, 1, 1)),
+  ],
+)
+def test_segments_of_every_rank_equal_the_whole_text(family, batch):
   model = testing.random_model(family)
-  batch, lengths = (2, 3, 2), {(): 5, (2,): 4, (2, 3): 3, (2, 3, 2): 3}
+  lengths = {(): 5, batch[:1]: 4, batch[:2]: 3, batch: 3}
   pieces, segments, start = [], [], 0
   for prefix, length in lengths.items():
     # Each piece is itself read after those before it, which all have fewer batch axes.
@@ -340,8 +349,11 @@ def test_segments_of_every_rank_equal_the_whole_text(family):
     whole = piece.reshape(*prefix, *(1,) * (3 - len(prefix)), length)
     pieces.append(jnp.broadcast_to(whole, (*batch, length)))
     start += length
-  nothing = jnp.zeros((3, 2, 2, 0, model.config.head_size))
-  segments.insert(2, Segment(nothing, nothing, jnp.zeros((2, 0), jnp.int32)))
+  nothing = jnp.zeros((3, batch[0], 2, 0, model.config.head_size))
+  segments.insert(2, Segment(nothing, nothing, jnp.zeros((batch[0], 0), jnp.int32)))
+  # Positions may differ along axes that keys share.
+  along = jnp.broadcast_to(segments[1].positions[:, None], (*batch[:2], 6))
+  segments[1] = segments[1].replace(positions=along)
   new = random_tokens((*batch, 4), seed=9)
   out, kv = hidden(model, new, jnp.broadcast_to(start + jnp.arange(4), new.shape), segments)
   want, whole = read(model, jnp.concatenate([*pieces, new], axis=-1))
