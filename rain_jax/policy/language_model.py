@@ -211,17 +211,19 @@ class LanguageModel:
       verdicts_read=usage.verdicts_read.at[slot].set(0),
       verdicts_remembered=usage.verdicts_remembered.at[slot].set(0),
     )
-    # The prompt's last token is left for the root's first visit, which needs its logits.
-    first, usage = read_prompt(
-      self, params, state.proposing, slot, proposing, proposing.length - 1, "proposing", usage
+    # A search's first visit of the root needs the logits after the prompt, so its last token is left
+    # for that; drafts keep what follows it.
+    drafts = state.drafted is not None
+    upto = proposing.length if drafts else proposing.length - 1
+    first, hidden, usage = read_prompt(
+      self, params, state.proposing, slot, proposing, upto, "proposing", usage
     )
-    second, usage = read_prompt(
+    second, _, usage = read_prompt(
       self, params, state.evaluating, slot, evaluating, evaluating.length, "evaluating", usage
     )
     text = scanner.empty(()).replace(ends=proposing.ends)
     if state.drafted is not None:
-      here = jnp.arange(state.text.length.shape[0]) == slot
-      state = state.replace(drafted=segments.begin(state.drafted, here, proposing.ends))
+      state = state.replace(drafted=segments.begin(state.drafted, slot, hidden, proposing.ends))
     return state.replace(
       proposing=first,
       evaluating=second,

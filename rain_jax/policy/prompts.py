@@ -45,10 +45,17 @@ def padded(texts: Sequence[Sequence[int]], ends: Sequence[bool], size: int) -> P
 
 
 class _Reading(NamedTuple):
-  """A prompt that is read: keys and values so far, the first position that is not read."""
+  """A prompt that is read.
+
+  context: keys and values so far.
+  begin: int32[] the first position that is not read.
+  hidden: [hidden] after the last one that is.
+  usage: work counters.
+  """
 
   context: KV
   begin: Array
+  hidden: Array
   usage: Usage
 
 
@@ -61,7 +68,7 @@ def read_prompt(
   upto: Array,
   side: Side,
   usage: Usage,
-) -> tuple[PathCache, Usage]:
+) -> tuple[PathCache, Array, Usage]:
   """Reads one prompt into one slot's context, in chunks.
 
   Args:
@@ -73,6 +80,9 @@ def read_prompt(
     upto: int32[] how many of its tokens are read now.
     side: whose prefix stands before it.
     usage: work counters.
+
+  Returns:
+    The cache, [hidden] after the last token that was read, and the work counters.
   """
   S = cache.tokens.shape[-1]
   tokens = jnp.zeros(S, jnp.int32).at[: prompt.tokens.shape[0]].set(prompt.tokens)
@@ -93,7 +103,7 @@ def read_prompt(
     seen = jnp.arange(S)
     own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1), reading.context)
     positions = jnp.where(seen < begin, seen + offset, NO_POSITION)[None]
-    _, new = forward(
+    hidden, new = forward(
       graphdef,
       weights,
       tokens[jnp.minimum(at, S - 1)][None],
@@ -111,16 +121,22 @@ def read_prompt(
     usage = usage.count(CONTEXT, row & valid).replace(
       run_slots=usage.run_slots.at[:, CONTEXT].add(chunk * row[:, 0])
     )
-    return _Reading(stored, begin + chunk, usage)
+    last = hidden[0, jnp.minimum(upto - 1 - begin, chunk - 1)].astype(reading.hidden.dtype)
+    return _Reading(stored, begin + chunk, last, usage)
 
-  done = jax.lax.while_loop(unread, read, _Reading(cache.context, jnp.int32(0), usage))
-  return cache.replace(
-    context=done.context,
-    tokens=cache.tokens.at[slot].set(tokens),
-    length=cache.length.at[slot].set(prompt.length),
-    cached=cache.cached.at[slot].set(upto),
-    pooled=cache.pooled.at[slot].set(False),
-  ), done.usage
+  nothing = jnp.zeros(lm.config.hidden_size, cache.context.dtype)
+  done = jax.lax.while_loop(unread, read, _Reading(cache.context, jnp.int32(0), nothing, usage))
+  return (
+    cache.replace(
+      context=done.context,
+      tokens=cache.tokens.at[slot].set(tokens),
+      length=cache.length.at[slot].set(prompt.length),
+      cached=cache.cached.at[slot].set(upto),
+      pooled=cache.pooled.at[slot].set(False),
+    ),
+    done.hidden,
+    done.usage,
+  )
 
 
 def read_prompts(

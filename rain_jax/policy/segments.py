@@ -96,15 +96,23 @@ def nothing(lm: "LanguageModel", batch: int, proposing: KV, evaluating: KV) -> D
   )
 
 
-def begin(drafted: Drafted, mask: Array, ends: Array) -> Drafted:
-  """Without anything of earlier responses in the slots of `mask` bool[B].
+def begin(drafted: Drafted, slot: Array, hidden: Array, ends: Array) -> Drafted:
+  """For a prompt that begins in a slot: without anything of earlier responses there.
 
-  `ends` bool[]: the prompts that begin there end in a text end.
+  Args:
+    drafted: of all slots.
+    slot: int32[]; nothing begins if there is none of that number.
+    hidden: [hidden] after the prompt.
+    ends: bool[] the prompt ends in a text end.
   """
-  past = drafted.taken_back
+  past, mask = drafted.taken_back, jnp.arange(drafted.known.size) == slot
   if past is not None:
     past = past.replace(ends=jnp.where(mask, ends, past.ends), count=jnp.where(mask, 0, past.count))
-  return forget(drafted, mask).replace(taken_back=past)
+  return forget(drafted, mask).replace(
+    hidden=jnp.where(mask[:, None], hidden, drafted.hidden),
+    known=drafted.known | mask,
+    taken_back=past,
+  )
 
 
 def forget(drafted: Drafted, mask: Array) -> Drafted:

@@ -12,6 +12,7 @@ from rain_jax.methods.segments import without_tree
 from rain_jax.models import forward
 from rain_jax.policy import decoding, prompts, sampling, segments, self_evaluation
 from rain_jax.policy.params import Override
+from rain_jax.policy.usage import CONTEXT
 from rain_jax.text import scanner, vocab
 from tests.helpers.tiny_lm import JUDGED, PROMPTS, R, make, padded_reader, search_all
 
@@ -116,6 +117,8 @@ def test_responses_are_those_of_whole_texts(bpe_tokenizer, model, length):
     assert (result.tokens, result.finish) == (response, finish)
     assert {name: result.counters[name] for name in counters} == counters
     assert usage[number].verdicts_read == counters["drafts"]
+    # One call for the prompt of either side, and one for what each later segment begins after.
+    assert usage[number].calls[CONTEXT] == 2 + counters["moves"] - 1
     kept += counters["kept_best"]
     assert min(map(abs, np.array(margins) - SEARCH.draft_threshold)) > 1e-6  # no near tie
   moves = sum(result.counters["moves"] for result in found.values())
