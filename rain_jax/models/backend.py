@@ -51,6 +51,15 @@ def calls_layers() -> bool:
   return name() == "cpu"
 
 
+def copies_for_ones() -> bool:
+  """Whether a program copies caches for batch axes of size one, and so is better without these.
+
+  XLA leaves their order open; of two places that want another one, a loop or a layer that is called,
+  one gets a copy. A GPU's compiler cannot tile some products of rows without them.
+  """
+  return name() == "cpu"
+
+
 def stores_by_layer() -> bool:
   """Whether layers that are taken apart have keys and values in arrays of their own.
 

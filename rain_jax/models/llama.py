@@ -277,9 +277,8 @@ def forward(
   """
   module, layers, unembedding = _merged(graphdef, params)
   transposed = layers is not None and unembedding is None
-  # Without batch axes of size one: XLA leaves the order of such axes open, and then copies caches where
-  # two places want another one.
-  ones = tuple(axis for axis, size in enumerate(positions.shape[:-1]) if size == 1)
+  batch = positions.shape[:-1]
+  ones = tuple(axis for axis, size in enumerate(batch) if size == 1 and backend.copies_for_ones())
   after_layers = tuple(axis + 1 for axis in ones)
   hidden, new = module(
     jnp.squeeze(tokens, ones),
