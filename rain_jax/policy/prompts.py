@@ -124,7 +124,7 @@ def read_prompt(
     last = hidden[0, jnp.minimum(upto - 1 - begin, chunk - 1)].astype(reading.hidden.dtype)
     return _Reading(stored, begin + chunk, last, usage)
 
-  nothing = jnp.zeros(lm.config.hidden_size, cache.context.dtype)
+  nothing = jnp.zeros(context.shapes(lm, side).hidden_size, cache.context.dtype)
   done = jax.lax.while_loop(unread, read, _Reading(cache.context, jnp.int32(0), nothing, usage))
   return (
     cache.replace(
