@@ -116,7 +116,7 @@ _layer_once = jax.jit(_layer, static_argnums=(0, 1))
 
 
 def _layer_apart(*args):
-  """`_layer` of layers that are taken apart."""
+  """`_layer` of layers that are taken apart; where that pays, XLA is told not to inline it."""
   found = _layer_once(*args)
   return set_xla_metadata(found, inlineable="false") if backend.calls_layers() else found
 

@@ -213,8 +213,7 @@ class LanguageModel:
     )
     # A search's first visit of the root needs the logits after the prompt, so its last token is left
     # for that; drafts keep what follows it.
-    drafts = state.drafted is not None
-    upto = proposing.length if drafts else proposing.length - 1
+    upto = proposing.length - 1 if state.drafted is None else proposing.length
     first, hidden, usage = read_prompt(
       self, params, state.proposing, slot, proposing, upto, "proposing", usage
     )
