@@ -183,14 +183,17 @@ def temporaries(
       tokens: int, prefix: int, seen: int, logits: int, side: Side = "proposing"
     ) -> tuple[int, int]:
       """Attention and MLP of one layer, and then the logits, of `tokens` of every leaf."""
-      config, keys = shapes(lm, side), prefix + seen
+      config = shapes(lm, side)
+      heads, hidden = config.num_heads // parts.heads, config.hidden_size
+      mlp = 3 * config.intermediate_size // parts.mlp
       if backend.skips_empty_blocks():
-        # All scores of the prefix, before the exponential and after; of the rest those of a block.
-        keys = 2 * max(prefix, tokens)
-      scores = config.num_heads // parts.heads * keys
-      widths = 3 * config.intermediate_size // parts.mlp + 6 * config.hidden_size
+        # Scores of the prefix and of the tokens themselves, before the exponential and after, of the
+        # rest those of a block; and then the MLP in their place.
+        layer = max(2 * heads * (prefix + tokens) + 5 * hidden, mlp + 3 * hidden)
+      else:
+        layer = heads * (prefix + seen) + mlp + 6 * hidden
       words = _LOGIT_COPIES * logits * config.vocab_size // parts.vocab
-      return 4 * leaves * tokens * (scores + widths), 4 * leaves * words
+      return 4 * leaves * tokens * layer, 4 * leaves * words
 
     def decoded(places: int, tokens: int, own: int) -> int:
       """Scratch of `places` a leaf, and a layer's arithmetic or the logits."""
