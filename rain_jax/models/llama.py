@@ -115,7 +115,7 @@ def _layer(graphdef, transposed, params, x, *others):
 _layer_once = jax.jit(_layer, static_argnums=(0, 1))
 
 
-def _layer_apart(*args):
+def _layer_called(*args):
   """`_layer` of layers that are taken apart; where that pays, XLA is told not to inline it."""
   found = _layer_once(*args)
   return set_xla_metadata(found, inlineable="false") if backend.calls_layers() else found
@@ -186,9 +186,8 @@ class Llama(nnx.Module):
       unlimited = jnp.iinfo(jnp.int32).max
       windows = jnp.where(jnp.array(config.sliding_layers), config.sliding_window, unlimited)
     graphdef, stacked = nnx.split(self.layers)
-    run = _layer if unstacked is None else _layer_apart
 
-    def step(x, layer):
+    def step(x, layer, run=_layer):
       params, context, window, rotated = layer
       seen = masks
       turned = angles if rotated is None else jax.tree.map(lambda kinds: kinds[rotated], angles)
@@ -205,10 +204,13 @@ class Llama(nnx.Module):
       x, new = lax.scan(step, x, (stacked, context, windows, rotation))
       return self.final_norm(x), new
     parts = []
+    last = len(unstacked) - 1
     for number, params in enumerate(unstacked):
       window, rotated = jax.tree.map(lambda a: a[number], (windows, rotation))
       own = [segment.layer(number) for segment in segments]
-      x, kv = step(x, (params, own, window, rotated))
+      # The last one is inlined: where only keys and values are wanted, XLA leaves out its rest.
+      run = _layer_called if number < last else _layer_once
+      x, kv = step(x, (params, own, window, rotated), run)
       parts.append(kv)
     x = self.final_norm(x)
     if backend.stores_by_layer():

@@ -421,7 +421,8 @@ def test_layers_taken_apart_are_calls_of_a_compiled_program(family):
   apart = llama.unstack(model.params)
   tokens, positions = random_tokens((2, 3)), jnp.arange(3)[None].repeat(2, 0)
   text = FORWARD.lower(model.graphdef, apart, tokens, positions).compile().as_text()
-  assert text.count(" call(") == text.count("to_apply=%_layer") == model.config.num_layers
+  # But for the last, of which not everything is always read.
+  assert text.count(" call(") == text.count("to_apply=%_layer") == model.config.num_layers - 1
 
 
 def test_two_suffixes_under_a_mask_equal_two_reads():

@@ -1,4 +1,4 @@
-"""Loops of a compiled program write to what they carry in place (docs/performance.md, lessons)."""
+"""What a CPU's programs do without: copies of what loops carry, products that nothing reads (docs/performance.md, lessons)."""
 
 import re
 
@@ -51,3 +51,11 @@ def test_steps_of_a_search_copy_no_cache():
 def test_sampling_does_not_copy_what_it_has_said():
   found, _, lm = copied("sampling", SearchConfig())
   assert 1 <= found.count((1, B, 1, HEADS, lm.max_response, SIZE)) <= ARRAYS
+
+
+@pytest.mark.parametrize("mode,hidden", [("exact", 0), ("adaptive", 1)])
+def test_prompts_are_read_no_further_than_to_what_is_kept_of_them(mode, hidden):
+  """Of the last layer keys and values, and of a prompt that drafts follow its hidden state."""
+  _, text, lm = copied("begin", SearchConfig(mode=mode))
+  inner = rf"f32\[{lm.max_prompt},{CONFIG.intermediate_size}\]\S* dot\("  # gate, and up
+  assert len(re.findall(inner, text)) == 2 * (2 * (LAYERS - 1) + hidden)
