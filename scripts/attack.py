@@ -10,8 +10,7 @@ from absl import flags
 from rain_jax.attacks import job
 
 _CONFIG = cli.define_config("Configuration, see configs/attack.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the attack goes.")
-flags.mark_flags_as_required(["config", "workdir"])
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the attack goes.", required=True)
 
 
 def main() -> None:

@@ -25,7 +25,6 @@ _CONFIG = cli.define_config("What is measured, see configs/benchmark.py.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/benchmark", "Where the results go.")
 _PLAN = flags.DEFINE_bool("plan", False, "Print the memory that is needed, and stop.")
 _TRACE = flags.DEFINE_string("trace", None, "Folder for a profile of the whole measurement.")
-flags.mark_flag_as_required("config")
 
 
 def main() -> None:

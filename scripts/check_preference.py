@@ -80,6 +80,7 @@ def _check(config, loaded, examples) -> None:
 
 
 def _write_fit(calibration) -> None:
+  assert _FIT.value, "nobody asked for a fit"
   if calibration is None:
     raise ValueError("--fit: the examples are of one label only; expected good and bad ones.")
   directory.replace_text(pathlib.Path(_FIT.value), calibration.as_yaml())

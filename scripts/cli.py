@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 
 def _interrupted_early(*_) -> None:
@@ -92,7 +92,7 @@ def define_config(about: str, default: str | None = None) -> flags.FlagHolder:
 
   Args:
     about: what it is for, a sentence.
-    default: name of a file of `configs/`, without ending.
+    default: name of a file of `configs/`, without ending; without one the flag must be given.
   """
   said = f"{about} docs/options.md lists its keys, which are flags: --config.KEY=VALUE."
   path = None if default is None else str(REPOSITORY / "configs" / f"{default}.py")
@@ -100,7 +100,9 @@ def define_config(about: str, default: str | None = None) -> flags.FlagHolder:
   flag = flags.FLAGS["config"]
   flag.parser = _ConfigFile(flag.parser)
   try:  # a default is read here, with what the command changes in it
-    if path is not None:
+    if path is None:
+      flags.mark_flag_as_required("config")
+    else:
       flags.set_default(config, path)
     return config
   except _ERRORS as error:
@@ -201,18 +203,18 @@ def _near(key: str, known: list[str]) -> str:
   return ""
 
 
-def _fail(error: BaseException, code: int) -> None:
+def _fail(error: BaseException, code: int) -> NoReturn:
   if isinstance(error, (AttributeError, KeyError)) or "config file" in str(error):
     # The flags wrap what happens around a config file in tracebacks and hints of their own.
-    while error.__cause__ or error.__context__:
-      error = error.__cause__ or error.__context__
+    while inner := error.__cause__ or error.__context__:
+      error = inner
   if isinstance(error, KeyError):
     error = ValueError(f"the config has no {error}")
   print(f"error: {one_line(error, 2000)}", file=sys.stderr)
   _leave(code)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
   """Exits at once, although programs may be compiling, for whose end Python would wait."""
   if ahead.busy():
     sys.stdout.flush()
@@ -240,7 +242,7 @@ def _keep_programs() -> None:
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     # Many small programs, too, which together take seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  if jax.config.jax_compilation_cache_dir:
+  if getattr(jax.config, "jax_compilation_cache_dir", None):
     return
   try:
     cache = pathlib.Path.home() / ".cache" / "rain_jax"
@@ -315,8 +317,8 @@ def run(main: Callable[[], None], resumes: bool = False) -> None:
         raise
       _fail(
         ValueError(
-          f"no device for JAX_PLATFORMS={jax.config.jax_platforms}: unset it to run on what there"
-          " is, or install JAX for that device, such as jax[cuda12] or jax[tpu]"
+          f"no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: unset it to run on"
+          " what there is, or install JAX for that device, such as jax[cuda12] or jax[tpu]"
         ),
         1,
       )

@@ -98,15 +98,15 @@ def main() -> None:
   prefix = jnp.asarray(loaded.tokenizer(load_preference("harmless").prefix).input_ids)
   center, _ = forward(loaded.model.graphdef, loaded.model.params, prefix, jnp.arange(len(prefix)))
   center = HiddenStates().params(center)
-  ours, theirs = [], []
+  own, minilm = [], []
   for prompt, texts in groups:
     if len(texts) < 2:
       continue
     a, b = _hidden(loaded, prompt, texts, center), encoder.embed([t.strip() for t in texts])
     for i, j in itertools.combinations(range(len(texts)), 2):
-      ours.append(a[i] @ a[j])
-      theirs.append(b[i] @ b[j])
-  ours, theirs = np.array(ours), np.array(theirs)
+      own.append(a[i] @ a[j])
+      minilm.append(b[i] @ b[j])
+  ours, theirs = np.array(own), np.array(minilm)
   similar = theirs >= 0.95
   print(
     f"{len(ours)} pairs of {len(groups)} prompts; {similar.sum()} similar by MiniLM (0.95 or more)"

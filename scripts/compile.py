@@ -17,7 +17,10 @@ from rain_jax.types import DataError
 
 _CONFIG = cli.define_config("What is compiled, see configs/.")
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "Chips of a slice, such as v5e:2x4, or cards of a host, such as h100 or h100:8."
+  "topology",
+  None,
+  "Chips of a slice, such as v5e:2x4, or cards of a host, such as h100 or h100:8.",
+  required=True,
 )
 _TENSOR = flags.DEFINE_integer(
   "tensor", None, "Chips that hold a model; a run's mesh.tensor, or as few as it needs."
@@ -26,7 +29,6 @@ _BATCH = flags.DEFINE_integer(
   "batch", None, "Prompts side by side; the most of the config's that fit."
 )
 _LARGEST = flags.DEFINE_integer("largest", 0, "How many of the largest movements to list.")
-flags.mark_flags_as_required(["config", "topology"])
 
 
 def main() -> None:

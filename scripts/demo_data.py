@@ -227,7 +227,7 @@ def train_tokenizer(
     ),
   )
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-    single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, single(tokenizer, BOS))]
   )
   return tokenizer
 
@@ -261,7 +261,7 @@ def response_batch(
   rng: random.Random, tokenizer: tokenizers.Tokenizer, corpus: Corpus
 ) -> ResponseBatch:
   """Draw conversations with responses as the corpus gives them."""
-  eos = tokenizer.token_to_id(EOS)
+  eos = single(tokenizer, EOS)
   rows = []
   for _ in range(LM_ROWS):
     record, conversation, response = sample_conversation(rng, tokenizer, corpus)
@@ -300,9 +300,9 @@ def varied_readings(
   if rng.random() < 0.25:
     question, good_is_yes = rng.choice(QUESTIONS[name])
     ends = rng.choice(("\nReply:", "\nAnswer:"))
-    labels = single(tokenizer, " Yes"), single(tokenizer, " No")
-    good, bad = labels if good_is_yes else labels[::-1]
-    return [Reading(encode(tokenizer, f"\n\n{question}{ends}"), good, bad)]
+    yes, no = single(tokenizer, " Yes"), single(tokenizer, " No")
+    labels = (yes, no) if good_is_yes else (no, yes)
+    return [Reading(encode(tokenizer, f"\n\n{question}{ends}"), *labels)]
   bad, good = rng.choice(OPTIONS[name])
   lead = rng.choice(OPTION_LEADS)
   joint = rng.choice((" ", "\n"))
@@ -320,7 +320,7 @@ def sample_prefix(
   text = preference["prefix"]
   draw = rng.random()
   if draw < 0.2:
-    return [tokenizer.token_to_id(BOS)]
+    return [single(tokenizer, BOS)]
   if draw < 0.35:
     head, *examples = re.split(r"\n\n(?=Human:|USER:|Q:|Review:)", text)
     examples = rng.sample(examples, rng.randrange(1, len(examples) + 1))
@@ -362,7 +362,7 @@ def verdict_batch(
   """Judge partial responses by one preference."""
   name = preference["name"]
   prefix = sample_prefix(rng, tokenizer, preference)
-  eos = tokenizer.token_to_id(EOS)
+  eos = single(tokenizer, EOS)
   rows = []
   for _ in range(VERDICT_ROWS):
     record, conversation, response = sample_judged(rng, tokenizer, name, corpus)

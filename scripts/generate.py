@@ -13,6 +13,7 @@ from typing import Any
 
 import cli
 from absl import flags
+from ml_collections import config_flags
 
 from rain_jax.experiments import compiled
 from rain_jax.models import arrays
@@ -46,12 +47,10 @@ _START_TIMEOUT = flags.DEFINE_float(
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes this run has.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
 
-flags.mark_flag_as_required("config")
-
 
 def _default_workdir() -> str:
   """`configs/demo.py:full` -> `runs/demo-full`; a prompt of one's own and --live add to that."""
-  file, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+  file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
   name = pathlib.Path(file).stem + (f"-{argument}" if argument else "")
   if _PROMPT.value is not None:
     name += f"-{hashlib.sha256(_PROMPT.value.encode(errors='backslashreplace')).hexdigest()[:8]}"
@@ -65,7 +64,7 @@ def _join_processes() -> tuple[int, int, bool]:
   count, number = _PROCESSES.value, _PROCESS.value
   mesh, coordinator = _CONFIG.value.mesh, _COORDINATOR.value
   if _DISTRIBUTED.value:
-    if coordinator and None not in (count, number):
+    if coordinator and count is not None and number is not None:
       hosts.take_device(number, count, mesh, coordinator)
     return (*hosts.connect(coordinator, count, number, _START_TIMEOUT.value), True)
   if coordinator:

@@ -15,8 +15,7 @@ from rain_jax.runs.summary import table
 from rain_jax.views import run_page
 
 _CONFIG = cli.define_config("Judges, see configs/judge.py.", "judge")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
-flags.mark_flag_as_required("workdir")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.", required=True)
 
 
 def main() -> None:

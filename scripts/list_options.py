@@ -72,14 +72,14 @@ def options(file: str, part: str = "") -> str:
     for key in name.split("."):
       value = value[key]
     shown = repr(value).strip()  # of an empty section it ends in a line feed
-    comment = lines[node.end_lineno - 1].partition("  # ")[2]
+    comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")[2]
     rows.append(f"| `{name}` | `{shown}` | {comment} |")
   return TABLE + "\n".join(rows) + "\n"
 
 
 def search_options() -> list[str]:
   """A row for every hyperparameter of the search, with what `SearchConfig` says of it."""
-  section = inspect.getdoc(types.SearchConfig).partition("Attributes:\n")[2]
+  section = inspect.cleandoc(types.SearchConfig.__doc__ or "").partition("Attributes:\n")[2]
   said = {
     name: " ".join(text.split())
     for name, text in re.findall(r"^  (\w+): (.*(?:\n    .*)*)", section, re.MULTILINE)

@@ -16,8 +16,8 @@ a run needs.
 """
 
 import ast
-import importlib.util
 import pathlib
+import runpy
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +30,10 @@ from rain_jax.experiments import reproduce
 from rain_jax.experiments.reproduce.tables import Step
 from rain_jax.types import DataError
 
-_TABLE = flags.DEFINE_string("table", None, "NAME, or NAME:demo, NAME:traps, NAME:smollm2.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, table and picture go.")
+_TABLE = flags.DEFINE_string(
+  "table", None, "NAME, or NAME:demo, NAME:traps, NAME:smollm2.", required=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where runs, table and picture go.", required=True)
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint folder or hub name.")
 _DTYPE = flags.DEFINE_string("dtype", None, "float32, bfloat16, or int8 weights.")
 _JUDGE = flags.DEFINE_list(
@@ -44,20 +46,15 @@ _SET = flags.DEFINE_multi_string(
   "set", [], "key=value of the configuration, for every run that has the key."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of everything.")
-flags.mark_flags_as_required(["table", "workdir"])
 
 
-def _module(name: str) -> Any:
-  """A file of `configs/`; by its path, for some scripts have the same names."""
-  path = cli.REPOSITORY / "configs" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(f"config_{name}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def _module(name: str) -> dict[str, Any]:
+  """What a file of `configs/` defines; by its path, for some scripts have the same names."""
+  return runpy.run_path(str(cli.REPOSITORY / "configs" / f"{name}.py"))
 
 
 def _load(name: str, argument: str) -> ml_collections.ConfigDict:
-  return cli.with_search(_module(name).get_config(argument))
+  return cli.with_search(_module(name)["get_config"](argument))
 
 
 def _given(flag: flags.FlagHolder, steps: Sequence[Step]) -> dict[str, str | None]:
@@ -107,7 +104,7 @@ def _set(config: ml_collections.ConfigDict) -> None:
 
 def _keys(config: ml_collections.ConfigDict, before: str = "") -> set[str]:
   """Dotted names of all values in a configuration."""
-  names = set()
+  names: set[str] = set()
   for name, value in config.items():
     inner = isinstance(value, ml_collections.ConfigDict)
     names |= _keys(value, f"{before}{name}.") if inner else {before + name}
@@ -121,7 +118,7 @@ def _made(name: str, on: str) -> list[Step]:
     DataError: a flag that names a step or a key that the table does not have.
   """
   folder = pathlib.Path(_WORKDIR.value)
-  ablations = tuple(_module("ablation").ABLATIONS)
+  ablations = tuple(_module("ablation")["ABLATIONS"])
   steps = reproduce.EXPERIMENTS[name](reproduce.Plan(on, folder, _load, ablations))
   unknown = _asked().keys() - {key for step in steps for key in _keys(step.config)}
   if unknown:
@@ -132,7 +129,7 @@ def _made(name: str, on: str) -> list[Step]:
 
 def _overridden(step: Step, judge: str | None, prompts: str | None) -> Step:
   """The step with the flags' model, judge, prompts and so on in place of its own."""
-  config = step.config
+  config: Any = step.config  # as `_load` made it
   if step.kind == "time":
     if _MODEL.value is not None:
       config.models = (_MODEL.value,)

@@ -14,15 +14,16 @@ from absl import flags
 from rain_jax.runs import directory, job
 from rain_jax.views import rating_sheet, run_page
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.")
-_SHEET = flags.DEFINE_string("sheet", None, "The csv to write, or to score.")
-_KEY = flags.DEFINE_string("key", None, "Which answer is whose; keep it from the raters.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's directory.", required=True)
+_SHEET = flags.DEFINE_string("sheet", None, "The csv to write, or to score.", required=True)
+_KEY = flags.DEFINE_string(
+  "key", None, "Which answer is whose; keep it from the raters.", required=True
+)
 _PROMPTS = flags.DEFINE_integer("prompts", 0, "Prompts on the sheet; 0 takes all.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the order.")
 _SCORE = flags.DEFINE_bool("score", False, "Score a sheet that came back.")
 _RATER = flags.DEFINE_string("rater", None, "Who rated it.")
 _MEASURE = flags.DEFINE_string("measure", None, "What yes means, such as harmless.")
-flags.mark_flags_as_required(["workdir", "sheet", "key"])
 
 
 def main() -> None:

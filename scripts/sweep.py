@@ -21,7 +21,9 @@ from ml_collections import config_flags
 from rain_jax.runs import sweeps
 
 _CONFIG = cli.define_config("Configuration that all runs start from.")
-_SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, see rain_jax/runs/sweeps.py.")
+_SWEEP = flags.DEFINE_string(
+  "sweep", None, "Sweep file, see rain_jax/runs/sweeps.py.", required=True
+)
 _DIR = flags.DEFINE_string("dir", None, "Where runs go; runs/sweep-<name> by default.")
 _SET = flags.DEFINE_multi_string("set", [], "key=value of the configuration, for every run.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1)
@@ -29,14 +31,13 @@ _ONLY = flags.DEFINE_integer("only", None, "Number of the one run to make (array
 _SLURM = flags.DEFINE_enum("slurm", "", ["", "print", "submit"], "Runs as a SLURM array.")
 _TABLE = flags.DEFINE_bool("table", False, "Only the table of what is done.")
 _PLOT = flags.DEFINE_bool("plot", False, "A plot beside the table (needs matplotlib).")
-flags.mark_flags_as_required(["config", "sweep"])
 
 
 def main() -> None:
   """Runs, submits or sums up the sweep that the flags describe."""
   changes = sweeps.load_sweep(_SWEEP.value)
   directory = _DIR.value or f"runs/sweep-{pathlib.Path(_SWEEP.value).stem}"
-  config = flags.FLAGS["config"].config_filename
+  config = config_flags.get_config_filename(flags.FLAGS["config"])
   for name, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
     raise sweeps.SweepError(f"--config.{name}={value}: a sweep takes --set={name}={value}.")
   always = [f"--config.{one}" for one in _SET.value]

@@ -59,7 +59,6 @@ def build_model(tokenizer: tokenizers.Tokenizer) -> transformers.LlamaForCausalL
       head_dim=32,
       max_position_embeddings=1024,
       rms_norm_eps=1e-5,
-      rope_theta=10000.0,
       tie_word_embeddings=True,
       bos_token_id=tokenizer.token_to_id(demo_data.BOS),
       eos_token_id=tokenizer.token_to_id(demo_data.EOS),
@@ -148,7 +147,7 @@ def train(
       preference = preferences[rng.choice(group)]
       batch = demo_data.verdict_batch(rng, tokenizer, preference, corpus)
       verdicts.append(verdict_loss(model, batch))
-    label_loss = sum(loss for loss, _ in verdicts) / len(verdicts)
+    label_loss = sum((loss for loss, _ in verdicts), torch.zeros(())) / len(verdicts)
     optimizer.zero_grad()
     (text_loss + label_loss + PROBE_WEIGHT * flaw_loss).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

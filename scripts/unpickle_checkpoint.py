@@ -78,8 +78,8 @@ def _pickled(source: pathlib.Path) -> list[pathlib.Path]:
   """The files to read, in order."""
   if (source / _INDEX).is_file():
     places = hf.read_json(source / _INDEX).get("weight_map")
-    known = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
-    names = sorted(set(places.values())) if known else []
+    names = list(places.values()) if isinstance(places, dict) else []
+    names = sorted(set(names)) if all(isinstance(name, str) for name in names) else []
     if not names or any(pathlib.PurePath(n).name != n or not n.endswith(".bin") for n in names):
       raise hf.CheckpointError(f"{source / _INDEX}: names no .bin files of this folder")
   else:
