@@ -43,7 +43,7 @@ def takes_layers_apart(weights: Any, spread: bool) -> bool:
 
 
 def calls_layers() -> bool:
-  """Whether the compiler keeps layers that are taken apart as calls, in place of inlining them.
+  """Whether the compiler keeps layers that are taken apart as calls; but the last is always inlined.
 
   A CPU's program computes what all layers share once, not once per layer, and so has a fifth fewer
   instructions to compile and to read back (docs/performance.md). Untried on a GPU.

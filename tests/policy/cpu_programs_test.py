@@ -1,4 +1,7 @@
-"""What a CPU's programs do without: copies of what loops carry, products that nothing reads (docs/performance.md, lessons)."""
+"""What a CPU's programs do without: copies of what loops carry, and products that nothing reads.
+
+See docs/performance.md, lessons.
+"""
 
 import re
 
