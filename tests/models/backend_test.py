@@ -17,11 +17,17 @@ SLOTS = 256  # enough for attention by blocks
 def loops(name: str | None) -> int:
   """Loops in a program of attention over mostly empty slots, traced for a backend."""
   shape = lambda *axes: jax.ShapeDtypeStruct(axes, jnp.float32)
-  call = lambda query, keys, mask, used: attention.attend(query, [(keys, keys)], [mask], [used])
+  seen = lambda slots: jax.ShapeDtypeStruct((1, 1, slots), bool)
+
+  def call(query, keys, own, mask, own_mask, used):
+    return attention.attend(query, [(keys, keys), (own, own)], [mask, own_mask], [used, None])
+
   args = (
     shape(1, 2, 1, 8),
     shape(1, 2, SLOTS, 8),
-    jax.ShapeDtypeStruct((1, 1, SLOTS), bool),
+    shape(1, 2, 1, 8),
+    seen(SLOTS),
+    seen(1),
     jax.ShapeDtypeStruct((), jnp.int32),
   )
   if name is None:
