@@ -31,6 +31,7 @@ _SECONDS = "rain_jax_seconds.json"  # beside the compiled programs
 _KEPT = 500  # programs whose seconds are kept, the latest
 
 _KEEPING = threading.Lock()  # held while the record of seconds is written
+_TRACING = threading.Lock()  # Python runs one thread at a time: programs that share it come late together
 _heard = threading.local()
 
 
@@ -111,7 +112,8 @@ class Ahead:
     if self._closed.is_set():
       return
     begin = time.monotonic()
-    lowered = program.lower()
+    with _TRACING:
+      lowered = program.lower()
     _heard.hits = 0
     lowered.compile()
     if not _heard.hits:  # of what the compilation cache had, the time would say little

@@ -3,6 +3,7 @@
 from rain_jax.models.attention import KV as KV
 from rain_jax.models.attention import NO_POSITION as NO_POSITION
 from rain_jax.models.attention import Segment as Segment
+from rain_jax.models.attention import each_layer as each_layer
 from rain_jax.models.checkpoint import fingerprint as fingerprint
 from rain_jax.models.checkpoint import load_model as load_model
 from rain_jax.models.checkpoint import save_model as save_model

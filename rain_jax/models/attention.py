@@ -14,8 +14,8 @@ much of it is used is attended to block by block after the others, as in FlashAt
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,13 @@ _BLOCK = 64  # key slots attended to at once where `used` is known; see docs/per
 AllLayers = jax.Array | tuple[jax.Array, ...]
 """Keys or values of all layers, [num_layers, ...]; or a tuple of one array for each, [1, ...].
 
-A tuple where `backend.stores_by_layer`. Code that stores them serves both by `jax.tree.map`.
+A tuple where `backend.stores_by_layer`. Code that stores them serves both by `each_layer`.
 """
+
+
+def each_layer(function: Callable[..., jax.Array], *values: Any) -> Any:
+  """`jax.tree.map` over keys and values, traced and lowered once and not for each layer."""
+  return jax.tree.map(jax.jit(function), *values)
 
 
 class KV(struct.PyTreeNode):
@@ -163,21 +168,29 @@ def attend(
   *batch, q_heads, tokens, size = query.shape
   kv_heads = context[0][0].shape[-3]
   grouped = query.reshape(*batch, kv_heads, q_heads // kv_heads, tokens, size)
-  parts = [_Part(*pair, mask) for pair, mask in zip(context, masks, strict=True)]
-  whole = [part for part, slots in zip(parts, used, strict=True) if not _in_blocks(part, slots)]
-  sums = _attend_to(grouped, whole, None, cap)
-  for part, slots in zip(parts, used, strict=True):
-    if _in_blocks(part, slots):
-      sums = _attend_by_block(grouped, part, slots, sums, cap)
+  parts = [
+    _Part(keys, values, mask, _blocks(keys, slots))
+    for (keys, values), mask, slots in zip(context, masks, used, strict=True)
+  ]
+  sums = _attend_to(grouped, [part for part in parts if part.blocks is None], None, cap)
+  for part in parts:
+    if part.blocks is not None:
+      sums = _attend_by_block(grouped, part, part.blocks, sums, cap)
   return (sums.mixed / sums.total[..., None]).reshape(query.shape).astype(query.dtype)
 
 
 class _Part(NamedTuple):
-  """A segment of one layer: keys, values [*prefix, H, S, D], mask bool [*batch, T, S]."""
+  """A segment of one layer.
+
+  keys, values: [*prefix, H, S, D].
+  mask: bool [*batch, T, S].
+  blocks: int32 [] how many of its blocks hold a used slot; None where it is read as a whole.
+  """
 
   keys: jax.Array
   values: jax.Array
   mask: jax.Array
+  blocks: jax.Array | None = None
 
 
 class _Sums(NamedTuple):
@@ -193,13 +206,15 @@ class _Sums(NamedTuple):
   mixed: jax.Array
 
 
-def _in_blocks(part: _Part, used: jax.Array | None) -> bool:
-  """Whether a segment is read block by block, which only pays where some may be left out."""
-  return used is not None and part.keys.shape[-2] >= 2 * _BLOCK and backend.skips_empty_blocks()
+def _blocks(keys: jax.Array, used: jax.Array | None) -> jax.Array | None:
+  """`_Part.blocks` of these keys: reading block by block pays where some may be left out."""
+  if used is None or keys.shape[-2] < 2 * _BLOCK or not backend.skips_empty_blocks():
+    return None
+  return (used + _BLOCK - 1) // _BLOCK
 
 
 def _attend_by_block(
-  query: jax.Array, part: _Part, used: jax.Array, before: _Sums, cap: float | None
+  query: jax.Array, part: _Part, blocks: jax.Array, before: _Sums, cap: float | None
 ) -> _Sums:
   """`_attend_to` over the blocks of a segment that hold a used slot."""
   slots = part.keys.shape[-2]
@@ -211,7 +226,7 @@ def _attend_by_block(
     keys, values = (take(a, axis=-2) for a in (part.keys, part.values))
     return _attend_to(query, [_Part(keys, values, take(part.mask, axis=-1) & new)], before, cap)
 
-  return lax.fori_loop(0, (used + _BLOCK - 1) // _BLOCK, step, before)
+  return lax.fori_loop(0, blocks, step, before)
 
 
 def _attend_to(
@@ -243,7 +258,8 @@ def _attend_to(
       (((weights.ndim - 1,), (part.values.ndim - 2,)), (together, together)),
       preferred_element_type=jnp.float32,
     )
-    sums.append([jnp.moveaxis(a, shared, heads) for a in (jnp.sum(weights, axis=-1), mixed)])
+    total = jnp.sum(weights, axis=-1)
+    sums.append((jnp.moveaxis(total, shared, heads), jnp.moveaxis(mixed, shared, heads)))
   total, mixed = (functools.reduce(jnp.add, kind) for kind in zip(*sums, strict=True))
   return _Sums(highest, total, mixed)
 

@@ -15,7 +15,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from rain_jax.models.attention import KV, NO_POSITION, Segment
+from rain_jax.models.attention import KV, NO_POSITION, Segment, each_layer
 
 
 class PathCache(flax.struct.PyTreeNode):
@@ -133,7 +133,7 @@ def segments(cache: PathCache, paths: Paths, limit: jax.Array, offset: int) -> l
     layers, _, _, _, heads, _, size = taken.shape  # [layers, B, W, D, H, L, size]
     return jnp.moveaxis(taken, 4, 3).reshape(layers, B, W, heads, D * L, size)
 
-  path = jax.tree.map(gather, cache.pool).segment(
+  path = each_layer(gather, cache.pool).segment(
     jnp.where(inside, at + offset, NO_POSITION).reshape(B, W, D * L),
     inside.any((0, 1, 3)).sum() * L,
   )
@@ -177,14 +177,14 @@ def write(cache: PathCache, new: KV, where: Located, keep: jax.Array) -> PathCac
   rows = jnp.arange(keep.shape[0])[:, None, None]
   place = jnp.where(keep, where.place, S)
   # Advanced indices around a slice come first in the indexed shape: [B, W, T, layers, H, D].
-  new = jax.tree.map(lambda fresh: jnp.moveaxis(fresh, (0, 3), (3, 4)), new)
+  new = each_layer(lambda fresh: jnp.moveaxis(fresh, (0, 3), (3, 4)), new)
   put = lambda old, fresh: old.at[:, rows, :, place].set(fresh, mode="drop")
-  cache = cache.replace(context=jax.tree.map(put, cache.context, new))
+  cache = cache.replace(context=each_layer(put, cache.context, new))
   if where.page is None:
     return cache
   page = jnp.where(keep, where.page, V)
   put_in_node = lambda old, fresh: old.at[:, rows, page, :, where.offset].set(fresh, mode="drop")
-  return cache.replace(pool=jax.tree.map(put_in_node, cache.pool, new))
+  return cache.replace(pool=each_layer(put_in_node, cache.pool, new))
 
 
 def mark(cache: PathCache, paths: Paths, upto: jax.Array, done: jax.Array) -> PathCache:
@@ -219,7 +219,7 @@ def commit(
   held = jnp.maximum(page, 0)
   stored = jnp.take_along_axis(cache.pooled, held[:, None], axis=-1)[:, 0]
   rows = jnp.arange(tokens.shape[0])
-  taken = jax.tree.map(lambda pool: pool[:, rows, held], cache.pool)  # [layers, B, H, L, D]
+  taken = each_layer(lambda pool: pool[:, rows, held], cache.pool)  # [layers, B, H, L, D]
   return append(cache, mask, tokens, length, taken, jnp.where((page >= 0) & stored, length, 0))
 
 
@@ -252,7 +252,7 @@ def append(
     return context.at[:, rows[:, None], :, known].set(fresh, mode="drop")
 
   return cache.replace(
-    context=jax.tree.map(put, cache.context, kv),
+    context=each_layer(put, cache.context, kv),
     tokens=cache.tokens.at[rows[:, None], place].set(tokens, mode="drop"),
     length=cache.length + jnp.where(mask, length, 0),
     cached=cache.cached + read,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from rain_jax.models import KV, NO_POSITION, Segment, forward, unembed
+from rain_jax.models import KV, NO_POSITION, Segment, each_layer, forward, unembed
 from rain_jax.parallel.loops import ordered_after, while_any
 from rain_jax.policy import context, sampling
 from rain_jax.policy.params import Params, Side
@@ -87,7 +87,7 @@ def _put(scratch: KV, new: KV, step: Array) -> KV:
   put = lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(
     old, fresh.astype(old.dtype), step, axis=-2
   )
-  return jax.tree.map(put, scratch, new)
+  return each_layer(put, scratch, new)
 
 
 def next_logits(lm: "LanguageModel", params: Params, hidden: Array) -> Array:

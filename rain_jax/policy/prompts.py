@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax.models import KV, NO_POSITION, Segment, backend, forward
+from rain_jax.models import KV, NO_POSITION, Segment, backend, each_layer, forward
 from rain_jax.models.cache import PathCache
 from rain_jax.policy import context
 from rain_jax.policy.params import Params, Side
@@ -90,7 +90,7 @@ def read_prompt(
   graphdef, weights = context.reader(lm, params, side)
   chunk = min(backend.prompt_chunk(), prompt.tokens.shape[0])
   # What is masked is multiplied by zero, and zero times a NaN that a failed prompt left is NaN.
-  wipe = lambda kv: jax.tree.map(lambda a: a.at[:, slot].set(0), kv)
+  wipe = lambda kv: each_layer(lambda a: a.at[:, slot].set(0), kv)
   cache = cache.replace(context=wipe(cache.context), pool=wipe(cache.pool))
 
   def unread(reading: _Reading) -> Array:
@@ -101,7 +101,7 @@ def read_prompt(
     at = begin + jnp.arange(chunk)
     valid = at < upto
     seen = jnp.arange(S)
-    own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1), reading.context)
+    own = each_layer(lambda a: jax.lax.dynamic_index_in_dim(a, slot, 1), reading.context)
     positions = jnp.where(seen < begin, seen + offset, NO_POSITION)[None]
     hidden, new = forward(
       graphdef,
@@ -111,7 +111,7 @@ def read_prompt(
       [*prefix, own.segment(positions, begin)],
     )
     at = jnp.where(valid, at, S)
-    stored = jax.tree.map(
+    stored = each_layer(
       # [layers, 1, H, T, D] -> [T, layers, H, D]: indices around a slice come first.
       lambda a, n: a.at[:, slot, :, at].set(jnp.moveaxis(n[:, 0], 2, 0), mode="drop"),
       reading.context,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax import types
-from rain_jax.models import KV, arrays
+from rain_jax.models import KV, arrays, each_layer
 from rain_jax.policy import context, decoding, sampling
 from rain_jax.policy.decoding import Decoding
 from rain_jax.policy.params import Params
@@ -298,7 +298,7 @@ def decode_together(
     last=last,
     extend=extend,
   )
-  own = jax.tree.map(lambda a: a[:, :, :, -1], done.scratch)
+  own = each_layer(lambda a: a[:, :, :, -1], done.scratch)
   return done.texts.draft, Decoding(done.step, None, own), done.texts.usage
 
 
@@ -338,7 +338,7 @@ def decode_rollouts(
 
   own = begun.scratch
   kept = min(R, own.slots)
-  scratch: KV = jax.tree.map(
+  scratch: KV = each_layer(
     lambda whole, first: whole.at[..., :kept, :].set(first[..., :kept, :]),
     own.zeros(B, W, slots=R),
     own,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rain_jax import types
-from rain_jax.models import KV, NO_POSITION, arrays, forward
+from rain_jax.models import KV, NO_POSITION, arrays, each_layer, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache
 from rain_jax.parallel.loops import ordered_after, while_any
@@ -176,7 +176,7 @@ def draft(
   of_kv = lambda a: jnp.take_along_axis(a, first.reshape(1, -1, 1, 1, 1, 1), axis=2)[:, :, 0]
   better = wanted & ((pick(margin) > drafted.best.margin) | (drafted.best.length == 0))
   update = lambda new, old: jax.tree.map(lambda a, b: arrays.where(better, a, b), new, old)
-  update_kv = lambda new, old: jax.tree.map(
+  update_kv = lambda new, old: each_layer(
     # Keys and values have their layers before the trees.
     lambda a, b: jnp.where(better.reshape(1, -1, 1, 1, 1), of_kv(a), b),
     new,

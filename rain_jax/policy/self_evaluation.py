@@ -9,11 +9,10 @@ be asked in its place (`LanguageModel.verdict`).
 import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rain_jax.models import KV, NO_POSITION, forward
+from rain_jax.models import KV, NO_POSITION, each_layer, forward
 from rain_jax.models import cache as caches
 from rain_jax.models.cache import PathCache, Paths
 from rain_jax.parallel.loops import ordered_after, while_any
@@ -179,7 +178,7 @@ def read_verdicts(
     )
     logits = decoding.logits(lm, params, hidden[:, :, suffixes.last], "evaluating")
     found = margins(lm.preference, logits, params["correction"])
-    new = ordered_after(hidden, jax.tree.map(lambda a: a[..., :chunk, :], new))
+    new = ordered_after(hidden, each_layer(lambda a: a[..., :chunk, :], new))
     cache = caches.write(cache, new, where, in_text)
     place = jnp.where(in_text & (at >= total[..., None]), at - total[..., None], R)
     return _Reading(
@@ -221,7 +220,7 @@ def _store(tail: KV, new: KV, place: Array) -> KV:
     jnp.moveaxis(fresh, (0, 3), (3, 4)),
     mode="drop",
   )
-  return jax.tree.map(put, tail, new)
+  return each_layer(put, tail, new)
 
 
 def leads(preference: CompiledPreference, logits: Array) -> Array:
