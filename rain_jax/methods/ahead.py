@@ -31,7 +31,9 @@ _SECONDS = "rain_jax_seconds.json"  # beside the compiled programs
 _KEPT = 500  # programs whose seconds are kept, the latest
 
 _KEEPING = threading.Lock()  # held while the record of seconds is written
-_TRACING = threading.Lock()  # Python runs one thread at a time: programs that share it come late together
+_TRACING = (
+  threading.Lock()
+)  # Python runs one thread at a time: programs that share it come late together
 _heard = threading.local()
 
 

@@ -127,13 +127,14 @@ def segments(cache: PathCache, paths: Paths, limit: jax.Array, offset: int) -> l
   at = (paths.ends(cache) - paths.lengths)[..., None] + jnp.arange(L)  # [B, W, D, L]
   inside = (jnp.arange(L) < paths.lengths[..., None]) & (at < limit[..., None, None])
 
-  def gather(pool):
-    # One gather over both axes: under `vmap` the whole pool would be transposed first.
-    taken = pool[:, jnp.arange(B)[:, None, None], jnp.maximum(paths.pages, 0)]
-    layers, _, _, _, heads, _, size = taken.shape  # [layers, B, W, D, H, L, size]
+  # One gather over both axes: under `vmap` the whole pool would be transposed first.
+  take = lambda pool: pool[:, jnp.arange(B)[:, None, None], jnp.maximum(paths.pages, 0)]
+
+  def in_order(taken):  # [layers, B, W, D, H, L, size]; as a call of its own XLA would copy it
+    layers, _, _, _, heads, _, size = taken.shape
     return jnp.moveaxis(taken, 4, 3).reshape(layers, B, W, heads, D * L, size)
 
-  path = each_layer(gather, cache.pool).segment(
+  path = jax.tree.map(in_order, each_layer(take, cache.pool)).segment(
     jnp.where(inside, at + offset, NO_POSITION).reshape(B, W, D * L),
     inside.any((0, 1, 3)).sum() * L,
   )
