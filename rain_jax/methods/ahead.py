@@ -31,9 +31,7 @@ _SECONDS = "rain_jax_seconds.json"  # beside the compiled programs
 _KEPT = 500  # programs whose seconds are kept, the latest
 
 _KEEPING = threading.Lock()  # held while the record of seconds is written
-_TRACING = (
-  threading.Lock()
-)  # Python runs one thread at a time: programs that share it come late together
+_LOWERING = threading.Lock()  # held while one is lowered: two at once in Python would both be late
 _heard = threading.local()
 
 
@@ -52,6 +50,8 @@ class Program:
 
 class Ahead:
   """Compiles programs in threads of its own, in the order in which they are given.
+
+  One at a time is lowered, beside those that the compiler has.
 
   Args:
     programs: to compile.
@@ -111,10 +111,10 @@ class Ahead:
     for before in self._before:
       with contextlib.suppress(concurrent.futures.CancelledError):
         before.exception()  # whoever waits for that program is told
-    if self._closed.is_set():
-      return
-    begin = time.monotonic()
-    with _TRACING:
+    with _LOWERING:
+      if self._closed.is_set():
+        return
+      begin = time.monotonic()
       lowered = program.lower()
     _heard.hits = 0
     lowered.compile()

@@ -98,6 +98,26 @@ def test_an_error_is_raised_where_its_program_is_waited_for():
   compiling.close()
 
 
+def test_one_program_at_a_time_is_lowered():
+  busy, begun = threading.Lock(), []
+
+  def program(number):
+    def lower():
+      assert busy.acquire(blocking=False), "another one is being lowered"
+      begun.append(number)
+      time.sleep(0.02)
+      busy.release()
+      return jax.jit(lambda x: x + 0.234 + number).lower(1.0)
+
+    return ahead.Program(f"program {number}", lower)
+
+  compiling = ahead.Ahead([program(number) for number in range(5)])
+  for number in range(5):
+    compiling.wait(f"program {number}")
+  compiling.close()
+  assert sorted(begun) == list(range(5))
+
+
 def test_programs_of_the_next_task_come_after_those_of_this_one():
   asked, begun = threading.Event(), []
 
