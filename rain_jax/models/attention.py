@@ -39,7 +39,10 @@ A tuple where `backend.stores_by_layer`. Code that stores them serves both by `e
 
 
 def each_layer(function: Callable[..., jax.Array], *values: Any) -> Any:
-  """`jax.tree.map` over keys and values, traced and lowered once and not for each layer."""
+  """`jax.tree.map` over keys and values, traced and lowered once and not for each layer.
+
+  For use while a program is traced: called outside of one, `function` is compiled anew every time.
+  """
   return jax.tree.map(jax.jit(function), *values)
 
 

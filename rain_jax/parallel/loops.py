@@ -55,4 +55,5 @@ def ordered_after(first: jax.Array, values: Carry) -> Carry:
     # whose end the writes wait; or they are a GPU's, whose compiled programs copy no cache without this.
     return values
   always = jnp.isnan(first[(0,) * first.ndim]).astype(jnp.int32) >= 0
+  # Jitted, so that arrays of equal shapes, such as those of all layers, are traced and lowered once.
   return jax.tree.map(jax.jit(lambda a: jnp.where(always, a, jnp.zeros_like(a))), values)
